@@ -1,0 +1,193 @@
+//! One operation: attempts at node after node, until one succeeds, nothing can help, or the time is up.
+//!
+//! A write keeps its request id over all attempts. Each attempt has a deadline of its own, and after one that may have
+//! been applied the next begins only when that deadline is over: two attempts are never under way together.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_core::RequestError;
+use quorate_core::request::{ClientReply, ClientRequest, ClientResult};
+use quorate_core::seams::{ReplySink, ReplyTo};
+use quorate_rpc::network::Network;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::config::ClientError;
+use crate::routes::{Route, Routes};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(50);
+
+pub(crate) struct Attempts<'a> {
+    pub(crate) routes: &'a Routes,
+    pub(crate) network: &'a dyn Network,
+    pub(crate) deadline: Instant,
+    /// The whole time allowed, for messages.
+    pub(crate) timeout: Duration,
+}
+
+/// What one attempt came to.
+enum Outcome {
+    Answered(ClientResult),
+    /// Sent, and nothing heard: it may have been done.
+    Lost,
+    /// Not sent.
+    Unreachable(String),
+}
+
+/// What is known after the attempts so far.
+#[derive(Default)]
+struct Known {
+    /// An attempt of a write may have been applied: its acks, at most.
+    maybe_written: Option<(u8, u8)>,
+    last: Option<RequestError>,
+    unreachable: Vec<String>,
+}
+
+impl Attempts<'_> {
+    pub(crate) async fn run(
+        &self,
+        key_hash: Option<u64>,
+        mut request: ClientRequest,
+    ) -> Result<ClientReply, ClientError> {
+        let is_write = matches!(request, ClientRequest::Put(_));
+        let mut known = Known::default();
+        let mut pause = FIRST_PAUSE;
+        let mut tried: Vec<Rc<Route>> = Vec::new();
+        while let Some(attempt_deadline) = self.next_deadline() {
+            let candidates = self.routes.candidates(key_hash);
+            if candidates
+                .iter()
+                .all(|route| tried.iter().any(|other| Rc::ptr_eq(other, route)))
+            {
+                tried.clear();
+            }
+            let untried = candidates
+                .iter()
+                .find(|route| !tried.iter().any(|other| Rc::ptr_eq(other, route)));
+            let Some(route) = untried else { break };
+            tried.push(route.clone());
+            let outcome = self.attempt(route, &request, attempt_deadline).await;
+            match outcome {
+                Outcome::Answered(Ok(reply)) => return Ok(reply),
+                Outcome::Answered(Err(error)) if !error.is_retryable() => return Err(error.into()),
+                Outcome::Answered(Err(error)) => {
+                    if let RequestError::Indeterminate { needed, received } = error {
+                        known.maybe_written(needed, received);
+                        count_up(&mut request);
+                        tokio::time::sleep_until(attempt_deadline).await;
+                    } else {
+                        tokio::time::sleep(pause.min(self.left())).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                    known.last = Some(error);
+                }
+                Outcome::Lost => {
+                    route.avoid();
+                    if is_write {
+                        known.maybe_written(1, 0);
+                        count_up(&mut request);
+                        tokio::time::sleep_until(attempt_deadline).await;
+                    }
+                }
+                Outcome::Unreachable(reason) => {
+                    if !known.unreachable.contains(&reason) {
+                        known.unreachable.push(reason);
+                    }
+                    if tried.len() == candidates.len() {
+                        tokio::time::sleep(pause.min(self.left())).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                }
+            }
+        }
+        Err(self.final_error(known, is_write))
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Half of what is left, so that there is time for another attempt; `None` when there is no time for one.
+    fn next_deadline(&self) -> Option<Instant> {
+        let left = self.left();
+        (!left.is_zero()).then(|| Instant::now() + (left / 2).max(SHORTEST_ATTEMPT).min(left))
+    }
+
+    async fn attempt(&self, route: &Rc<Route>, request: &ClientRequest, deadline: Instant) -> Outcome {
+        let lane = match route.lane(self.network, deadline).await {
+            Ok(lane) => lane,
+            Err(reason) => return Outcome::Unreachable(reason),
+        };
+        let (slot, answer) = Slot::new();
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        lane.send(request.clone(), timeout, ReplyTo::new(slot, 0));
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(Some(result))) => {
+                route.answered();
+                Outcome::Answered(result)
+            }
+            Ok(Ok(None)) | Ok(Err(_)) | Err(_) => Outcome::Lost,
+        }
+    }
+
+    fn final_error(&self, known: Known, is_write: bool) -> ClientError {
+        if let Some((needed, received)) = known.maybe_written {
+            return RequestError::Indeterminate { needed, received }.into();
+        }
+        match known.last {
+            Some(error) => error.into(),
+            None if !known.unreachable.is_empty() => ClientError::Unreachable {
+                detail: known.unreachable.join("; "),
+            },
+            None if is_write => RequestError::NotAttempted {
+                needed: 1,
+                reachable: 0,
+            }
+            .into(),
+            None => {
+                let after_ms = self.timeout.as_millis() as u32;
+                RequestError::DeadlineExceeded {
+                    needed: 1,
+                    received: 0,
+                    after_ms,
+                }
+                .into()
+            }
+        }
+    }
+}
+
+impl Known {
+    fn maybe_written(&mut self, needed: u8, received: u8) {
+        let (most_needed, most_received) = self.maybe_written.unwrap_or_default();
+        self.maybe_written = Some((most_needed.max(needed), most_received.max(received)));
+    }
+}
+
+fn count_up(request: &mut ClientRequest) {
+    if let ClientRequest::Put(put) = request {
+        put.attempt = put.attempt.saturating_add(1);
+    }
+}
+
+/// One answer, awaited once.
+struct Slot(RefCell<Option<oneshot::Sender<Option<ClientResult>>>>);
+
+impl Slot {
+    fn new() -> (Rc<Slot>, oneshot::Receiver<Option<ClientResult>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Rc::new(Slot(RefCell::new(Some(sender)))), receiver)
+    }
+}
+
+impl ReplySink<Option<ClientResult>> for Slot {
+    fn reply(&self, _: u64, answer: Option<Option<ClientResult>>) {
+        if let Some(sender) = self.0.borrow_mut().take() {
+            let _ = sender.send(answer.flatten());
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The client's operations.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_core::environment::Environment;
+use quorate_core::key::BucketName;
+use quorate_core::object::RequestId;
+use quorate_core::request::{
+    ClientReply, ClientRequest, Explanation, GetReply, GetRequest, PartitionFingerprint, PutReply,
+    PutRequest, QuorumSize, Replacing, ScanReply, ScanRequest, Status,
+};
+use quorate_core::{Key, Layout, Payload, RequestError};
+use quorate_rpc::network::Network;
+use tokio::time::Instant;
+
+use crate::attempts::Attempts;
+use crate::config::{ClientConfig, ClientError};
+use crate::routes::Routes;
+use crate::system::{System, Tcp};
+
+/// How to read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// Replicas that must answer. Default: the bucket's.
+    pub r: QuorumSize,
+    /// How long the operation may take, retries included. Default: the client's.
+    pub timeout: Option<Duration>,
+}
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    /// Replicas that must ack. Default: the bucket's.
+    pub w: QuorumSize,
+    /// Whether fallbacks may stand in. Default: the bucket's.
+    pub sloppy: Option<bool>,
+    /// How long the operation may take, retries included. Default: the client's.
+    pub timeout: Option<Duration>,
+}
+
+/// Which page of a bucket to read.
+#[derive(Clone, Debug, Default)]
+pub struct ScanOptions {
+    /// Only keys that begin with these bytes.
+    pub prefix: Bytes,
+    /// Where the page before ended; empty: at the start.
+    pub cursor: Bytes,
+    /// Most entries; 0: as many as fit a page.
+    pub limit: u32,
+    /// Leave the values out.
+    pub keys_only: bool,
+    /// How to read.
+    pub read: ReadOptions,
+}
+
+/// A client of one cluster, on one thread.
+pub struct Client {
+    config: ClientConfig,
+    routes: Routes,
+    network: Rc<dyn Network>,
+    environment: Arc<dyn Environment>,
+}
+
+impl Client {
+    /// Connects over TCP.
+    ///
+    /// # Errors
+    /// `Unreachable`, naming each address and what happened there.
+    pub async fn connect(config: ClientConfig) -> Result<Rc<Client>, ClientError> {
+        Client::connect_with(config, Rc::new(Tcp), Arc::new(System::new())).await
+    }
+
+    /// Connects over the given network.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(
+        config: ClientConfig,
+        network: Rc<dyn Network>,
+        environment: Arc<dyn Environment>,
+    ) -> Result<Rc<Client>, ClientError> {
+        let routes = Routes::new(&config.nodes);
+        let client = Rc::new(Client {
+            config,
+            routes,
+            network,
+            environment,
+        });
+        if client.config.follow {
+            let layout = client.layout().await?;
+            client.routes.follow(layout);
+        } else {
+            client.ping().await?;
+        }
+        Ok(client)
+    }
+
+    /// Reads a key. No siblings: it is absent or deleted.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get(&self, key: &Key, options: &ReadOptions) -> Result<GetReply, ClientError> {
+        let request = ClientRequest::Get(GetRequest {
+            key: key.clone(),
+            r: options.r,
+        });
+        match self.run(Some(key.hash()), request, options.timeout).await? {
+            ClientReply::Get(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Writes a key; deletes it if the payload is a tombstone.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Indeterminate` if the write may surface later.
+    pub async fn put(
+        &self,
+        key: &Key,
+        payload: Payload,
+        replacing: Replacing,
+        options: &WriteOptions,
+    ) -> Result<PutReply, ClientError> {
+        let request = ClientRequest::Put(PutRequest {
+            key: key.clone(),
+            payload,
+            replacing,
+            request: RequestId(self.environment.random()),
+            w: options.w,
+            sloppy: options.sloppy,
+            attempt: 0,
+        });
+        match self.run(Some(key.hash()), request, options.timeout).await? {
+            ClientReply::Put(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Deletes a key: with a context exactly what that contains, without one what R replicas show. The context is fixed
+    /// once, here, so that a retry deletes nothing that was written meanwhile.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Indeterminate` if the delete may take effect later.
+    pub async fn delete(
+        &self,
+        key: &Key,
+        context: Option<Bytes>,
+        options: &WriteOptions,
+    ) -> Result<PutReply, ClientError> {
+        let context = match context {
+            Some(context) => context,
+            None => {
+                self.get(
+                    key,
+                    &ReadOptions {
+                        r: QuorumSize::Default,
+                        timeout: options.timeout,
+                    },
+                )
+                .await?
+                .context
+            }
+        };
+        self.put(key, Payload::Tombstone, Replacing::Exactly { context }, options)
+            .await
+    }
+
+    /// Reads one page of a bucket.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scan(&self, bucket: &BucketName, options: &ScanOptions) -> Result<ScanReply, ClientError> {
+        let request = ClientRequest::Scan(ScanRequest {
+            bucket: bucket.clone(),
+            prefix: options.prefix.clone(),
+            cursor: options.cursor.clone(),
+            limit: options.limit,
+            keys_only: options.keys_only,
+            r: options.read.r,
+        });
+        match self.run(None, request, options.read.timeout).await? {
+            ClientReply::Scan(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Where a key lies and what each replica holds.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain(&self, key: &Key) -> Result<Explanation, ClientError> {
+        self.report(Some(key.hash()), ClientRequest::Explain(key.clone()))
+            .await
+    }
+
+    /// A node's view of the cluster.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.report(None, ClientRequest::Status).await
+    }
+
+    /// The layout that a node acts on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn layout(&self) -> Result<Layout, ClientError> {
+        match self.run(None, ClientRequest::Layout, None).await? {
+            ClientReply::Layout(bytes) => Layout::decode(&bytes)
+                .map_err(|error| RequestError::invalid(format!("the node's layout: {error}")).into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One round trip to a node.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn ping(&self) -> Result<Duration, ClientError> {
+        let begun = Instant::now();
+        self.run(None, ClientRequest::Ping, None).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// A digest of all that the connected node holds. For a client that does not follow: which node answers matters.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn fingerprint(&self) -> Result<Vec<PartitionFingerprint>, ClientError> {
+        match self
+            .run(None, ClientRequest::Fingerprint, Some(Duration::from_secs(30)))
+            .await?
+        {
+            ClientReply::Fingerprint(partitions) => Ok(partitions),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Cuts the connected node off from others, by name. Refused unless its configuration turns faults on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn set_faults(&self, cut: Vec<String>) -> Result<(), ClientError> {
+        self.run(None, ClientRequest::Faults { cut }, None)
+            .await
+            .map(|_| ())
+    }
+
+    /// Closes all connections. Operations under way end as if their connections had been lost.
+    pub fn close(&self) {
+        self.routes.close();
+    }
+
+    async fn report<T: serde::de::DeserializeOwned>(
+        &self,
+        key_hash: Option<u64>,
+        request: ClientRequest,
+    ) -> Result<T, ClientError> {
+        match self.run(key_hash, request, None).await? {
+            ClientReply::Report(json) => serde_json::from_str(&json)
+                .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn run(
+        &self,
+        key_hash: Option<u64>,
+        request: ClientRequest,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        let timeout = timeout.unwrap_or(self.config.timeout);
+        let deadline = Instant::now() + timeout;
+        let attempts = Attempts {
+            routes: &self.routes,
+            network: &*self.network,
+            deadline,
+            timeout,
+        };
+        attempts.run(key_hash, request).await
+    }
+}
+
+fn unexpected(reply: &ClientReply) -> ClientError {
+    RequestError::invalid(format!("the node answered with something else: {reply:?}")).into()
+}

@@ -1,0 +1,28 @@
+//! The Rust client: sends each request to the first live replica of its key, and tries again where that is safe.
+//!
+//! A [`Client`] belongs to one thread (Cap'n Proto's connections do) and runs in a tokio `LocalSet`. Requests that are
+//! awaited together travel together.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), quorate_client::ClientError> {
+//! use quorate_client::{Client, ClientConfig, ReadOptions, Replacing, WriteOptions};
+//! use quorate_core::{Key, Payload};
+//!
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:7400")?).await?;
+//! let key = Key::new(b"carts", b"ann")?;
+//! client.put(&key, Payload::Value("milk".into()), Replacing::WhatIsThere { seen: "".into() }, &WriteOptions::default()).await?;
+//! let read = client.get(&key, &ReadOptions::default()).await?;
+//! assert_eq!(read.siblings[0].value, "milk");
+//! # Ok(())
+//! # }
+//! ```
+
+mod attempts;
+mod client;
+mod config;
+mod routes;
+pub mod system;
+
+pub use client::{Client, ReadOptions, ScanOptions, WriteOptions};
+pub use config::{ClientConfig, ClientError};
+pub use quorate_core::request::Replacing;

@@ -1,0 +1,160 @@
+//! From the engine's threads back to the worker: one wake-up for all that was done, not one for each.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use quorate_core::object::Written;
+use quorate_core::request::{PeerReply, PeerResult};
+use quorate_core::seams::ReplyTo;
+use tokio::sync::oneshot;
+
+use crate::replica::WriteFailure;
+
+/// A write of this node's own, applied: what the other replicas are to merge, and what its client is told.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    /// The merged object, encoded.
+    pub(crate) object: Bytes,
+    pub(crate) written: Written,
+}
+
+/// What an engine's update says on its way.
+pub(crate) struct Progress {
+    pub(crate) ticket: u64,
+    pub(crate) applied: Option<Applied>,
+    pub(crate) acked: Option<Result<(), WriteFailure>>,
+}
+
+/// Where engine threads leave what they did.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    progress: Mutex<Vec<Progress>>,
+    worker: AtomicWaker,
+}
+
+impl Outbox {
+    pub(crate) fn post(&self, progress: Progress) {
+        let first = {
+            let mut posted = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            posted.push(progress);
+            posted.len() == 1
+        };
+        if first {
+            self.worker.wake();
+        }
+    }
+}
+
+/// Who waits on this worker for which update.
+pub(crate) struct Completions {
+    pub(crate) outbox: Arc<Outbox>,
+    waiting: RefCell<BTreeMap<u64, Waiting>>,
+    next: Cell<u64>,
+}
+
+struct Waiting {
+    applied: Option<oneshot::Sender<Result<Applied, WriteFailure>>>,
+    acked: Option<ReplyTo<PeerResult>>,
+}
+
+impl Completions {
+    /// Starts to deliver, for as long as the value lives.
+    pub(crate) fn start() -> Rc<Completions> {
+        let completions = Rc::new(Completions {
+            outbox: Arc::default(),
+            waiting: RefCell::default(),
+            next: Cell::new(0),
+        });
+        let outbox = completions.outbox.clone();
+        let theirs = Rc::downgrade(&completions);
+        tokio::task::spawn_local(async move {
+            loop {
+                let posted = std::future::poll_fn(|cx| {
+                    outbox.worker.register(cx.waker());
+                    let posted =
+                        std::mem::take(&mut *outbox.progress.lock().unwrap_or_else(PoisonError::into_inner));
+                    if posted.is_empty() {
+                        Poll::Pending
+                    } else {
+                        Poll::Ready(posted)
+                    }
+                })
+                .await;
+                let Some(completions) = theirs.upgrade() else {
+                    return;
+                };
+                for progress in posted {
+                    completions.deliver(progress);
+                }
+            }
+        });
+        completions
+    }
+
+    /// Waits for an update's ack.
+    pub(crate) fn for_ack(&self, acked: ReplyTo<PeerResult>) -> u64 {
+        self.register(Waiting {
+            applied: None,
+            acked: Some(acked),
+        })
+    }
+
+    /// Waits for an update to be applied, and for its ack.
+    pub(crate) fn for_both(
+        &self,
+        acked: ReplyTo<PeerResult>,
+    ) -> (u64, oneshot::Receiver<Result<Applied, WriteFailure>>) {
+        let (sender, receiver) = oneshot::channel();
+        (
+            self.register(Waiting {
+                applied: Some(sender),
+                acked: Some(acked),
+            }),
+            receiver,
+        )
+    }
+
+    fn register(&self, waiting: Waiting) -> u64 {
+        let ticket = self.next.replace(self.next.get() + 1);
+        self.waiting.borrow_mut().insert(ticket, waiting);
+        ticket
+    }
+
+    fn deliver(&self, progress: Progress) {
+        let Progress {
+            ticket,
+            applied,
+            acked,
+        } = progress;
+        if let Some(applied) = applied
+            && let Some(waiting) = self.waiting.borrow_mut().get_mut(&ticket)
+            && let Some(sender) = waiting.applied.take()
+        {
+            let _ = sender.send(Ok(applied));
+        }
+        let Some(acked) = acked else { return };
+        let Some(waiting) = self.waiting.borrow_mut().remove(&ticket) else {
+            return;
+        };
+        match acked {
+            Ok(()) => {
+                if let Some(reply) = waiting.acked {
+                    reply.send(Ok(PeerReply::Acked));
+                }
+            }
+            Err(failure) => {
+                if let Some(reply) = waiting.acked {
+                    reply.send(Err(failure.for_peer()));
+                }
+                if let Some(sender) = waiting.applied {
+                    let _ = sender.send(Err(failure));
+                }
+            }
+        }
+    }
+}

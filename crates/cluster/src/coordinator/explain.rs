@@ -1,0 +1,103 @@
+//! Explain: where a key lies, and what each of its replicas holds of it.
+
+use std::rc::Rc;
+
+use quorate_core::request::{Explanation, ReplicaState, VersionSummary};
+use quorate_core::{Key, NodeId, Object, Payload, RequestError};
+use tokio::time::Instant;
+
+use super::Place;
+use super::read::{ask_one, object_of};
+use crate::gather::Gather;
+use crate::node::Node;
+
+pub(crate) async fn explain(
+    node: &Rc<Node>,
+    key: Key,
+    deadline: Instant,
+) -> Result<Explanation, RequestError> {
+    let place = Place::of(node, &key);
+    let layout = &node.shared.layout;
+    let definition = &place.bucket.definition;
+    let gather = Gather::default();
+    for &replica in &place.replicas {
+        ask_one(node, &place, replica, deadline, &gather);
+    }
+    let mut holdings: Vec<ReplicaState> = place
+        .replicas
+        .iter()
+        .map(|&replica| unknown(layout.name_of(replica)))
+        .collect();
+    for _ in &place.replicas {
+        let Some((from, answer)) = gather.next(deadline).await else {
+            break;
+        };
+        if let Some(at) = place.replicas.iter().position(|&replica| replica == from) {
+            holdings[at] = describe(layout.name_of(from), object_of(answer));
+        }
+    }
+    let agree = holdings
+        .iter()
+        .all(|h| (h.state == "held" || h.state == "absent") && h.digest == holdings[0].digest);
+    let names = |nodes: &[NodeId]| nodes.iter().map(|&node| layout.name_of(node)).collect();
+    Ok(Explanation {
+        bucket: key.bucket().to_owned(),
+        key: match std::str::from_utf8(key.bytes()) {
+            Ok(text) => text.to_owned(),
+            Err(_) => key.bytes().escape_ascii().to_string(),
+        },
+        partition: place.partition().0,
+        layout: layout.number(),
+        n: place.bucket.n,
+        r: place.bucket.required(Default::default(), definition.r, "r")?,
+        w: place.bucket.required(Default::default(), definition.w, "w")?,
+        replicas: names(&place.replicas),
+        fallbacks: names(&layout.fallbacks_of(place.partition(), place.bucket.n)),
+        holdings,
+        agree,
+        hints: Vec::new(),
+    })
+}
+
+fn unknown(node: String) -> ReplicaState {
+    ReplicaState {
+        node,
+        state: "no answer in time".to_owned(),
+        digest: None,
+        versions: Vec::new(),
+    }
+}
+
+fn describe(node: String, answer: Result<Option<Object>, String>) -> ReplicaState {
+    match answer {
+        Err(reason) => ReplicaState {
+            node,
+            state: reason,
+            digest: None,
+            versions: Vec::new(),
+        },
+        Ok(None) => ReplicaState {
+            node,
+            state: "absent".to_owned(),
+            digest: None,
+            versions: Vec::new(),
+        },
+        Ok(Some(object)) => ReplicaState {
+            node,
+            state: "held".to_owned(),
+            digest: Some(format!("{:016x}", object.digest().0)),
+            versions: object
+                .live()
+                .iter()
+                .map(|version| VersionSummary {
+                    dot: format!("{:?}@{:?}", version.dot.actor, version.dot.stamp),
+                    value_bytes: match &version.payload {
+                        Payload::Value(value) => Some(value.len() as u64),
+                        Payload::Tombstone => None,
+                    },
+                    written_ms: version.dot.stamp.wall_ms(),
+                })
+                .collect(),
+        },
+    }
+}

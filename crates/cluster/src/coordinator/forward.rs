@@ -1,0 +1,50 @@
+//! A coordinator that is no replica passes a request on, once, to a live replica.
+
+use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest};
+use quorate_core::{NodeId, RequestError};
+use tokio::time::Instant;
+
+use super::Place;
+use crate::gather::Gather;
+use crate::node::Node;
+
+pub(crate) async fn forward(
+    node: &Node,
+    place: &Place,
+    request: ClientRequest,
+    deadline: Instant,
+) -> ClientResult {
+    let is_write = matches!(request, ClientRequest::Put(_));
+    let replicas: Vec<NodeId> = place.live(node);
+    let gather = Gather::default();
+    for &replica in &replicas {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        node.transport.send(
+            replica,
+            PeerRequest::Forward(request.clone()),
+            timeout,
+            gather.slot(replica),
+        );
+        match gather.next(deadline).await {
+            Some((_, Ok(PeerReply::Client(result)))) => return result,
+            Some((_, Err(PeerError::Refused { detail }))) => {
+                return Err(RequestError::InvalidRequest { detail });
+            }
+            Some((_, Err(PeerError::Overloaded { what, limit }))) => {
+                return Err(RequestError::Overloaded { what, limit });
+            }
+            // A write that was passed on may have been done; only a read may be asked of another one.
+            _ if is_write => {
+                return Err(RequestError::Indeterminate {
+                    needed: 1,
+                    received: 0,
+                });
+            }
+            _ => {}
+        }
+    }
+    Err(RequestError::NotAttempted {
+        needed: 1,
+        reachable: 0,
+    })
+}

@@ -1,0 +1,44 @@
+//! Get: ask R replicas, merge, repair the stale ones, show.
+
+use std::rc::Rc;
+
+use quorate_core::codec::encode_context;
+use quorate_core::request::{ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, Receipt};
+use tokio::time::Instant;
+
+use super::forward::forward;
+use super::read::read_replicas;
+use super::repair::repair;
+use super::{Place, shown};
+use crate::node::Node;
+
+pub(crate) async fn get(
+    node: &Rc<Node>,
+    request: GetRequest,
+    deadline: Instant,
+    forwarded: bool,
+) -> ClientResult {
+    let begun = Instant::now();
+    let place = Place::of(node, &request.key);
+    let required = place.bucket.required(request.r, place.bucket.definition.r, "r")?;
+    if !place.replicas.contains(&node.shared.node()) && !forwarded {
+        return forward(node, &place, ClientRequest::Get(request), deadline).await;
+    }
+    let read = read_replicas(node, &place, required, deadline).await?;
+    let repaired = repair(node, &place, &read, required, deadline).await?;
+    Ok(ClientReply::Get(GetReply {
+        siblings: shown(node, &place.bucket, &read.merged),
+        context: match read.encoded {
+            Some(_) => encode_context(&read.merged.context(), place.key_hash).into(),
+            None => bytes::Bytes::new(),
+        },
+        receipt: Receipt {
+            coordinator: node.shared.node(),
+            layout: node.shared.layout.number(),
+            acked: read.replied,
+            fallbacks: Vec::new(),
+            repaired,
+            micros: begun.elapsed().as_micros() as u32,
+        },
+    }))
+}

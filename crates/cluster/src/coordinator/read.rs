@@ -1,0 +1,186 @@
+//! Asking R replicas for an object: what get, delete, a retry and explain begin with.
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::quorum::{ReadQuorum, Step};
+use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult};
+use quorate_core::{NodeId, Object, RequestError};
+use tokio::time::{Duration, Instant};
+
+use super::Place;
+use crate::gather::Gather;
+use crate::node::Node;
+
+/// No hedge is sent earlier than this: below it, a second read costs more than it saves.
+const SHORTEST_HEDGE: Duration = Duration::from_millis(5);
+
+/// What R replicas hold of a key.
+pub(crate) struct Read {
+    /// The join of all replies.
+    pub(crate) merged: Object,
+    /// The merged object, encoded; `None` if no replica holds any.
+    pub(crate) encoded: Option<Bytes>,
+    /// Who replied.
+    pub(crate) replied: Vec<NodeId>,
+    /// Those of them that hold less than the merged object.
+    pub(crate) stale: Vec<NodeId>,
+}
+
+/// Reads `required` replicas and merges what they hold.
+///
+/// # Errors
+/// `NotAttempted` if too few are live, `DeadlineExceeded` or `StorageFailed` if too few answered.
+pub(crate) async fn read_replicas(
+    node: &Node,
+    place: &Place,
+    required: u8,
+    deadline: Instant,
+) -> Result<Read, RequestError> {
+    let begun = Instant::now();
+    let mut quorum =
+        ReadQuorum::new(required, place.live(node)).map_err(|reachable| RequestError::NotAttempted {
+            needed: required,
+            reachable,
+        })?;
+    let gather = Gather::default();
+    for &replica in quorum.first_asked() {
+        ask(node, place, replica, deadline, &gather);
+    }
+    let mut hedge_at = hedge_time(node, &quorum);
+    let mut replies: Vec<(NodeId, Option<Bytes>)> = Vec::with_capacity(required as usize);
+    let mut last_failure = None;
+    loop {
+        let until = hedge_at.unwrap_or(deadline).min(deadline);
+        let step = match gather.next(until).await {
+            Some((from, Ok(PeerReply::Object(object)))) => {
+                if !replies.iter().any(|(node, _)| *node == from) {
+                    replies.push((from, object));
+                }
+                quorum.reply(from)
+            }
+            Some((_, Ok(_))) => quorum.failure(),
+            Some((_, Err(error))) => {
+                last_failure = Some(error);
+                quorum.failure()
+            }
+            None if Instant::now() < deadline => {
+                hedge_at = None;
+                quorum.slow()
+            }
+            None => {
+                let after_ms = begun.elapsed().as_millis() as u32;
+                return Err(RequestError::DeadlineExceeded {
+                    needed: required,
+                    received: replies.len() as u8,
+                    after_ms,
+                });
+            }
+        };
+        match step {
+            Step::Ask(replica) => ask(node, place, replica, deadline, &gather),
+            Step::Wait => {}
+            Step::Reached => return merge(node, place, replies),
+            Step::Impossible => return Err(too_few(required, replies.len(), last_failure)),
+        }
+    }
+}
+
+fn ask(node: &Node, place: &Place, replica: NodeId, deadline: Instant, gather: &Gather) {
+    let slot = gather.slot(replica);
+    if replica == node.shared.node() {
+        slot.send(node.replica.read(&place.key));
+    } else {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        node.transport
+            .send(replica, PeerRequest::Read(place.key.clone()), timeout, slot);
+    }
+}
+
+/// When the slowest of those asked is later than usual.
+fn hedge_time(node: &Node, quorum: &ReadQuorum) -> Option<Instant> {
+    let others = quorum
+        .first_asked()
+        .iter()
+        .filter(|&&replica| replica != node.shared.node());
+    let usual = others
+        .map(|&replica| node.transport.usual_latency(replica))
+        .max()??;
+    Some(Instant::now() + usual.max(SHORTEST_HEDGE))
+}
+
+fn too_few(required: u8, received: usize, last: Option<PeerError>) -> RequestError {
+    match last {
+        Some(PeerError::Storage { detail }) => RequestError::StorageFailed { detail },
+        Some(PeerError::Overloaded { what, limit }) => RequestError::Overloaded { what, limit },
+        _ => RequestError::NotAttempted {
+            needed: required,
+            reachable: received as u8,
+        },
+    }
+}
+
+/// Joins the replies. Equal bytes, the usual case, are decoded once.
+fn merge(node: &Node, place: &Place, replies: Vec<(NodeId, Option<Bytes>)>) -> Result<Read, RequestError> {
+    let damaged = |detail: String| RequestError::StorageFailed { detail };
+    let replied: Vec<NodeId> = replies.iter().map(|(from, _)| *from).collect();
+    let decode =
+        |bytes: &Bytes| decode_object(bytes).map_err(|error| damaged(format!("{:?}: {error}", place.key)));
+    let (_, first) = &replies[0];
+    if replies.iter().all(|(_, object)| object == first) {
+        let merged = first
+            .as_ref()
+            .map(decode)
+            .transpose()?
+            .map(|record| record.object)
+            .unwrap_or_default();
+        return Ok(Read {
+            merged,
+            encoded: first.clone(),
+            replied,
+            stale: Vec::new(),
+        });
+    }
+    let rule = node.shared.merge_rule(place.key.bucket());
+    let mut merged = Object::default();
+    let mut digests = Vec::with_capacity(replies.len());
+    for (from, object) in &replies {
+        let object = object
+            .as_ref()
+            .map(decode)
+            .transpose()?
+            .map(|record| record.object)
+            .unwrap_or_default();
+        merged.merge(&object, rule);
+        digests.push((*from, object.digest()));
+    }
+    let digest = merged.digest();
+    let stale = digests
+        .into_iter()
+        .filter(|(_, held)| *held != digest)
+        .map(|(from, _)| from)
+        .collect();
+    let encoded = quorate_core::codec::encode_object(&merged, place.long_key.as_deref());
+    Ok(Read {
+        merged,
+        encoded: Some(encoded),
+        replied,
+        stale,
+    })
+}
+
+/// One replica's answer to a read that is not part of a quorum (explain).
+pub(crate) fn ask_one(node: &Node, place: &Place, replica: NodeId, deadline: Instant, gather: &Gather) {
+    ask(node, place, replica, deadline, gather);
+}
+
+/// The object of one replica's answer.
+pub(crate) fn object_of(answer: PeerResult) -> Result<Option<Object>, String> {
+    match answer {
+        Ok(PeerReply::Object(None)) => Ok(None),
+        Ok(PeerReply::Object(Some(bytes))) => decode_object(&bytes)
+            .map(|record| Some(record.object))
+            .map_err(|error| error.to_string()),
+        Ok(_) => Err("unexpected answer".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}

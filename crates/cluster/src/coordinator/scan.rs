@@ -1,0 +1,313 @@
+//! Scan: every partition through R of its replicas, merged like a get, in bounded pages.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use quorate_core::codec::{decode_object, encode_context};
+use quorate_core::quorum::{ReadQuorum, Step};
+use quorate_core::request::{
+    PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest,
+};
+use quorate_core::{Key, NodeId, PartitionId, RequestError, StorageKey};
+use tokio::time::Instant;
+
+use super::read::Read;
+use super::repair::repair;
+use super::{Place, live_first, shown};
+use crate::gather::Gather;
+use crate::node::Node;
+
+const DEFAULT_ENTRIES: u32 = 1_000;
+const MAX_ENTRIES: u32 = 10_000;
+/// A page ends once its entries make this many bytes.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
+/// How much of one partition is asked of a replica at a time.
+const MAX_PARTITION_BYTES: u32 = 256 * 1024;
+/// Partitions read side by side: few at first, in case they are full; more when they turn out to be nearly empty.
+const FIRST_WINDOW: usize = 4;
+const LARGEST_WINDOW: usize = 128;
+
+pub(crate) async fn scan(
+    node: &Rc<Node>,
+    request: ScanRequest,
+    deadline: Instant,
+) -> Result<ScanReply, RequestError> {
+    let partitions = node.shared.layout.partitions();
+    let mut position = Position::decode(&request.cursor, partitions)?;
+    let bucket = node.shared.buckets.get(request.bucket.as_str()).clone();
+    let required = bucket.required(request.r, bucket.definition.r, "r")?;
+    let limit = if request.limit == 0 {
+        DEFAULT_ENTRIES
+    } else {
+        request.limit.min(MAX_ENTRIES)
+    } as usize;
+    let mut entries: Vec<ScanEntry> = Vec::new();
+    let mut bytes = 0;
+    let mut window = FIRST_WINDOW;
+    while position.partition < partitions && entries.len() < limit && bytes < MAX_PAGE_BYTES {
+        let last = (position.partition + window as u32).min(partitions);
+        let reads = (position.partition..last).map(|partition| {
+            let after = if partition == position.partition {
+                position.after.clone()
+            } else {
+                Bytes::new()
+            };
+            let partition = PartitionId(partition as u16);
+            let scan = ScanPartition {
+                partition,
+                prefix: StorageKey::prefix_start(partition, request.bucket.as_str(), &request.prefix).into(),
+                after,
+                limit: (limit - entries.len() + 1) as u32,
+                max_bytes: MAX_PARTITION_BYTES,
+            };
+            read_partition(node, &request, scan, required, deadline)
+        });
+        'window: for slice in futures::future::join_all(reads).await {
+            let slice = slice?;
+            for (storage_key, entry) in slice.entries {
+                position.after = storage_key;
+                let Some(entry) = entry else { continue };
+                bytes +=
+                    entry.key.len() + entry.siblings.iter().map(|s| s.value.len() + 32).sum::<usize>() + 64;
+                entries.push(entry);
+                if entries.len() >= limit || bytes >= MAX_PAGE_BYTES {
+                    break 'window;
+                }
+            }
+            if slice.more {
+                break;
+            }
+            position = Position {
+                partition: position.partition + 1,
+                after: Bytes::new(),
+            };
+        }
+        window = (window * 2).min(LARGEST_WINDOW);
+    }
+    let cursor = if position.partition < partitions {
+        position.encode()
+    } else {
+        Bytes::new()
+    };
+    Ok(ScanReply { entries, cursor })
+}
+
+/// Where a page ended: everything up to `after` in `partition` has been shown.
+struct Position {
+    partition: u32,
+    after: Bytes,
+}
+
+impl Position {
+    fn decode(cursor: &Bytes, partitions: u32) -> Result<Position, RequestError> {
+        if cursor.is_empty() {
+            return Ok(Position {
+                partition: 0,
+                after: Bytes::new(),
+            });
+        }
+        let invalid = || {
+            RequestError::invalid(format!(
+                "cursor of {} bytes: not one that a scan returned",
+                cursor.len()
+            ))
+        };
+        let (number, after) = cursor.split_first_chunk::<2>().ok_or_else(invalid)?;
+        let partition = u32::from(u16::from_be_bytes(*number));
+        let of_partition = after.is_empty()
+            || StorageKey::from_peer(after).is_some_and(|key| u32::from(key.partition().0) == partition);
+        if partition >= partitions || !of_partition {
+            return Err(invalid());
+        }
+        Ok(Position {
+            partition,
+            after: cursor.slice(2..),
+        })
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut cursor = (self.partition as u16).to_be_bytes().to_vec();
+        cursor.extend_from_slice(&self.after);
+        cursor.into()
+    }
+}
+
+/// A part of one partition: storage keys in order, each with what it shows (nothing, if it is deleted).
+struct Slice {
+    entries: Vec<(Bytes, Option<ScanEntry>)>,
+    more: bool,
+}
+
+async fn read_partition(
+    node: &Rc<Node>,
+    request: &ScanRequest,
+    scan: ScanPartition,
+    required: u8,
+    deadline: Instant,
+) -> Result<Slice, RequestError> {
+    let bucket = node.shared.buckets.get(request.bucket.as_str());
+    let replicas = node.shared.layout.replicas_of(scan.partition, bucket.n);
+    let pages = read_pages(node, replicas, &scan, required, deadline).await?;
+    // Beyond the end of a page that was cut, nothing is known of that replica.
+    let cut = pages
+        .iter()
+        .filter(|(_, page)| page.more)
+        .filter_map(|(_, page)| page.records.last());
+    let bound: Option<Bytes> = cut.map(|(key, _)| key.clone()).min();
+    let mut keys: BTreeMap<&Bytes, Vec<(NodeId, Option<&Bytes>)>> = BTreeMap::new();
+    for (_, page) in &pages {
+        for (key, _) in page
+            .records
+            .iter()
+            .filter(|(key, _)| bound.as_ref().is_none_or(|bound| key <= bound))
+        {
+            keys.entry(key).or_default();
+        }
+    }
+    for (from, page) in &pages {
+        let held: BTreeMap<&Bytes, &Bytes> = page.records.iter().map(|(key, object)| (key, object)).collect();
+        for (key, replies) in &mut keys {
+            replies.push((*from, held.get(key).copied()));
+        }
+    }
+    let entries = keys
+        .into_iter()
+        .map(|(key, replies)| show(node, request, key, replies, required, deadline));
+    let entries = futures::future::try_join_all(entries).await?;
+    Ok(Slice {
+        entries,
+        more: bound.is_some(),
+    })
+}
+
+async fn read_pages(
+    node: &Node,
+    replicas: &[NodeId],
+    scan: &ScanPartition,
+    required: u8,
+    deadline: Instant,
+) -> Result<Vec<(NodeId, ScanPage)>, RequestError> {
+    let begun = Instant::now();
+    let mut quorum = ReadQuorum::new(required, live_first(node, replicas)).map_err(|reachable| {
+        RequestError::NotAttempted {
+            needed: required,
+            reachable,
+        }
+    })?;
+    let gather = Gather::default();
+    let ask = |replica: NodeId| {
+        let slot = gather.slot(replica);
+        if replica == node.shared.node() {
+            slot.send(node.replica.scan(scan));
+        } else {
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            node.transport
+                .send(replica, PeerRequest::ScanPartition(scan.clone()), timeout, slot);
+        }
+    };
+    for &replica in quorum.first_asked() {
+        ask(replica);
+    }
+    let mut pages = Vec::new();
+    loop {
+        let received = pages.len() as u8;
+        let step = match gather.next(deadline).await {
+            Some((from, Ok(PeerReply::Page(page)))) => {
+                pages.push((from, page));
+                quorum.reply(from)
+            }
+            Some(_) => quorum.failure(),
+            None => {
+                let after_ms = begun.elapsed().as_millis() as u32;
+                return Err(RequestError::DeadlineExceeded {
+                    needed: required,
+                    received,
+                    after_ms,
+                });
+            }
+        };
+        match step {
+            Step::Ask(replica) => ask(replica),
+            Step::Wait => {}
+            Step::Reached => return Ok(pages),
+            Step::Impossible => {
+                return Err(RequestError::NotAttempted {
+                    needed: required,
+                    reachable: received,
+                });
+            }
+        }
+    }
+}
+
+/// Merges one key's records of several replicas, repairs the stale ones, and shows what is live.
+async fn show(
+    node: &Rc<Node>,
+    request: &ScanRequest,
+    storage_key: &Bytes,
+    replies: Vec<(NodeId, Option<&Bytes>)>,
+    required: u8,
+    deadline: Instant,
+) -> Result<(Bytes, Option<ScanEntry>), RequestError> {
+    let failed = |detail: String| RequestError::StorageFailed { detail };
+    let named =
+        StorageKey::from_peer(storage_key).ok_or_else(|| failed("a replica sent a malformed key".into()))?;
+    let rule = node.shared.merge_rule(request.bucket.as_str());
+    let mut merged = quorate_core::Object::default();
+    let mut long_key = None;
+    let mut digests = Vec::with_capacity(replies.len());
+    for (from, object) in &replies {
+        let mut held = quorate_core::Object::default();
+        if let Some(bytes) = object {
+            let record = decode_object(bytes).map_err(|error| failed(format!("{named:?}: {error}")))?;
+            held = record.object;
+            long_key = long_key.or(record.long_key);
+        }
+        digests.push((*from, held.digest()));
+        merged.merge(&held, rule);
+    }
+    let client_key = match (named.client_key(), long_key) {
+        (Some(key), _) => Bytes::copy_from_slice(key),
+        (None, Some(key)) => key,
+        (None, None) => return Err(failed(format!("{named:?}: the record lacks its long key"))),
+    };
+    let key = Key::new(request.bucket.as_str().as_bytes(), &client_key)?;
+    let digest = merged.digest();
+    if digests.iter().any(|(_, held)| *held != digest) {
+        let place = Place::of(node, &key);
+        let read = Read {
+            encoded: Some(quorate_core::codec::encode_object(
+                &merged,
+                place.long_key.as_deref(),
+            )),
+            merged: merged.clone(),
+            replied: digests.iter().map(|(from, _)| *from).collect(),
+            stale: digests
+                .iter()
+                .filter(|(_, held)| *held != digest)
+                .map(|(from, _)| *from)
+                .collect(),
+        };
+        repair(node, &place, &read, required, deadline).await?;
+    }
+    let bucket = node.shared.buckets.get(request.bucket.as_str());
+    let mut siblings = shown(node, bucket, &merged);
+    if siblings.is_empty() || !client_key.starts_with(&request.prefix) {
+        return Ok((storage_key.clone(), None));
+    }
+    if request.keys_only {
+        siblings
+            .iter_mut()
+            .for_each(|sibling| sibling.value = Bytes::new());
+    }
+    let context = encode_context(&merged.context(), key.hash()).into();
+    Ok((
+        storage_key.clone(),
+        Some(ScanEntry {
+            key: client_key,
+            siblings,
+            context,
+        }),
+    ))
+}

@@ -1,0 +1,259 @@
+//! The one encoding of objects and contexts: what is on disk and on the wire.
+//!
+//! Compact, versioned, checksummed. `schema/object.md` describes it byte by byte. Whatever is not exactly what
+//! `encode_*` writes is an error: a bad record is a read error (to be repaired from other replicas), never "absent".
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::causality::{Actor, CausalContext, Dot};
+use crate::clock::Stamp;
+use crate::object::{MAX_REPLACED_REQUESTS, Object, Payload, ReplacedRequest, RequestId, Version};
+use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
+
+/// The version of the encoding that this build writes, and the newest it reads.
+pub const FORMAT_VERSION: u8 = 1;
+
+const LONG_KEY: u8 = 1;
+const TOMBSTONE: u8 = 0;
+const VALUE: u8 = 1;
+const HEADER_BYTES: usize = 10;
+const DOT_BYTES: usize = 16;
+/// Above every record (a value of 16 MiB and its causality): what claims more is refused before it is read.
+const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
+
+/// Why bytes are not an object or a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The input ends before the record does, or a length in it is beyond its end.
+    #[error("record is truncated or a length in it is wrong")]
+    Truncated,
+    /// The bytes are not those that were written.
+    #[error("checksum does not match: the record is damaged")]
+    Checksum,
+    /// Written by a newer build.
+    #[error("record has format version {version}, this build reads up to {FORMAT_VERSION}")]
+    NewerVersion {
+        /// The record's version.
+        version: u8,
+    },
+    /// Decodable, but nothing that this code would have written.
+    #[error("record breaks an invariant of the format")]
+    NotCanonical,
+    /// The context was read from another key.
+    #[error("this context belongs to another key: a context is good for the key it was read from")]
+    OtherKey,
+}
+
+impl From<Short> for CodecError {
+    fn from(_: Short) -> Self {
+        CodecError::Truncated
+    }
+}
+
+/// A record as stored: the object, and the full client key where the storage key could not hold it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// What the replica holds.
+    pub object: Object,
+    /// The client's key, if it is longer than a storage key can hold.
+    pub long_key: Option<Bytes>,
+}
+
+/// Encodes an object. `long_key` is the client's full key if the storage key does not hold it.
+pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
+    let values: usize = object
+        .live()
+        .iter()
+        .map(|version| payload_bytes(&version.payload) + 30)
+        .sum();
+    let context = object.replaced();
+    let dots = context.vector().len() + context.extra().len() + object.replaced_requests().len();
+    let mut out =
+        Vec::with_capacity(HEADER_BYTES + 8 + dots * DOT_BYTES + values + long_key.map_or(0, <[u8]>::len));
+    out.extend_from_slice(&[FORMAT_VERSION, if long_key.is_some() { LONG_KEY } else { 0 }]);
+    out.extend_from_slice(&[0; 8]);
+
+    put_context(&mut out, context);
+    put_varint(&mut out, object.replaced_requests().len() as u64);
+    for seen in object.replaced_requests() {
+        put_u64(&mut out, seen.request.0);
+        put_u64(&mut out, seen.replaced_ms);
+    }
+    put_varint(&mut out, object.live().len() as u64);
+    for version in object.live() {
+        put_u64(&mut out, version.dot.actor.0);
+        put_u64(&mut out, version.dot.stamp.0);
+        put_u64(&mut out, version.request.0);
+        match &version.payload {
+            Payload::Tombstone => out.push(TOMBSTONE),
+            Payload::Value(value) => {
+                out.push(VALUE);
+                put_bytes(&mut out, value);
+            }
+        }
+    }
+    if let Some(key) = long_key {
+        put_bytes(&mut out, key);
+    }
+    let checksum = checksum_of(&out);
+    out[2..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    Bytes::from(out)
+}
+
+/// Decodes a record; values share `bytes`' memory.
+///
+/// # Errors
+/// [`CodecError`] for anything that [`encode_object`] did not write.
+pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
+    let mut reader = Reader::new(bytes);
+    if bytes.len() > MAX_RECORD_BYTES {
+        return Err(CodecError::NotCanonical);
+    }
+    let version = reader.byte()?;
+    if version > FORMAT_VERSION {
+        return Err(CodecError::NewerVersion { version });
+    }
+    let flags = reader.byte()?;
+    let checksum = reader.u64()?;
+    if checksum != checksum_of(bytes) {
+        return Err(CodecError::Checksum);
+    }
+    if version != FORMAT_VERSION || flags > LONG_KEY {
+        return Err(CodecError::NotCanonical);
+    }
+
+    let replaced = take_context(&mut reader)?;
+    let count = reader.count(DOT_BYTES)?;
+    if count > MAX_REPLACED_REQUESTS {
+        return Err(CodecError::NotCanonical);
+    }
+    let mut replaced_requests = Vec::with_capacity(count);
+    for _ in 0..count {
+        let request = RequestId(reader.u64()?);
+        replaced_requests.push(ReplacedRequest {
+            request,
+            replaced_ms: reader.u64()?,
+        });
+    }
+    let count = reader.count(DOT_BYTES + 9)?;
+    let mut live = Vec::with_capacity(count);
+    for _ in 0..count {
+        let dot = take_dot(&mut reader)?;
+        let request = RequestId(reader.u64()?);
+        let payload = match reader.byte()? {
+            TOMBSTONE => Payload::Tombstone,
+            VALUE => {
+                let length = reader.bytes()?.len();
+                let end = reader.position();
+                Payload::Value(bytes.slice(end - length..end))
+            }
+            _ => return Err(CodecError::NotCanonical),
+        };
+        live.push(Version {
+            dot,
+            request,
+            payload,
+        });
+    }
+    let long_key = if flags & LONG_KEY != 0 {
+        Some(Bytes::copy_from_slice(reader.bytes()?))
+    } else {
+        None
+    };
+    if reader.remaining() != 0 {
+        return Err(CodecError::NotCanonical);
+    }
+    let object = Object::from_parts(replaced, live, replaced_requests).ok_or(CodecError::NotCanonical)?;
+    Ok(Record { object, long_key })
+}
+
+/// Encodes what a client has seen of the key with this hash. Never empty: no bytes at all mean the empty context.
+pub fn encode_context(context: &CausalContext, key_hash: u64) -> Vec<u8> {
+    let dots = context.vector().len() + context.extra().len();
+    let mut out = Vec::with_capacity(HEADER_BYTES + 10 + dots * DOT_BYTES);
+    out.extend_from_slice(&[FORMAT_VERSION, 0]);
+    out.extend_from_slice(&[0; 8]);
+    put_u64(&mut out, key_hash);
+    put_context(&mut out, context);
+    let checksum = checksum_of(&out);
+    out[2..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    out
+}
+
+/// Decodes a context that a client gives back with a request for the key with this hash.
+///
+/// # Errors
+/// [`CodecError`]; `OtherKey` if the context was read from another key.
+pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, CodecError> {
+    if bytes.is_empty() {
+        return Ok(CausalContext::EMPTY);
+    }
+    let mut reader = Reader::new(bytes);
+    let version = reader.byte()?;
+    if version > FORMAT_VERSION {
+        return Err(CodecError::NewerVersion { version });
+    }
+    let flags = reader.byte()?;
+    if reader.u64()? != checksum_of(bytes) {
+        return Err(CodecError::Checksum);
+    }
+    if reader.u64()? != key_hash {
+        return Err(CodecError::OtherKey);
+    }
+    let context = take_context(&mut reader)?;
+    if version != FORMAT_VERSION || flags != 0 || reader.remaining() != 0 {
+        return Err(CodecError::NotCanonical);
+    }
+    Ok(context)
+}
+
+/// Over the two leading bytes and everything after the checksum.
+fn checksum_of(bytes: &[u8]) -> u64 {
+    let lead = u64::from(bytes[0]) << 8 | u64::from(bytes[1]);
+    xxh3_64(&bytes[HEADER_BYTES..]) ^ lead.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn payload_bytes(payload: &Payload) -> usize {
+    match payload {
+        Payload::Value(value) => value.len(),
+        Payload::Tombstone => 0,
+    }
+}
+
+fn put_context(out: &mut Vec<u8>, context: &CausalContext) {
+    put_varint(out, context.vector().len() as u64);
+    for (actor, stamp) in context.vector() {
+        put_u64(out, actor.0);
+        put_u64(out, stamp.0);
+    }
+    put_varint(out, context.extra().len() as u64);
+    for dot in context.extra() {
+        put_u64(out, dot.actor.0);
+        put_u64(out, dot.stamp.0);
+    }
+}
+
+fn take_dot(reader: &mut Reader<'_>) -> Result<Dot, CodecError> {
+    let actor = Actor(reader.u64()?);
+    let stamp = Stamp(reader.u64()?);
+    if stamp > Stamp::MAX {
+        return Err(CodecError::NotCanonical);
+    }
+    Ok(Dot { actor, stamp })
+}
+
+fn take_context(reader: &mut Reader<'_>) -> Result<CausalContext, CodecError> {
+    let count = reader.count(DOT_BYTES)?;
+    let mut vector = Vec::with_capacity(count);
+    for _ in 0..count {
+        let Dot { actor, stamp } = take_dot(reader)?;
+        vector.push((actor, stamp));
+    }
+    let count = reader.count(DOT_BYTES)?;
+    let mut extra = Vec::with_capacity(count);
+    for _ in 0..count {
+        extra.push(take_dot(reader)?);
+    }
+    CausalContext::from_parts(vector, extra).ok_or(CodecError::NotCanonical)
+}

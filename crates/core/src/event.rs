@@ -1,0 +1,90 @@
+//! What happens in a node, as one typed stream: logs, metrics, `explain` and the simulation's checker are fed from it.
+
+use crate::layout::NodeId;
+use crate::object::RequestId;
+
+/// Something that happened. Nothing else logs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Wall clock, milliseconds since 1970.
+    pub at_ms: u64,
+    /// The node it happened on.
+    pub node: NodeId,
+    /// The client's request it belongs to, if it has an id.
+    pub request: Option<RequestId>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// A connection to a peer stands.
+    PeerUp {
+        /// The peer.
+        peer: String,
+    },
+    /// The connection to a peer is gone.
+    PeerDown {
+        /// The peer.
+        peer: String,
+        /// What the connection died of.
+        reason: String,
+    },
+    /// A peer can't be connected to, or will not have us.
+    PeerUnreachable {
+        /// The peer.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// We and a peer do not belong together.
+    PeerRefused {
+        /// The peer, or its address.
+        peer: String,
+        /// What differs.
+        reason: String,
+    },
+    /// Somebody connected who does not speak our protocol.
+    StrangerRefused {
+        /// Where from.
+        address: String,
+        /// What they sent.
+        reason: String,
+    },
+    /// A read found replicas behind and sent them the merged object.
+    ReadRepaired {
+        /// How many.
+        replicas: usize,
+    },
+    /// A write did not get its acks.
+    WriteIndeterminate {
+        /// Acks needed.
+        needed: u8,
+        /// Acks received.
+        received: u8,
+    },
+    /// The engine could not read a record or commit a change.
+    StorageFailed {
+        /// What it said.
+        detail: String,
+    },
+    /// A change that had been applied could not be committed: its partition goes on under a new actor.
+    ActorRenewed {
+        /// The partition.
+        partition: u16,
+    },
+}
+
+/// Takes events. Called on the node's event loops and on engines' threads: must not block.
+pub trait EventSink: Send + Sync + 'static {
+    /// Takes one event.
+    fn emit(&self, event: Event);
+}
+
+/// Takes events and forgets them.
+pub struct Silent;
+
+impl EventSink for Silent {
+    fn emit(&self, _: Event) {}
+}

@@ -1,0 +1,357 @@
+//! Who the replicas of a key are: an immutable, numbered, content-hashed value.
+
+use std::fmt;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::assignment::{assign, rendezvous_order};
+use crate::key::PartitionId;
+use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
+
+/// Names a node for good: derived from its configured name, so that a restart, also at another address, is the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The id of the node with this name.
+    pub fn of_name(name: &str) -> NodeId {
+        NodeId(xxh3_64(name.as_bytes()))
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node-{:04x}", self.0 >> 48)
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Its configured name.
+    pub name: String,
+    /// Where it listens, "host:port".
+    pub address: String,
+    /// Its failure zone, or empty. Placement does not look at it yet.
+    pub zone: String,
+}
+
+impl Member {
+    /// A member named so, listening there.
+    pub fn new(name: &str, address: &str, zone: &str) -> Member {
+        Member {
+            id: NodeId::of_name(name),
+            name: name.into(),
+            address: address.into(),
+            zone: zone.into(),
+        }
+    }
+}
+
+/// Fewest and most partitions of a ring.
+pub const PARTITIONS: std::ops::RangeInclusive<u32> = 1..=16_384;
+/// Most nodes of a layout.
+pub const MAX_MEMBERS: usize = 1_024;
+
+/// Why no layout can be made of these members, or bytes are no layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Fewer members than replicas.
+    #[error(
+        "replicas = {replicas} but the cluster has {members} members: add nodes or lower [cluster] replicas"
+    )]
+    TooFewMembers {
+        /// Replicas wanted.
+        replicas: u8,
+        /// Members there are.
+        members: usize,
+    },
+    /// More members than a layout holds.
+    #[error("{members} members: a cluster has at most {MAX_MEMBERS}")]
+    TooManyMembers {
+        /// Members there are.
+        members: usize,
+    },
+    /// Q is no power of two in range.
+    #[error("partitions = {partitions}: use a power of two from 1 to 16384")]
+    Partitions {
+        /// What was given.
+        partitions: u32,
+    },
+    /// N is zero.
+    #[error("replicas = 0: use 1 or more")]
+    NoReplicas,
+    /// Two members have one name (or, very unlikely, one hash).
+    #[error("two members are called {name:?}: names must differ")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// Not what [`Layout::encode`] writes.
+    #[error("malformed layout")]
+    Malformed,
+}
+
+/// The nodes of a cluster and, for every partition, its N replicas in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    number: u64,
+    parent: u64,
+    replicas: u8,
+    /// Sorted by id.
+    members: Vec<Member>,
+    /// Per partition N ids, in order of preference.
+    assignment: Vec<NodeId>,
+    digest: u64,
+}
+
+impl Layout {
+    /// The first layout of a cluster.
+    ///
+    /// # Errors
+    /// [`LayoutError`], naming what does not fit.
+    pub fn first(members: Vec<Member>, partitions: u32, replicas: u8) -> Result<Layout, LayoutError> {
+        Self::compute(1, 0, members, partitions, replicas, &|_| Vec::new())
+    }
+
+    /// The layout after this one, for changed members: even loads by the fewest moves.
+    ///
+    /// # Errors
+    /// [`LayoutError`], naming what does not fit.
+    pub fn next(&self, members: Vec<Member>) -> Result<Layout, LayoutError> {
+        Self::compute(
+            self.number + 1,
+            self.digest,
+            members,
+            self.partitions(),
+            self.replicas,
+            &|p| self.replicas_of(p, self.replicas).to_vec(),
+        )
+    }
+
+    fn compute(
+        number: u64,
+        parent: u64,
+        mut members: Vec<Member>,
+        partitions: u32,
+        replicas: u8,
+        previous: &dyn Fn(PartitionId) -> Vec<NodeId>,
+    ) -> Result<Layout, LayoutError> {
+        members.sort_by_key(|member| member.id);
+        check(&members, partitions, replicas)?;
+        let nodes: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+        let assignment = assign(&nodes, partitions, replicas, previous)
+            .into_iter()
+            .flatten()
+            .map(|node| nodes[node as usize])
+            .collect();
+        Ok(Layout {
+            number,
+            parent,
+            replicas,
+            members,
+            assignment,
+            digest: 0,
+        }
+        .with_digest())
+    }
+
+    fn with_digest(mut self) -> Layout {
+        let mut hash = Xxh3::new();
+        hash.update(&self.encode());
+        self.digest = hash.digest();
+        self
+    }
+
+    /// Counts up from 1 with each change.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The digest of the layout this one was computed from; 0 for the first.
+    pub fn parent(&self) -> u64 {
+        self.parent
+    }
+
+    /// A hash of everything in it: what nodes compare (numbers can collide).
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// N: replicas a partition.
+    pub fn replicas(&self) -> u8 {
+        self.replicas
+    }
+
+    /// Q: the ring's number of partitions.
+    pub fn partitions(&self) -> u32 {
+        (self.assignment.len() / self.replicas as usize) as u32
+    }
+
+    /// The nodes, sorted by id.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member with this id.
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.members
+            .binary_search_by_key(&node, |member| member.id)
+            .ok()
+            .map(|at| &self.members[at])
+    }
+
+    /// The member's name, or its id if it is none.
+    pub fn name_of(&self, node: NodeId) -> String {
+        self.member(node)
+            .map_or_else(|| format!("{node:?}"), |member| member.name.clone())
+    }
+
+    /// The partition that a key with this hash lies in: Q is a power of two, so the top bits say it.
+    pub fn partition_of(&self, key_hash: u64) -> PartitionId {
+        let bits = self.partitions().trailing_zeros();
+        PartitionId(if bits == 0 {
+            0
+        } else {
+            (key_hash >> (64 - bits)) as u16
+        })
+    }
+
+    /// The first `n` replicas of a partition, in order of preference. `n` is a bucket's, at most N.
+    pub fn replicas_of(&self, partition: PartitionId, n: u8) -> &[NodeId] {
+        let start = partition.0 as usize * self.replicas as usize;
+        &self.assignment[start..start + n.min(self.replicas) as usize]
+    }
+
+    /// The nodes that stand in for dead replicas, in order: all others, in rendezvous-hash order of (partition, node),
+    /// so that every node's partitions fall back on different nodes.
+    pub fn fallbacks_of(&self, partition: PartitionId, n: u8) -> Vec<NodeId> {
+        let nodes: Vec<NodeId> = self.members.iter().map(|member| member.id).collect();
+        let replicas = self.replicas_of(partition, n);
+        rendezvous_order(partition, &nodes)
+            .into_iter()
+            .map(|node| nodes[node as usize])
+            .filter(|node| !replicas.contains(node))
+            .collect()
+    }
+
+    /// Of how many partitions a node is a replica, and of how many the first one.
+    pub fn load_of(&self, node: NodeId) -> Load {
+        let replicas = self.replicas as usize;
+        Load {
+            partitions: self.assignment.iter().filter(|&&id| id == node).count() as u32,
+            first: self
+                .assignment
+                .iter()
+                .step_by(replicas)
+                .filter(|&&id| id == node)
+                .count() as u32,
+        }
+    }
+
+    /// The layout as bytes, for clients and other nodes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_u64(&mut out, self.number);
+        put_u64(&mut out, self.parent);
+        out.push(self.replicas);
+        put_varint(&mut out, self.members.len() as u64);
+        for member in &self.members {
+            for text in [&member.name, &member.address, &member.zone] {
+                put_bytes(&mut out, text.as_bytes());
+            }
+        }
+        put_varint(&mut out, u64::from(self.partitions()));
+        for id in &self.assignment {
+            let at = self
+                .members
+                .binary_search_by_key(id, |member| member.id)
+                .expect("replicas are members");
+            put_varint(&mut out, at as u64);
+        }
+        out
+    }
+
+    /// The layout that `encode` wrote.
+    ///
+    /// # Errors
+    /// [`LayoutError`] for anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Layout, LayoutError> {
+        let short = |_: Short| LayoutError::Malformed;
+        let mut reader = Reader::new(bytes);
+        let number = reader.u64().map_err(short)?;
+        let parent = reader.u64().map_err(short)?;
+        let replicas = reader.byte().map_err(short)?;
+        let mut members = Vec::new();
+        for _ in 0..reader.count(3).map_err(short)? {
+            let mut text = || -> Result<&str, LayoutError> {
+                std::str::from_utf8(reader.bytes().map_err(short)?).map_err(|_| LayoutError::Malformed)
+            };
+            let (name, address, zone) = (text()?, text()?, text()?);
+            members.push(Member::new(name, address, zone));
+        }
+        let partitions =
+            u32::try_from(reader.varint().map_err(short)?).map_err(|_| LayoutError::Malformed)?;
+        if !members.windows(2).all(|w| w[0].id < w[1].id) {
+            return Err(LayoutError::Malformed);
+        }
+        check(&members, partitions, replicas)?;
+        let mut assignment = Vec::new();
+        for _ in 0..partitions * u32::from(replicas) {
+            let at = reader.varint().map_err(short)? as usize;
+            assignment.push(members.get(at).ok_or(LayoutError::Malformed)?.id);
+        }
+        let distinct = assignment
+            .chunks(replicas as usize)
+            .all(|ids| ids.iter().enumerate().all(|(at, id)| !ids[..at].contains(id)));
+        if reader.remaining() != 0 || !distinct {
+            return Err(LayoutError::Malformed);
+        }
+        Ok(Layout {
+            number,
+            parent,
+            replicas,
+            members,
+            assignment,
+            digest: 0,
+        }
+        .with_digest())
+    }
+}
+
+/// A node's part of the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Load {
+    /// Partitions it is a replica of.
+    pub partitions: u32,
+    /// Partitions it is the first replica of.
+    pub first: u32,
+}
+
+fn check(members: &[Member], partitions: u32, replicas: u8) -> Result<(), LayoutError> {
+    if !PARTITIONS.contains(&partitions) || !partitions.is_power_of_two() {
+        return Err(LayoutError::Partitions { partitions });
+    }
+    if replicas == 0 {
+        return Err(LayoutError::NoReplicas);
+    }
+    if members.len() < replicas as usize {
+        return Err(LayoutError::TooFewMembers {
+            replicas,
+            members: members.len(),
+        });
+    }
+    if members.len() > MAX_MEMBERS {
+        return Err(LayoutError::TooManyMembers {
+            members: members.len(),
+        });
+    }
+    match members.windows(2).find(|w| w[0].id == w[1].id) {
+        Some(same) => Err(LayoutError::SameName {
+            name: same[0].name.clone(),
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,42 @@
+//! The pure part of Quorate: what a store of its kind *decides*, as functions of (state, input, time).
+//!
+//! # What is not here, and must not come here
+//! No sockets, files, threads, async runtimes, clock reads or randomness. Whoever calls passes the time and the
+//! random numbers in ([`environment::Environment`]); whatever has to be sent or stored is returned or goes through
+//! one of the two seams ([`seams`]) or the three plugin traits ([`storage`], [`resolver`], [`membership`]).
+//!
+//! # Where to begin
+//! [`object::Object`] is what a replica stores under a key; its `merge` is the heart of the store. [`layout::Layout`]
+//! says who the replicas of a key are. [`quorum`] decides when a request is done.
+
+pub mod admission;
+pub mod assignment;
+pub mod bucket;
+pub mod causality;
+pub mod clock;
+pub mod codec;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod environment;
+pub mod error;
+pub mod event;
+mod flow;
+pub mod hint;
+pub mod key;
+pub mod layout;
+pub mod membership;
+pub mod object;
+pub mod quorum;
+pub mod request;
+pub mod resolver;
+pub mod seams;
+pub mod storage;
+mod varint;
+
+pub use bucket::{BucketDefinition, Buckets, ReadRepair};
+pub use causality::{Actor, CausalContext, Dot};
+pub use clock::Stamp;
+pub use error::RequestError;
+pub use key::{BucketName, Key, PartitionId, StorageKey};
+pub use layout::{Layout, Member, NodeId};
+pub use object::{Digest, Object, Payload, RequestId, Version};

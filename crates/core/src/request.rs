@@ -1,0 +1,484 @@
+//! What clients and peers ask, and what they are answered: the vocabulary of both protocols.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Stamp;
+use crate::error::RequestError;
+use crate::key::{BucketName, Key, PartitionId, StorageKey};
+use crate::layout::NodeId;
+use crate::object::{Digest, Payload, RequestId};
+
+/// How many replicas a request asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum QuorumSize {
+    /// What the bucket says.
+    #[default]
+    Default,
+    /// This many.
+    Count(u8),
+    /// More than half of the key's replicas.
+    Majority,
+    /// All of the key's replicas.
+    All,
+}
+
+impl QuorumSize {
+    /// The number for a key with `n` replicas. `Default` counts as a majority.
+    pub fn of(self, n: u8) -> u8 {
+        match self {
+            QuorumSize::Count(count) => count,
+            QuorumSize::Majority | QuorumSize::Default => n / 2 + 1,
+            QuorumSize::All => n,
+        }
+    }
+}
+
+impl std::str::FromStr for QuorumSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "quorum" => Ok(QuorumSize::Majority),
+            "all" => Ok(QuorumSize::All),
+            number => match number.parse() {
+                Ok(count) if count > 0 => Ok(QuorumSize::Count(count)),
+                _ => Err(format!("{number:?}: use a number from 1, \"quorum\" or \"all\"")),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for QuorumSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            QuorumSize::Default => f.write_str("default"),
+            QuorumSize::Count(count) => write!(f, "{count}"),
+            QuorumSize::Majority => f.write_str("quorum"),
+            QuorumSize::All => f.write_str("all"),
+        }
+    }
+}
+
+impl Serialize for QuorumSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            QuorumSize::Count(count) => serializer.serialize_u8(*count),
+            other => serializer.collect_str(other),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for QuorumSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = QuorumSize;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number from 1, \"quorum\" or \"all\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<QuorumSize, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<QuorumSize, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<QuorumSize, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Read one key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GetRequest {
+    /// Which key.
+    pub key: Key,
+    /// How many replicas must answer.
+    pub r: QuorumSize,
+}
+
+/// Write one key: a put, or a delete if the payload is a tombstone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PutRequest {
+    /// Which key.
+    pub key: Key,
+    /// A value, or a tombstone.
+    pub payload: Payload,
+    /// What the write replaces.
+    pub replacing: Replacing,
+    /// The client's id for the write, kept over its retries.
+    pub request: RequestId,
+    /// How many replicas must ack.
+    pub w: QuorumSize,
+    /// Whether fallbacks may stand in; `None`: what the bucket says.
+    pub sloppy: Option<bool>,
+    /// 0 for the first attempt, then counted up: a retry asks whether it was applied before.
+    pub attempt: u16,
+}
+
+/// What a put replaces, with contexts as clients hold them: encoded ([`crate::codec::encode_context`]), opaque.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Replacing {
+    /// Overwrite: what the coordinator holds, and what this client last saw (no bytes: nothing).
+    WhatIsThere {
+        /// An encoded context.
+        seen: Bytes,
+    },
+    /// What the context contains and no more. No bytes: the empty context, concurrent with everything.
+    Exactly {
+        /// An encoded context.
+        context: Bytes,
+    },
+}
+
+/// Read one page of a bucket, in storage order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScanRequest {
+    /// Which bucket.
+    pub bucket: BucketName,
+    /// Only keys that begin with these bytes.
+    pub prefix: Bytes,
+    /// Where the page before ended, or empty.
+    pub cursor: Bytes,
+    /// Most entries a page; 0: as many as fit.
+    pub limit: u32,
+    /// Leave the values out.
+    pub keys_only: bool,
+    /// How many replicas of each partition must answer.
+    pub r: QuorumSize,
+}
+
+/// What a client may ask of a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientRequest {
+    /// Answer.
+    Ping,
+    /// Read one key.
+    Get(GetRequest),
+    /// Write one key.
+    Put(PutRequest),
+    /// Read one page of a bucket.
+    Scan(ScanRequest),
+    /// What each replica holds of a key.
+    Explain(Key),
+    /// The node's view of the cluster.
+    Status,
+    /// The layout this node acts on.
+    Layout,
+    /// A digest of all that this node holds, a partition each: for comparing replicas.
+    Fingerprint,
+    /// Cut this node off from peers (empty: from none). Refused unless the configuration turns faults on.
+    Faults {
+        /// Names of the members to lose all messages from and to.
+        cut: Vec<String>,
+    },
+}
+
+/// One of the values that lie side by side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sibling {
+    /// When it was written.
+    pub stamp: Stamp,
+    /// The bytes.
+    pub value: Bytes,
+}
+
+/// Who answered what: lets a client see how its request was served.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Receipt {
+    /// The node that coordinated.
+    pub coordinator: NodeId,
+    /// The layout it acted on.
+    pub layout: u64,
+    /// Replicas that answered (reads) or acked (writes) before the reply.
+    pub acked: Vec<NodeId>,
+    /// Fallbacks among those.
+    pub fallbacks: Vec<NodeId>,
+    /// Replicas that were behind and were sent the merged object.
+    pub repaired: Vec<NodeId>,
+    /// From the request's arrival to the reply, microseconds.
+    pub micros: u32,
+}
+
+/// The answer to a read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GetReply {
+    /// What is shown, in stamp order: none if the key is absent or deleted.
+    pub siblings: Vec<Sibling>,
+    /// What was seen, encoded.
+    pub context: Bytes,
+    /// How it was served.
+    pub receipt: Receipt,
+}
+
+/// The answer to a write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PutReply {
+    /// What the client has now seen of the key, encoded.
+    pub context: Bytes,
+    /// Versions lie beside this one that the client has not seen.
+    pub conflict: bool,
+    /// Acks that were hints at fallbacks.
+    pub hinted: u8,
+    /// How it was served.
+    pub receipt: Receipt,
+}
+
+/// One key of a scan.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScanEntry {
+    /// The key.
+    pub key: Bytes,
+    /// Its values in stamp order, never none; empty ones if only keys were asked for.
+    pub siblings: Vec<Sibling>,
+    /// What was seen of it, encoded.
+    pub context: Bytes,
+}
+
+/// One page of a scan.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScanReply {
+    /// The keys, in storage order.
+    pub entries: Vec<ScanEntry>,
+    /// Where the next page begins; empty at the end.
+    pub cursor: Bytes,
+}
+
+/// The digest of what a node holds of a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionFingerprint {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// How many records.
+    pub records: u64,
+    /// XOR over hashes of (storage key, object digest).
+    pub digest: u64,
+}
+
+/// The answer to a client's request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientReply {
+    /// To `Get`.
+    Get(GetReply),
+    /// To `Put`.
+    Put(PutReply),
+    /// To `Scan`.
+    Scan(ScanReply),
+    /// To `Explain` and `Status`: a JSON document.
+    Report(String),
+    /// To `Layout`: the encoded layout.
+    Layout(Bytes),
+    /// To `Fingerprint`.
+    Fingerprint(Vec<PartitionFingerprint>),
+    /// To `Ping` and `Faults`.
+    Done,
+}
+
+/// What a client gets back.
+pub type ClientResult = Result<ClientReply, RequestError>;
+
+/// What a node may ask of a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerRequest {
+    /// The object under a storage key.
+    Read(StorageKey),
+    /// Merge this object into what is stored.
+    Write {
+        /// Where.
+        key: StorageKey,
+        /// The encoded object.
+        object: Bytes,
+        /// Set on a fallback: keep it for this replica instead.
+        hint_for: Option<NodeId>,
+    },
+    /// Records of a partition's bucket in storage order, after a storage key.
+    ScanPartition(ScanPartition),
+    /// A client's request, for a coordinator that is no replica.
+    Forward(ClientRequest),
+}
+
+/// Records of one bucket in one partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScanPartition {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// The bytes that every storage key wanted begins with.
+    pub prefix: Bytes,
+    /// Begin after this storage key; empty: at the start.
+    pub after: Bytes,
+    /// Most records.
+    pub limit: u32,
+    /// Stop once this many bytes are gathered.
+    pub max_bytes: u32,
+}
+
+/// Records in storage order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ScanPage {
+    /// Storage key and encoded object of each.
+    pub records: Vec<(Bytes, Bytes)>,
+    /// True if there may be more.
+    pub more: bool,
+}
+
+/// What a peer answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerReply {
+    /// To `Read`: the encoded object, if any.
+    Object(Option<Bytes>),
+    /// To `Write`: merged and, where the engine promises it, durable.
+    Acked,
+    /// To `ScanPartition`.
+    Page(ScanPage),
+    /// To `Forward`.
+    Client(ClientResult),
+}
+
+/// Why a peer did not do what it was asked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The connection is gone, or never was; whether the request was done is not known.
+    #[error("not connected")]
+    Disconnected,
+    /// It was too late when the request's turn came.
+    #[error("deadline passed")]
+    Expired,
+    /// A queue there, or towards there, is full.
+    #[error("overloaded: {what} is at its limit of {limit}")]
+    Overloaded {
+        /// Which queue.
+        what: String,
+        /// Its bound.
+        limit: u64,
+    },
+    /// Its engine failed; the record is not absent, it is unreadable or unwritable.
+    #[error("storage failed: {detail}")]
+    Storage {
+        /// What the engine said.
+        detail: String,
+    },
+    /// It does not do such a thing.
+    #[error("refused: {detail}")]
+    Refused {
+        /// Why.
+        detail: String,
+    },
+}
+
+/// What a node gets back from a peer.
+pub type PeerResult = Result<PeerReply, PeerError>;
+
+/// What one replica holds of a key, for `explain`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReplicaState {
+    /// The node's name.
+    pub node: String,
+    /// "held", "absent", or why nothing is known.
+    pub state: String,
+    /// The object's digest, in hexadecimal.
+    pub digest: Option<String>,
+    /// Live versions, tombstones included.
+    pub versions: Vec<VersionSummary>,
+}
+
+/// One live version, for `explain`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VersionSummary {
+    /// Actor and stamp.
+    pub dot: String,
+    /// Bytes of the value; `None` for a tombstone.
+    pub value_bytes: Option<u64>,
+    /// When it was written, milliseconds since 1970.
+    pub written_ms: u64,
+}
+
+/// Where a key lies and what each replica holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The bucket.
+    pub bucket: String,
+    /// The key, escaped if it is not text.
+    pub key: String,
+    /// The partition's number.
+    pub partition: u16,
+    /// The layout's number.
+    pub layout: u64,
+    /// The bucket's n, r, w.
+    pub n: u8,
+    /// Replicas a read asks.
+    pub r: u8,
+    /// Acks a write waits for.
+    pub w: u8,
+    /// Names of the replicas, in order.
+    pub replicas: Vec<String>,
+    /// Names of the fallbacks, in order.
+    pub fallbacks: Vec<String>,
+    /// What each replica holds.
+    pub holdings: Vec<ReplicaState>,
+    /// True if all replicas answered and agree.
+    pub agree: bool,
+    /// Hints for this key that the fallbacks hold.
+    pub hints: Vec<String>,
+}
+
+/// One member as a node sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// The member's name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// Its zone, or empty.
+    pub zone: String,
+    /// "up" or "down", as the answering node sees it.
+    pub state: String,
+    /// Partitions it is a replica of.
+    pub partitions: u32,
+    /// Partitions it is the first replica of.
+    pub first: u32,
+    /// Why it was refused, if it was.
+    pub trouble: Option<String>,
+}
+
+/// A node's view of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The answering node.
+    pub node: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// This build's version.
+    pub version: String,
+    /// The layout's number.
+    pub layout: u64,
+    /// The layout's digest, in hexadecimal.
+    pub layout_digest: String,
+    /// Q, the ring's number of partitions.
+    pub partitions: u32,
+    /// N, replicas a partition.
+    pub replicas: u8,
+    /// The storage plugin and its durability.
+    pub storage: String,
+    /// Milliseconds since the node started.
+    pub uptime_ms: u64,
+    /// Hints this node holds for others.
+    pub hints: u64,
+    /// All members.
+    pub members: Vec<MemberStatus>,
+}
+
+/// What a read of R replicas came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaDigest {
+    /// Which replica.
+    pub node: NodeId,
+    /// The digest of its object; of the empty object if it has none.
+    pub digest: Digest,
+}

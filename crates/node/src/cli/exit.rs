@@ -1,0 +1,65 @@
+//! What the command ends with.
+
+use std::process::ExitCode;
+
+use quorate_client::ClientError;
+use quorate_core::RequestError;
+
+use crate::config::ConfigError;
+
+pub(super) const HELP: &str = "\
+Exit codes: 0 done; 1 the key is absent; 2 usage, configuration or invalid request; 3 unavailable or unreachable; \
+4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings.";
+
+/// Why a command failed.
+pub(super) enum Failure {
+    Absent,
+    Usage(String),
+    Client(ClientError),
+}
+
+impl Failure {
+    pub(super) fn usage(message: impl Into<String>) -> Failure {
+        Failure::Usage(message.into())
+    }
+
+    pub(super) fn report(self) -> ExitCode {
+        let (code, message) = match self {
+            Failure::Absent => return ExitCode::from(1),
+            Failure::Usage(message) => (2, message),
+            Failure::Client(error) => {
+                let code = match &error {
+                    ClientError::Unreachable { .. }
+                    | ClientError::Request(RequestError::NotAttempted { .. }) => 3,
+                    ClientError::Request(RequestError::InvalidRequest { .. }) => 2,
+                    ClientError::Request(RequestError::Indeterminate { .. }) => 4,
+                    ClientError::Request(RequestError::DeadlineExceeded { .. }) => 5,
+                    ClientError::Request(RequestError::Overloaded { .. }) => 6,
+                    ClientError::Request(RequestError::StorageFailed { .. }) => 7,
+                    ClientError::Request(RequestError::TooManySiblings { .. }) => 8,
+                };
+                (code, error.to_string())
+            }
+        };
+        eprintln!("quorate: {message}");
+        ExitCode::from(code)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        Failure::Client(error)
+    }
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Failure {
+        Failure::Client(error.into())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+}

@@ -1,0 +1,197 @@
+//! explain, status, ring.
+
+use clap::Args;
+use quorate_core::Layout;
+use serde_json::json;
+
+use super::exit::Failure;
+use super::keys::Named;
+use super::{Connection, Output, print_json, table};
+
+#[derive(Args)]
+pub(super) struct Explain {
+    #[command(flatten)]
+    named: Named,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Explain {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let key = self.named.key()?;
+        let client = self.connection.connect().await?;
+        let explanation = client.explain(&key).await?;
+        if self.connection.output == Output::Json {
+            print_json(&serde_json::to_value(&explanation).expect("plain data"));
+            return Ok(());
+        }
+        println!(
+            "{}/{} lies in partition {} of layout {} (n={} r={} w={})",
+            explanation.bucket,
+            explanation.key,
+            explanation.partition,
+            explanation.layout,
+            explanation.n,
+            explanation.r,
+            explanation.w
+        );
+        println!("replicas: {}", explanation.replicas.join(", "));
+        if !explanation.fallbacks.is_empty() {
+            println!("fallbacks: {}", explanation.fallbacks.join(", "));
+        }
+        let mut out = table(&["replica", "state", "digest", "version (actor@ms+count)", "bytes"]);
+        for holding in &explanation.holdings {
+            let digest = holding.digest.clone().unwrap_or_else(|| "-".into());
+            let mut rows = holding.versions.iter().map(|version| {
+                let bytes = version
+                    .value_bytes
+                    .map_or_else(|| "tombstone".to_owned(), |bytes| bytes.to_string());
+                (version.dot.clone(), bytes)
+            });
+            let (dot, bytes) = rows.next().unwrap_or_else(|| ("-".into(), "-".into()));
+            out.add_row([holding.node.clone(), holding.state.clone(), digest, dot, bytes]);
+            for (dot, bytes) in rows {
+                out.add_row([String::new(), String::new(), String::new(), dot, bytes]);
+            }
+        }
+        println!("{out}");
+        println!(
+            "{}",
+            if explanation.agree {
+                "the replicas agree"
+            } else {
+                "the replicas differ: a read repairs them"
+            }
+        );
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Status {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let client = self.connection.connect().await?;
+        let status = client.status().await?;
+        if self.connection.output == Output::Json {
+            print_json(&serde_json::to_value(&status).expect("plain data"));
+            return Ok(());
+        }
+        println!(
+            "cluster {:?} as {} sees it: layout {} ({}), {} partitions, {} replicas, storage {}, up for {:.1} s",
+            status.cluster,
+            status.node,
+            status.layout,
+            status.layout_digest,
+            status.partitions,
+            status.replicas,
+            status.storage,
+            status.uptime_ms as f64 / 1000.0
+        );
+        let mut out = table(&[
+            "node",
+            "address",
+            "zone",
+            "state",
+            "partitions",
+            "first",
+            "trouble",
+        ]);
+        for member in status.members {
+            out.add_row([
+                member.name,
+                member.address,
+                member.zone,
+                member.state,
+                member.partitions.to_string(),
+                member.first.to_string(),
+                member.trouble.unwrap_or_default(),
+            ]);
+        }
+        println!("{out}");
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Ring {
+    /// Show where this key lies.
+    #[arg(long)]
+    key: Option<String>,
+    /// The key's bucket.
+    #[arg(long, default_value = "default")]
+    bucket: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Ring {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let key = match &self.key {
+            Some(key) => Some(quorate_core::Key::new(self.bucket.as_bytes(), key.as_bytes())?),
+            None => None,
+        };
+        let client = self.connection.connect().await?;
+        let layout = client.layout().await?;
+        let place = key.map(|key| layout.partition_of(key.hash()));
+        if self.connection.output == Output::Json {
+            print_json(&json!({
+                "layout": layout.number(),
+                "digest": format!("{:016x}", layout.digest()),
+                "partitions": layout.partitions(),
+                "replicas": layout.replicas(),
+                "members": layout.members().iter().map(|member| {
+                    let load = layout.load_of(member.id);
+                    json!({ "name": member.name, "address": member.address, "partitions": load.partitions, "first": load.first })
+                }).collect::<Vec<_>>(),
+                "key": place.map(|partition| json!({
+                    "partition": partition.0,
+                    "replicas": names(&layout, layout.replicas_of(partition, layout.replicas())),
+                    "fallbacks": names(&layout, &layout.fallbacks_of(partition, layout.replicas())),
+                })),
+            }));
+            return Ok(());
+        }
+        println!(
+            "layout {} ({:016x}): {} partitions, {} replicas each",
+            layout.number(),
+            layout.digest(),
+            layout.partitions(),
+            layout.replicas()
+        );
+        let mut out = table(&["node", "address", "partitions", "first", "share"]);
+        let all = f64::from(layout.partitions()) * f64::from(layout.replicas());
+        for member in layout.members() {
+            let load = layout.load_of(member.id);
+            let share = f64::from(load.partitions) / all;
+            let bar = "█".repeat((share * 40.0).round() as usize);
+            out.add_row([
+                member.name.clone(),
+                member.address.clone(),
+                load.partitions.to_string(),
+                load.first.to_string(),
+                format!("{:5.1} % {bar}", share * 100.0),
+            ]);
+        }
+        println!("{out}");
+        if let Some(partition) = place {
+            println!(
+                "{}/{} lies in partition {}: replicas {}; fallbacks {}",
+                self.bucket,
+                self.key.as_deref().unwrap_or_default(),
+                partition.0,
+                names(&layout, layout.replicas_of(partition, layout.replicas())).join(", "),
+                names(&layout, &layout.fallbacks_of(partition, layout.replicas())).join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+fn names(layout: &Layout, nodes: &[quorate_core::NodeId]) -> Vec<String> {
+    nodes.iter().map(|&node| layout.name_of(node)).collect()
+}

@@ -1,0 +1,316 @@
+//! get, put, delete, scan.
+
+use std::io::{Read, Write};
+
+use bytes::Bytes;
+use clap::Args;
+use quorate_client::{ReadOptions, Replacing, ScanOptions, WriteOptions};
+use quorate_core::key::BucketName;
+use quorate_core::request::{QuorumSize, Receipt, Sibling};
+use quorate_core::{Key, Payload};
+use serde_json::json;
+
+use super::exit::Failure;
+use super::{Connection, Output, print_json, shown, table};
+
+/// A key in a bucket.
+#[derive(Args)]
+pub(super) struct Named {
+    /// The bucket.
+    bucket: String,
+    /// The key.
+    key: String,
+}
+
+impl Named {
+    pub(super) fn key(&self) -> Result<Key, Failure> {
+        Ok(Key::new(self.bucket.as_bytes(), self.key.as_bytes())?)
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Get {
+    #[command(flatten)]
+    named: Named,
+    /// Replicas that must answer: a number, quorum or all.
+    #[arg(long)]
+    r: Option<QuorumSize>,
+    /// Print only the value's bytes; several siblings are an error.
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Get {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let key = self.named.key()?;
+        let client = self.connection.connect().await?;
+        let read = client
+            .get(
+                &key,
+                &ReadOptions {
+                    r: self.r.unwrap_or_default(),
+                    timeout: None,
+                },
+            )
+            .await?;
+        if self.connection.output == Output::Json {
+            print_json(&json!({
+                "key": shown(key.bytes()),
+                "siblings": read.siblings.iter().map(sibling_json).collect::<Vec<_>>(),
+                "context": hex(&read.context),
+                "receipt": receipt_json(&read.receipt),
+            }));
+        } else if self.raw {
+            if read.siblings.len() > 1 {
+                return Err(Failure::usage(format!(
+                    "{} siblings: leave out --raw to see them",
+                    read.siblings.len()
+                )));
+            }
+            if let Some(sibling) = read.siblings.first() {
+                let _ = std::io::stdout().write_all(&sibling.value);
+            }
+        } else if !read.siblings.is_empty() {
+            let mut out = table(&["written (ms)", "bytes", "value"]);
+            for sibling in &read.siblings {
+                out.add_row([
+                    sibling.stamp.wall_ms().to_string(),
+                    sibling.value.len().to_string(),
+                    shown(&sibling.value),
+                ]);
+            }
+            println!("{out}");
+            if read.siblings.len() > 1 {
+                println!(
+                    "{} siblings lie side by side: put with --context {} to replace them",
+                    read.siblings.len(),
+                    hex(&read.context)
+                );
+            }
+        }
+        if read.siblings.is_empty() {
+            if self.connection.output == Output::Table {
+                eprintln!("quorate: {:?} is absent", key);
+            }
+            return Err(Failure::Absent);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Put {
+    #[command(flatten)]
+    named: Named,
+    /// The value; "-" reads it from standard input.
+    value: String,
+    /// Acks to wait for: a number, quorum or all.
+    #[arg(long)]
+    w: Option<QuorumSize>,
+    /// Replace exactly what a read showed: the context that `get` prints. Without one, replace what is there.
+    #[arg(long, value_name = "HEX")]
+    context: Option<String>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Put {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let key = self.named.key()?;
+        let value = match self.value.as_str() {
+            "-" => {
+                let mut value = Vec::new();
+                std::io::stdin()
+                    .read_to_end(&mut value)
+                    .map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+                Bytes::from(value)
+            }
+            value => Bytes::from(value.to_owned()),
+        };
+        let replacing = match &self.context {
+            Some(context) => Replacing::Exactly {
+                context: unhex(context)?,
+            },
+            None => Replacing::WhatIsThere { seen: Bytes::new() },
+        };
+        let client = self.connection.connect().await?;
+        let options = WriteOptions {
+            w: self.w.unwrap_or_default(),
+            ..WriteOptions::default()
+        };
+        let put = client
+            .put(&key, Payload::Value(value), replacing, &options)
+            .await?;
+        print_write(&put, self.connection.output);
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Delete {
+    #[command(flatten)]
+    named: Named,
+    /// Acks to wait for: a number, quorum or all.
+    #[arg(long)]
+    w: Option<QuorumSize>,
+    /// Delete exactly what a read showed. Without one, the key is read first.
+    #[arg(long, value_name = "HEX")]
+    context: Option<String>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Delete {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let key = self.named.key()?;
+        let context = self.context.as_deref().map(unhex).transpose()?;
+        let client = self.connection.connect().await?;
+        let options = WriteOptions {
+            w: self.w.unwrap_or_default(),
+            ..WriteOptions::default()
+        };
+        let put = client.delete(&key, context, &options).await?;
+        print_write(&put, self.connection.output);
+        Ok(())
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Scan {
+    /// The bucket.
+    bucket: String,
+    /// Only keys that begin with this.
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// Stop after this many keys.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Print the keys only.
+    #[arg(long)]
+    keys: bool,
+    /// Replicas of each partition that must answer: a number, quorum or all.
+    #[arg(long)]
+    r: Option<QuorumSize>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Scan {
+    /// Prints page by page, so that a large bucket needs no memory: a line a key, in JSON too.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let bucket = BucketName::new(&self.bucket)?;
+        let client = self.connection.connect().await?;
+        let mut left = self.limit.unwrap_or(usize::MAX);
+        let read = ReadOptions {
+            r: self.r.unwrap_or_default(),
+            timeout: None,
+        };
+        let mut options = ScanOptions {
+            prefix: self.prefix.clone().into(),
+            keys_only: self.keys,
+            read,
+            ..ScanOptions::default()
+        };
+        let mut stdout = std::io::stdout().lock();
+        while left > 0 {
+            options.limit = left.min(1_000) as u32;
+            let page = client.scan(&bucket, &options).await?;
+            left -= page.entries.len().min(left);
+            for entry in page.entries {
+                let line = match (self.connection.output, self.keys) {
+                    (Output::Json, true) => json!({ "key": shown(&entry.key) }).to_string(),
+                    (Output::Json, false) => json!({
+                        "key": shown(&entry.key),
+                        "siblings": entry.siblings.iter().map(sibling_json).collect::<Vec<_>>(),
+                    })
+                    .to_string(),
+                    (Output::Table, true) => shown(&entry.key),
+                    (Output::Table, false) => {
+                        let values: Vec<String> = entry
+                            .siblings
+                            .iter()
+                            .map(|sibling| shown(&sibling.value))
+                            .collect();
+                        format!("{}\t{}", shown(&entry.key), values.join("\t"))
+                    }
+                };
+                // A closed pipe (`| head`) ends the listing, and is no failure.
+                if writeln!(stdout, "{line}").is_err() {
+                    return Ok(());
+                }
+            }
+            if page.cursor.is_empty() {
+                break;
+            }
+            options.cursor = page.cursor;
+        }
+        Ok(())
+    }
+}
+
+fn print_write(put: &quorate_core::request::PutReply, output: Output) {
+    if output == Output::Json {
+        print_json(&json!({
+            "context": hex(&put.context),
+            "acks": put.receipt.acked.len(),
+            "hinted": put.hinted,
+            "conflict": put.conflict,
+            "receipt": receipt_json(&put.receipt),
+        }));
+    } else {
+        let conflict = if put.conflict {
+            "; siblings lie beside it"
+        } else {
+            ""
+        };
+        println!(
+            "{} acks in {} µs{conflict}",
+            put.receipt.acked.len(),
+            put.receipt.micros
+        );
+    }
+}
+
+fn sibling_json(sibling: &Sibling) -> serde_json::Value {
+    json!({ "value": shown(&sibling.value), "bytes": sibling.value.len(), "written_ms": sibling.stamp.wall_ms() })
+}
+
+fn receipt_json(receipt: &Receipt) -> serde_json::Value {
+    let nodes = |nodes: &[quorate_core::NodeId]| {
+        nodes
+            .iter()
+            .map(|node| format!("{:016x}", node.0))
+            .collect::<Vec<_>>()
+    };
+    json!({
+        "coordinator": format!("{:016x}", receipt.coordinator.0),
+        "layout": receipt.layout,
+        "acked": nodes(&receipt.acked),
+        "repaired": nodes(&receipt.repaired),
+        "micros": receipt.micros,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Result<Bytes, Failure> {
+    let wrong = || {
+        Failure::usage(format!(
+            "--context {text:?}: use the hexadecimal context that `quorate get -o json` prints"
+        ))
+    };
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+        return Err(wrong());
+    }
+    let pairs = (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+    pairs
+        .collect::<Result<Vec<u8>, _>>()
+        .map(Bytes::from)
+        .map_err(|_| wrong())
+}

@@ -1,0 +1,33 @@
+//! The node and its tools: configuration, the plugin registry, workers, the command line.
+//!
+//! A node with plugins of one's own is ten lines:
+//!
+//! ```no_run
+//! fn main() -> std::process::ExitCode {
+//!     let mut registry = quorate_node::Registry::built_in();
+//!     registry.storage("my-engine", |config: quorate_storage_memory::Config, _folder| quorate_storage_memory::open(config));
+//!     quorate_node::main(registry)
+//! }
+//! ```
+
+mod cli;
+pub mod config;
+mod faults;
+mod logging;
+pub mod registry;
+mod serve;
+
+pub use registry::Registry;
+
+/// Runs the `quorate` command with the process's arguments.
+pub fn main(registry: Registry) -> std::process::ExitCode {
+    run(registry, std::env::args_os())
+}
+
+/// Runs the `quorate` command with these arguments, the program's name first.
+pub fn run<T: Into<std::ffi::OsString> + Clone>(
+    registry: Registry,
+    arguments: impl IntoIterator<Item = T>,
+) -> std::process::ExitCode {
+    cli::run(registry, arguments)
+}

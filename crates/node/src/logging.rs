@@ -1,0 +1,48 @@
+//! Events to structured logs on stderr.
+
+use quorate_core::event::{Event, EventKind, EventSink};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{ConfigError, LogFormat, NodeSection};
+
+/// Starts logging for this process.
+pub(crate) fn start(node: &NodeSection) -> Result<(), ConfigError> {
+    let filter = EnvFilter::try_new(&node.log)
+        .map_err(|error| ConfigError::new(format!("[node] log = {:?}: {error}", node.log)))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    let started = match node.log_format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| ConfigError::new(error.to_string()))
+}
+
+/// Writes each event as one log line.
+pub(crate) struct LogEvents;
+
+impl EventSink for LogEvents {
+    fn emit(&self, event: Event) {
+        match event.kind {
+            EventKind::PeerUp { peer } => tracing::info!(peer, "peer is up"),
+            EventKind::PeerDown { peer, reason } => tracing::warn!(peer, reason, "peer is down"),
+            EventKind::PeerUnreachable { peer, reason } => {
+                tracing::warn!(peer, reason, "peer can't be reached")
+            }
+            EventKind::PeerRefused { peer, reason } => tracing::warn!(peer, reason, "peer refused"),
+            EventKind::StrangerRefused { address, reason } => {
+                tracing::warn!(address, reason, "stranger refused")
+            }
+            EventKind::ReadRepaired { replicas } => tracing::debug!(replicas, "read repair"),
+            EventKind::WriteIndeterminate { needed, received } => {
+                tracing::warn!(needed, received, "write did not get its acks");
+            }
+            EventKind::StorageFailed { detail } => tracing::error!(detail, "storage failed"),
+            EventKind::ActorRenewed { partition } => {
+                tracing::warn!(partition, "partition goes on under a new actor")
+            }
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! `quorate serve`: opens the engine, starts the workers, hands out connections, and ends cleanly.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quorate_client::system::{System, Tcp, duplex};
+use quorate_cluster::node::{FaultSwitch, Service};
+use quorate_cluster::shared::Parts;
+use quorate_cluster::{Node, Shared};
+use quorate_core::admission::Identity;
+use quorate_core::event::{Event, EventSink};
+use quorate_core::key::Table;
+use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
+use quorate_core::{Member, StorageKey};
+use quorate_rpc::network::Network;
+use quorate_rpc::peers::Peers;
+use quorate_rpc::serve::serve_connection;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::config::{Config, ConfigError};
+use crate::faults::{Cut, FaultyTcp};
+use crate::logging::{self, LogEvents};
+use crate::registry::Registry;
+
+/// How long requests under way may go on once the node is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs a node until SIGTERM or SIGINT.
+pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigError> {
+    logging::start(&config.node)?;
+    abort_on_panic();
+    let listener = TcpListener::bind(config.node.listen).map_err(|error| {
+        ConfigError::new(format!(
+            "cannot listen on {} ([node] listen): {error}",
+            config.node.listen
+        ))
+    })?;
+    let cut = Arc::new(Cut::default());
+    let shared = open(&config, registry)?;
+    let workers = config
+        .node
+        .workers
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let connections = Arc::new(AtomicUsize::new(0));
+    let workers: Vec<Worker> = (0..workers)
+        .map(|number| {
+            let faults = config.faults.enabled.then(|| cut.clone());
+            Worker::start(number, shared.clone(), faults, connections.clone())
+        })
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ConfigError::new(format!("cannot start the event loop: {error}")))?;
+    let served = runtime.block_on(accept(listener, &workers, &connections, &config));
+    for worker in workers {
+        worker.stop();
+    }
+    // The last owner: what was submitted is committed and the folder is left ready.
+    drop(shared);
+    tracing::info!("stopped");
+    served
+}
+
+fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError> {
+    let engine = registry.open_storage(
+        &config.storage.name,
+        config.storage.rest.clone(),
+        &config.node.data,
+    )?;
+    claim_folder(&*engine, config)?;
+    let mut resolvers = BTreeMap::new();
+    for (_, bucket) in config.buckets.iter() {
+        let name = &bucket.definition.resolver;
+        resolvers.insert(name.clone(), registry.open_resolver("resolver", name)?);
+    }
+    let this = config.this();
+    let durability = match engine.capability().durable {
+        true => "durable when acked",
+        false if engine.capability().survives_restart => "committed at intervals",
+        false => "volatile",
+    };
+    Ok(Shared::new(Parts {
+        identity: Identity {
+            cluster: config.cluster.id.clone(),
+            node: this.id,
+            name: this.name,
+            layout_digest: config.layout.digest(),
+            buckets_digest: config.buckets.digest(),
+        },
+        layout: config.layout.clone(),
+        buckets: config.buckets.clone(),
+        resolvers,
+        storage_name: format!("{} ({durability})", config.storage.name),
+        engine,
+        environment: Arc::new(System::new()),
+        events: Arc::new(LogEvents),
+        config: config.coordinator.clone(),
+    }))
+}
+
+/// A data folder belongs to one node of one cluster: starting another one in it is refused, not mixed up.
+fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), ConfigError> {
+    let owner = format!(
+        "{}/{} Q={}",
+        config.cluster.id, config.node.name, config.cluster.partitions
+    );
+    let failed = |error: StorageError| ConfigError::new(format!("[storage] {error}"));
+    let key = StorageKey::of_table(Table::Facts, b"owner");
+    match engine.get(&key).map_err(failed)? {
+        Some(found) if found == owner.as_bytes() => Ok(()),
+        Some(found) => Err(ConfigError::new(format!(
+            "data folder {} belongs to {}, not to {owner}: set [node] data to another folder",
+            config.node.data.display(),
+            String::from_utf8_lossy(&found)
+        ))),
+        None => {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            engine.update(vec![Box::new(Claim {
+                key,
+                owner,
+                done: sender,
+            })]);
+            receiver.recv().unwrap_or_else(|_| Ok(())).map_err(failed)
+        }
+    }
+}
+
+struct Claim {
+    key: StorageKey,
+    owner: String,
+    done: std::sync::mpsc::Sender<Result<(), StorageError>>,
+}
+
+impl Update for Claim {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, _: Option<bytes::Bytes>) -> Result<Change, StorageError> {
+        Ok(Change::Put(self.owner.clone().into()))
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+        let _ = self.done.send(outcome);
+    }
+}
+
+/// A panic in a task would disappear with it, and its requests with both. Better to stop: other replicas go on.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+async fn accept(
+    listener: TcpListener,
+    workers: &[Worker],
+    connections: &AtomicUsize,
+    config: &Config,
+) -> Result<(), ConfigError> {
+    let failed = |error: std::io::Error| ConfigError::new(format!("cannot serve: {error}"));
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    announce(config, address);
+    let mut next = 0;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) if connections.load(Ordering::Relaxed) >= config.node.max_connections => {
+                tracing::warn!(
+                    limit = config.node.max_connections,
+                    "too many connections ([node] max_connections)"
+                );
+                drop(stream);
+            }
+            Ok((stream, _)) => {
+                if let Ok(stream) = stream.into_std() {
+                    workers[next % workers.len()].give(stream);
+                    next += 1;
+                }
+            }
+            // Out of file descriptors, most likely: others may be closed meanwhile.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// The readiness line: the only thing a node writes to stdout.
+fn announce(config: &Config, address: std::net::SocketAddr) {
+    tracing::info!(name = config.node.name, %address, storage = config.storage.name, "serving");
+    let mut stdout = std::io::stdout();
+    let _ = writeln!(
+        stdout,
+        "quorate ready name={} address={address} pid={}",
+        config.node.name,
+        std::process::id()
+    );
+    let _ = stdout.flush();
+}
+
+/// One event loop on a thread of its own, with its own connections to all peers.
+struct Worker {
+    streams: mpsc::UnboundedSender<std::net::TcpStream>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    fn start(
+        number: usize,
+        shared: Arc<Shared>,
+        faults: Option<Arc<Cut>>,
+        connections: Arc<AtomicUsize>,
+    ) -> Worker {
+        let (streams, incoming) = mpsc::unbounded_channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("quorate-{number}"))
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.expect("an event loop can be started");
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, run(shared, faults, incoming, connections));
+            })
+            .expect("a thread can be started");
+        Worker { streams, thread }
+    }
+
+    fn give(&self, stream: std::net::TcpStream) {
+        let _ = self.streams.send(stream);
+    }
+
+    fn stop(self) {
+        drop(self.streams);
+        let _ = self.thread.join();
+    }
+}
+
+/// A worker's life: serves what it is given until there is no more, then lets requests under way finish.
+async fn run(
+    shared: Arc<Shared>,
+    faults: Option<Arc<Cut>>,
+    mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>,
+    connections: Arc<AtomicUsize>,
+) {
+    let network: Rc<dyn Network> = match &faults {
+        Some(cut) => Rc::new(FaultyTcp { cut: cut.clone() }),
+        None => Rc::new(Tcp),
+    };
+    let others: Vec<Member> = shared
+        .layout
+        .members()
+        .iter()
+        .filter(|member| member.id != shared.node())
+        .cloned()
+        .collect();
+    let peers = Peers::start(
+        others,
+        shared.identity.clone(),
+        network.clone(),
+        shared.environment.clone(),
+        shared.events.clone(),
+    );
+    let switch = faults.map(|cut| -> FaultSwitch {
+        Arc::new(move |nodes| {
+            cut.set(nodes);
+            Ok(())
+        })
+    });
+    let node = Node::new(shared.clone(), peers.clone(), switch);
+    let service = Rc::new(Service(node.clone()));
+    while let Some(stream) = incoming.recv().await {
+        let open = Open::new(connections.clone());
+        let (shared, service, network, peers) =
+            (shared.clone(), service.clone(), network.clone(), peers.clone());
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            serve_stream(stream, &shared, service, network, peers).await;
+        });
+    }
+    let drained = async {
+        while node.in_flight() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // The answers are still on their way out.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+}
+
+async fn serve_stream(
+    stream: std::net::TcpStream,
+    shared: &Arc<Shared>,
+    service: Rc<Service>,
+    network: Rc<dyn Network>,
+    peers: Rc<Peers>,
+) {
+    let Ok(stream) = TcpStream::from_std(stream) else {
+        return;
+    };
+    let from = stream
+        .peer_addr()
+        .map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
+    let Ok(duplex) = duplex(stream) else { return };
+    let on_peer = |peer| peers.hurry(peer);
+    if let Some(kind) = serve_connection(duplex, &from, &shared.identity, service, network, on_peer).await {
+        let at_ms = shared.environment.wall_ms();
+        let event = Event {
+            at_ms,
+            node: shared.node(),
+            request: None,
+            kind,
+        };
+        EventSink::emit(&*shared.events, event);
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: Arc<AtomicUsize>) -> Open {
+        count.fetch_add(1, Ordering::Relaxed);
+        Open(count)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

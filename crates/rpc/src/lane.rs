@@ -1,0 +1,261 @@
+//! The sending side of a connection: operations gather here while earlier ones are under way.
+//!
+//! No timers and no waiting for company: an operation that finds the lane idle is sent at the end of the event loop's
+//! turn; under load, what gathers while two calls are under way makes the next call.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_core::seams::ReplyTo;
+use tokio::sync::Notify;
+
+use crate::connection;
+use crate::network::Duplex;
+
+/// Calls under way at a time: one that the other side works on, one on the wire.
+const MAX_CALLS: usize = 2;
+/// Most operations of a call.
+pub const MAX_BATCH_OPERATIONS: usize = 1024;
+/// A call is full when its operations make this many bytes; a single larger one travels alone.
+pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// Most operations that may wait for an answer on one lane.
+pub const MAX_OUTSTANDING: usize = 16_384;
+/// Most bytes that may wait to be sent on one lane.
+pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
+/// The other side answers a call within [`crate::session::LONGEST_HOLD`], be it with nothing. After this many of these
+/// looks without any answer it is taken for dead.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+const SILENT_LOOKS: u32 = 5;
+/// An idle lane that is to notice a dead peer asks for a sign of life after this many looks.
+const IDLE_LOOKS: u32 = 2;
+
+/// One of the two protocols, as a lane sees it.
+pub trait Protocol: 'static {
+    /// An operation.
+    type Request: 'static;
+    /// Its result.
+    type Reply: 'static;
+    /// The Cap'n Proto capability that takes batches.
+    type Port: capnp::capability::FromClientHook + Clone + 'static;
+
+    /// About how many bytes the operation takes on the wire.
+    fn bytes_of(request: &Self::Request) -> usize;
+
+    /// Sends a batch and takes its answer apart.
+    fn exchange(
+        port: &Self::Port,
+        batch: Vec<Queued<Self::Request>>,
+    ) -> impl Future<Output = Result<Vec<(u64, Self::Reply)>, capnp::Error>> + 'static;
+
+    /// What an operation is answered with if the connection is gone.
+    fn disconnected() -> Self::Reply;
+
+    /// What an operation is answered with if the lane is full.
+    fn overloaded(what: &str, limit: usize) -> Self::Reply;
+}
+
+/// An operation with its number on this connection.
+pub struct Queued<Q> {
+    /// Its number.
+    pub id: u64,
+    /// What is left of its deadline.
+    pub timeout: Duration,
+    /// What to do.
+    pub request: Q,
+}
+
+/// The sending side of one connection.
+pub struct Lane<P: Protocol> {
+    port: P::Port,
+    queue: RefCell<VecDeque<Queued<P::Request>>>,
+    queued_bytes: Cell<usize>,
+    waiting: RefCell<BTreeMap<u64, ReplyTo<P::Reply>>>,
+    next_id: Cell<u64>,
+    calls: Cell<usize>,
+    pump_scheduled: Cell<bool>,
+    answers: Cell<u64>,
+    closed: RefCell<Option<String>>,
+    on_close: Notify,
+}
+
+impl<P: Protocol> Lane<P> {
+    /// Opens a lane on a stream that has passed its preamble. The connection lives as long as the lane, or until it
+    /// fails. `watched`: an idle lane asks for signs of life (between nodes).
+    pub fn open(duplex: Duplex, watched: bool) -> Rc<Lane<P>> {
+        let (port, driver) = connection::dial::<P::Port>(duplex);
+        let lane = Rc::new(Lane {
+            port,
+            queue: RefCell::default(),
+            queued_bytes: Cell::new(0),
+            waiting: RefCell::default(),
+            next_id: Cell::new(1),
+            calls: Cell::new(0),
+            pump_scheduled: Cell::new(false),
+            answers: Cell::new(0),
+            closed: RefCell::new(None),
+            on_close: Notify::new(),
+        });
+        let theirs = Rc::downgrade(&lane);
+        let watch = Lane::watch(Rc::downgrade(&lane), watched);
+        tokio::task::spawn_local(async move {
+            let reason = tokio::select! {
+                biased;
+                ended = driver => ended.unwrap_or_else(|| "the other side closed the connection".into()),
+                silent = watch => silent,
+            };
+            if let Some(lane) = theirs.upgrade() {
+                lane.close(&reason);
+            }
+        });
+        lane
+    }
+
+    /// Queues an operation; `reply` gets its result, or that there will be none.
+    pub fn send(self: &Rc<Self>, request: P::Request, timeout: Duration, reply: ReplyTo<P::Reply>) {
+        if self.closed.borrow().is_some() {
+            return reply.send(P::disconnected());
+        }
+        let bytes = P::bytes_of(&request);
+        if self.waiting.borrow().len() >= MAX_OUTSTANDING {
+            return reply.send(P::overloaded(
+                "operations waiting on one connection",
+                MAX_OUTSTANDING,
+            ));
+        }
+        if self.queued_bytes.get() + bytes > MAX_QUEUED_BYTES {
+            return reply.send(P::overloaded("bytes queued for one connection", MAX_QUEUED_BYTES));
+        }
+        let id = self.next_id.replace(self.next_id.get() + 1);
+        self.queued_bytes.set(self.queued_bytes.get() + bytes);
+        self.queue.borrow_mut().push_back(Queued { id, timeout, request });
+        self.waiting.borrow_mut().insert(id, reply);
+        if !self.pump_scheduled.replace(true) {
+            let lane = self.clone();
+            tokio::task::spawn_local(async move {
+                lane.pump_scheduled.set(false);
+                lane.pump();
+            });
+        }
+    }
+
+    /// Why the lane is closed, if it is.
+    pub fn closed(&self) -> Option<String> {
+        self.closed.borrow().clone()
+    }
+
+    /// Waits until the lane is closed, and says why.
+    pub async fn until_closed(&self) -> String {
+        loop {
+            let notified = self.on_close.notified();
+            if let Some(reason) = self.closed() {
+                return reason;
+            }
+            notified.await;
+        }
+    }
+
+    /// Answers everything that waits with "disconnected", and takes nothing more.
+    pub fn close(&self, reason: &str) {
+        if self.closed.borrow().is_some() {
+            return;
+        }
+        *self.closed.borrow_mut() = Some(reason.to_owned());
+        self.queue.borrow_mut().clear();
+        for (_, reply) in std::mem::take(&mut *self.waiting.borrow_mut()) {
+            reply.send(P::disconnected());
+        }
+        self.on_close.notify_waiters();
+    }
+
+    /// Sends what has gathered, as far as calls are free; keeps one call out while results are owed.
+    fn pump(self: &Rc<Self>) {
+        while self.closed.borrow().is_none() && self.calls.get() < MAX_CALLS {
+            let batch = self.take_batch();
+            let collecting = self.calls.get() == 0 && !self.waiting.borrow().is_empty();
+            if batch.is_empty() && !collecting {
+                return;
+            }
+            self.call(batch);
+        }
+    }
+
+    fn call(self: &Rc<Self>, batch: Vec<Queued<P::Request>>) {
+        self.calls.set(self.calls.get() + 1);
+        let answer = P::exchange(&self.port, batch);
+        let lane = self.clone();
+        tokio::task::spawn_local(async move {
+            let answer = answer.await;
+            lane.calls.set(lane.calls.get() - 1);
+            lane.answers.set(lane.answers.get() + 1);
+            match answer {
+                Ok(results) => {
+                    for (id, result) in results {
+                        let waiting = lane.waiting.borrow_mut().remove(&id);
+                        if let Some(reply) = waiting {
+                            reply.send(result);
+                        }
+                    }
+                    lane.pump();
+                }
+                Err(error) => lane.close(&error.to_string()),
+            }
+        });
+    }
+
+    fn take_batch(&self) -> Vec<Queued<P::Request>> {
+        let mut queue = self.queue.borrow_mut();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = queue.front() {
+            let next_bytes = P::bytes_of(&next.request);
+            if batch.len() >= MAX_BATCH_OPERATIONS
+                || (!batch.is_empty() && bytes + next_bytes > MAX_BATCH_BYTES)
+            {
+                break;
+            }
+            bytes += next_bytes;
+            batch.extend(queue.pop_front());
+        }
+        self.queued_bytes.set(self.queued_bytes.get() - bytes);
+        batch
+    }
+
+    /// Returns when the other side has been silent for too long. Counts looks, not time: a process that was stopped,
+    /// or a client that does not run between its calls, must not take its own absence for the other side's.
+    async fn watch(lane: std::rc::Weak<Lane<P>>, watched: bool) -> String {
+        let mut every = tokio::time::interval(WATCH_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut answers, mut silent, mut idle) = (0, 0, 0);
+        loop {
+            every.tick().await;
+            let Some(lane) = lane.upgrade() else {
+                return "dropped".into();
+            };
+            if lane.calls.get() == 0 || lane.answers.get() != answers {
+                answers = lane.answers.get();
+                silent = 0;
+                idle = if lane.calls.get() == 0 { idle + 1 } else { 0 };
+                if watched && idle >= IDLE_LOOKS {
+                    idle = 0;
+                    lane.call(Vec::new());
+                }
+                continue;
+            }
+            silent += 1;
+            if silent >= SILENT_LOOKS {
+                return format!(
+                    "no answer for {} ms",
+                    WATCH_EVERY.as_millis() * u128::from(SILENT_LOOKS)
+                );
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Drop for Lane<P> {
+    fn drop(&mut self) {
+        self.close("dropped");
+    }
+}

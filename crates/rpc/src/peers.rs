@@ -1,0 +1,249 @@
+//! This node's connections to its peers: kept open, dialled again with growing pauses, and the way out for requests.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_core::admission::Identity;
+use quorate_core::environment::Environment;
+use quorate_core::event::{Event, EventKind, EventSink};
+use quorate_core::request::{PeerError, PeerRequest, PeerResult};
+use quorate_core::seams::{PeerTransport, ReplySink, ReplyTo};
+use quorate_core::{Member, NodeId};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::convert::peer::PeerProtocol;
+use crate::lane::Lane;
+use crate::network::Network;
+use crate::preamble::introduce;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Replies before a peer's usual latency is trusted.
+const MIN_SAMPLES: u32 = 50;
+
+/// The open connections of one worker to all peers.
+pub struct Peers {
+    links: BTreeMap<NodeId, Rc<Link>>,
+}
+
+struct Link {
+    member: Member,
+    lane: RefCell<Option<Rc<Lane<PeerProtocol>>>>,
+    trouble: RefCell<Option<String>>,
+    hurry: Notify,
+    latency: Latency,
+}
+
+impl Peers {
+    /// Begins to connect to `peers`, and keeps at it for as long as this value lives.
+    pub fn start(
+        peers: Vec<Member>,
+        ours: Identity,
+        network: Rc<dyn Network>,
+        environment: Arc<dyn Environment>,
+        events: Arc<dyn EventSink>,
+    ) -> Rc<Peers> {
+        let link = |member: Member| {
+            let lane = RefCell::new(None);
+            Rc::new(Link {
+                member,
+                lane,
+                trouble: RefCell::new(None),
+                hurry: Notify::new(),
+                latency: Latency::default(),
+            })
+        };
+        let links: BTreeMap<_, _> = peers
+            .into_iter()
+            .map(|member| (member.id, link(member)))
+            .collect();
+        for link in links.values() {
+            let dialler = Dialler {
+                ours: ours.clone(),
+                network: network.clone(),
+                environment: environment.clone(),
+                events: events.clone(),
+            };
+            let link = Rc::downgrade(link);
+            tokio::task::spawn_local(dialler.keep_connected(link));
+        }
+        Rc::new(Peers { links })
+    }
+
+    /// A peer has just connected to us: if we are waiting to dial it again, now is the time.
+    pub fn hurry(&self, peer: NodeId) {
+        if let Some(link) = self.links.get(&peer) {
+            link.hurry.notify_one();
+        }
+    }
+}
+
+impl PeerTransport for Peers {
+    fn send(&self, to: NodeId, request: PeerRequest, timeout: Duration, reply: ReplyTo<PeerResult>) {
+        let Some(link) = self.links.get(&to) else {
+            return reply.send(Err(PeerError::Disconnected));
+        };
+        let Some(lane) = link.lane.borrow().clone() else {
+            return reply.send(Err(PeerError::Disconnected));
+        };
+        if matches!(request, PeerRequest::Read(_)) {
+            let timed = Timed {
+                link: link.clone(),
+                sent: Instant::now(),
+                reply: Cell::new(Some(reply)),
+            };
+            lane.send(request, timeout, ReplyTo::new(Rc::new(timed), 0));
+        } else {
+            lane.send(request, timeout, reply);
+        }
+    }
+
+    fn is_up(&self, node: NodeId) -> bool {
+        self.links
+            .get(&node)
+            .is_some_and(|link| link.lane.borrow().is_some())
+    }
+
+    fn trouble(&self, node: NodeId) -> Option<String> {
+        self.links
+            .get(&node)
+            .and_then(|link| link.trouble.borrow().clone())
+    }
+
+    fn usual_latency(&self, node: NodeId) -> Option<Duration> {
+        self.links.get(&node).and_then(|link| link.latency.p95())
+    }
+}
+
+struct Timed {
+    link: Rc<Link>,
+    sent: Instant,
+    reply: Cell<Option<ReplyTo<PeerResult>>>,
+}
+
+impl ReplySink<PeerResult> for Timed {
+    fn reply(&self, _: u64, answer: Option<PeerResult>) {
+        if matches!(answer, Some(Ok(_))) {
+            self.link.latency.sample(self.sent.elapsed());
+        }
+        if let (Some(reply), Some(answer)) = (self.reply.take(), answer) {
+            reply.send(answer);
+        }
+    }
+}
+
+/// A running estimate of the latency that 95 of 100 replies keep: each sample above it raises it by 19 parts, each
+/// below lowers it by one, which balances at that share.
+#[derive(Default)]
+struct Latency {
+    samples: Cell<u32>,
+    p95_micros: Cell<f64>,
+}
+
+impl Latency {
+    fn sample(&self, elapsed: Duration) {
+        let micros = elapsed.as_micros() as f64;
+        let samples = self.samples.get().saturating_add(1);
+        self.samples.set(samples);
+        let now = self.p95_micros.get();
+        let step = (now * 0.01).max(1.0);
+        let next = if samples == 1 {
+            micros
+        } else if micros > now {
+            now + 19.0 * step / 4.0
+        } else {
+            now - step / 4.0
+        };
+        self.p95_micros.set(next.max(1.0));
+    }
+
+    fn p95(&self) -> Option<Duration> {
+        (self.samples.get() >= MIN_SAMPLES).then(|| Duration::from_micros(self.p95_micros.get() as u64))
+    }
+}
+
+struct Dialler {
+    ours: Identity,
+    network: Rc<dyn Network>,
+    environment: Arc<dyn Environment>,
+    events: Arc<dyn EventSink>,
+}
+
+impl Dialler {
+    async fn keep_connected(self, link: std::rc::Weak<Link>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Some(strong) = link.upgrade() else { return };
+            let name = strong.member.name.clone();
+            match self.dial(&strong).await {
+                Ok(lane) => {
+                    pause = FIRST_PAUSE;
+                    *strong.lane.borrow_mut() = Some(lane.clone());
+                    *strong.trouble.borrow_mut() = None;
+                    drop(strong);
+                    self.emit(EventKind::PeerUp { peer: name.clone() });
+                    let reason = lane.until_closed().await;
+                    if let Some(strong) = link.upgrade() {
+                        *strong.lane.borrow_mut() = None;
+                    }
+                    self.emit(EventKind::PeerDown { peer: name, reason });
+                }
+                Err(reason) => {
+                    let first = strong.trouble.borrow().as_ref() != Some(&reason);
+                    *strong.trouble.borrow_mut() = Some(reason.clone());
+                    drop(strong);
+                    if first {
+                        self.emit(EventKind::PeerUnreachable { peer: name, reason });
+                    }
+                }
+            }
+            // Between half the pause and all of it, so that nodes do not dial in step.
+            let jitter = self.environment.random() % 1024;
+            let Some(strong) = link.upgrade() else { return };
+            let wait = pause.mul_f64(0.5 + jitter as f64 / 2048.0);
+            let _ = tokio::time::timeout(wait, strong.hurry.notified()).await;
+            drop(strong);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn dial(&self, link: &Link) -> Result<Rc<Lane<PeerProtocol>>, String> {
+        let member = &link.member;
+        let connect = self.network.connect(&member.address, Some(member.id));
+        let mut duplex = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(Ok(duplex)) => duplex,
+            Ok(Err(error)) => return Err(format!("{}: {error}", member.address)),
+            Err(_) => {
+                return Err(format!(
+                    "{}: no connection within {CONNECT_TIMEOUT:?}",
+                    member.address
+                ));
+            }
+        };
+        let theirs = introduce(&mut duplex, Some(&self.ours))
+            .await
+            .map_err(|error| format!("{}: {error}", member.address))?;
+        if theirs.node != member.id {
+            return Err(format!(
+                "{} answers as {:?}, not as {:?}",
+                member.address, theirs.name, member.name
+            ));
+        }
+        Ok(Lane::open(duplex, true))
+    }
+
+    fn emit(&self, kind: EventKind) {
+        let at_ms = self.environment.wall_ms();
+        self.events.emit(Event {
+            at_ms,
+            node: self.ours.node,
+            request: None,
+            kind,
+        });
+    }
+}

@@ -1,0 +1,238 @@
+//! What is said on a connection before Cap'n Proto begins: who we are, and whether we belong together.
+//!
+//! Short, bounded, under a deadline of its own, and before any byte is given to a library that allocates what a header
+//! claims: strangers are refused cheaply. `schema/preamble.md` describes the bytes.
+
+use std::io;
+use std::time::Duration;
+
+use quorate_core::NodeId;
+use quorate_core::admission::{Identity, Introduction, NEWEST_PROTOCOL, OLDEST_PROTOCOL, Role, admit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::network::Duplex;
+
+const MAGIC: &[u8; 8] = b"QUORATE\x01";
+const MAX_BODY_BYTES: usize = 1024;
+const CLIENT: u8 = 0;
+const NODE: u8 = 1;
+const WELCOME: u8 = 0;
+const REFUSED: u8 = 1;
+
+/// How long either side waits for the other's part.
+pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a connection was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PreambleError {
+    /// The stream failed or ended.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The other side said nothing in time.
+    #[error("no answer within {} s", PREAMBLE_TIMEOUT.as_secs())]
+    Timeout,
+    /// What came is not our protocol.
+    #[error("the other side does not speak Quorate's protocol (it sent {sent:?}); is this the right port?")]
+    Stranger {
+        /// Its first bytes.
+        sent: String,
+    },
+    /// One side will not have the other.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Introduces this side on a connection it opened, and learns who answered.
+///
+/// # Errors
+/// [`PreambleError`]; `Refused` by either side.
+pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<Identity, PreambleError> {
+    let exchange = async {
+        let role = ours.map_or(Role::Client, |identity| Role::Node(identity.clone()));
+        let body = encode(&Introduction {
+            oldest: OLDEST_PROTOCOL,
+            newest: NEWEST_PROTOCOL,
+            role,
+        });
+        write_frame(duplex, None, &body).await?;
+        read_magic(duplex).await?;
+        let status = duplex.read.read_u8().await?;
+        let body = read_body(duplex).await?;
+        if status == REFUSED {
+            return Err(PreambleError::Refused(
+                String::from_utf8_lossy(&body).into_owned(),
+            ));
+        }
+        let theirs = decode(&body)?;
+        if let Some(ours) = ours {
+            admit(ours, &theirs).map_err(PreambleError::Refused)?;
+        }
+        match theirs.role {
+            Role::Node(identity) => Ok(identity),
+            Role::Client => Err(malformed()),
+        }
+    };
+    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(PreambleError::Timeout))
+}
+
+/// Hears out whoever opened a connection, and admits or refuses them.
+///
+/// # Errors
+/// [`PreambleError`]; the other side has been told where it speaks our protocol.
+pub async fn welcome(duplex: &mut Duplex, ours: &Identity) -> Result<Role, PreambleError> {
+    let exchange = async {
+        read_magic(duplex).await?;
+        let theirs = decode(&read_body(duplex).await?)?;
+        match admit(ours, &theirs) {
+            Ok(_) => {
+                let role = Role::Node(ours.clone());
+                let body = encode(&Introduction {
+                    oldest: OLDEST_PROTOCOL,
+                    newest: NEWEST_PROTOCOL,
+                    role,
+                });
+                write_frame(duplex, Some(WELCOME), &body).await?;
+                Ok(theirs.role)
+            }
+            Err(reason) => {
+                write_frame(duplex, Some(REFUSED), reason.as_bytes()).await?;
+                Err(PreambleError::Refused(reason))
+            }
+        }
+    };
+    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(PreambleError::Timeout))
+}
+
+async fn write_frame(duplex: &mut Duplex, status: Option<u8>, body: &[u8]) -> io::Result<()> {
+    let body = &body[..body.len().min(MAX_BODY_BYTES)];
+    let mut frame = MAGIC.to_vec();
+    frame.extend(status);
+    frame.extend_from_slice(&(body.len() as u16).to_le_bytes());
+    frame.extend_from_slice(body);
+    duplex.write.write_all(&frame).await?;
+    duplex.write.flush().await
+}
+
+async fn read_magic(duplex: &mut Duplex) -> Result<(), PreambleError> {
+    let mut magic = [0; 8];
+    let mut have = 0;
+    // A stranger may send less than eight bytes and wait: the first wrong byte is enough.
+    while have < magic.len() {
+        let count = duplex.read.read(&mut magic[have..]).await?;
+        if count == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the other side closed the connection",
+            )
+            .into());
+        }
+        have += count;
+        if magic[..have] != MAGIC[..have] {
+            return Err(PreambleError::Stranger {
+                sent: magic[..have].escape_ascii().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn read_body(duplex: &mut Duplex) -> Result<Vec<u8>, PreambleError> {
+    let length = duplex.read.read_u16_le().await? as usize;
+    if length > MAX_BODY_BYTES {
+        return Err(malformed());
+    }
+    let mut body = vec![0; length];
+    duplex.read.read_exact(&mut body).await?;
+    Ok(body)
+}
+
+fn malformed() -> PreambleError {
+    PreambleError::Stranger {
+        sent: "a malformed introduction".into(),
+    }
+}
+
+fn encode(introduction: &Introduction) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend_from_slice(&introduction.oldest.to_le_bytes());
+    out.extend_from_slice(&introduction.newest.to_le_bytes());
+    match &introduction.role {
+        Role::Client => out.push(CLIENT),
+        Role::Node(identity) => {
+            out.push(NODE);
+            for number in [identity.node.0, identity.layout_digest, identity.buckets_digest] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            for text in [&identity.cluster, &identity.name] {
+                let text = &text.as_bytes()[..text.len().min(255)];
+                out.push(text.len() as u8);
+                out.extend_from_slice(text);
+            }
+        }
+    }
+    out
+}
+
+fn decode(bytes: &[u8]) -> Result<Introduction, PreambleError> {
+    fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Result<&'a [u8], PreambleError> {
+        let (taken, rest) = bytes.split_at_checked(count).ok_or_else(malformed)?;
+        *bytes = rest;
+        Ok(taken)
+    }
+    fn number(bytes: &mut &[u8], width: usize) -> Result<u64, PreambleError> {
+        let mut fixed = [0; 8];
+        fixed[..width].copy_from_slice(take(bytes, width)?);
+        Ok(u64::from_le_bytes(fixed))
+    }
+    fn text(bytes: &mut &[u8]) -> Result<String, PreambleError> {
+        let length = number(bytes, 1)? as usize;
+        String::from_utf8(take(bytes, length)?.to_vec()).map_err(|_| malformed())
+    }
+    let mut rest = bytes;
+    let oldest = number(&mut rest, 2)? as u16;
+    let newest = number(&mut rest, 2)? as u16;
+    let role = match number(&mut rest, 1)? as u8 {
+        CLIENT => Role::Client,
+        NODE => Role::Node(Identity {
+            node: NodeId(number(&mut rest, 8)?),
+            layout_digest: number(&mut rest, 8)?,
+            buckets_digest: number(&mut rest, 8)?,
+            cluster: text(&mut rest)?,
+            name: text(&mut rest)?,
+        }),
+        _ => return Err(malformed()),
+    };
+    // A newer version may say more: what follows is not ours to understand.
+    Ok(Introduction { oldest, newest, role })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one side encodes the other decodes, and no truncation of it is taken for an introduction of a node.
+    #[test]
+    fn introductions_round_trip_and_truncations_are_refused() {
+        let identity = Identity {
+            cluster: "demo".into(),
+            node: NodeId(7),
+            name: "n1".into(),
+            layout_digest: 3,
+            buckets_digest: 4,
+        };
+        let introduction = Introduction {
+            oldest: 1,
+            newest: 2,
+            role: Role::Node(identity),
+        };
+        let bytes = encode(&introduction);
+        assert_eq!(decode(&bytes).unwrap(), introduction);
+        for end in 0..bytes.len() {
+            assert!(decode(&bytes[..end]).is_err());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Serving one accepted connection, from its preamble to its end.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp::Error;
+use quorate_core::NodeId;
+use quorate_core::admission::{Identity, Role};
+use quorate_core::event::EventKind;
+use quorate_core::request::{ClientReply, ClientResult, PeerError, PeerReply, PeerResult};
+use quorate_core::seams::{Incoming, NodeService};
+use quorate_core::{RequestError, request};
+
+use crate::connection;
+use crate::convert::{client as client_wire, peer as peer_wire};
+use crate::generated::{client_capnp, peer_capnp};
+use crate::network::{Duplex, Network};
+use crate::preamble::{PreambleError, welcome};
+use crate::session::Session;
+
+/// Serves a connection until it ends. What is worth telling is returned; nothing a stranger sends does more harm.
+pub async fn serve_connection(
+    mut duplex: Duplex,
+    from: &str,
+    ours: &Identity,
+    service: Rc<dyn NodeService>,
+    network: Rc<dyn Network>,
+    on_peer: impl FnOnce(NodeId),
+) -> Option<EventKind> {
+    match welcome(&mut duplex, ours).await {
+        Ok(Role::Client) => {
+            let session = Session::new(abandoned_by_client_side, client_wire::result_bytes);
+            let port =
+                capnp_rpc::new_client::<client_capnp::node::Client, _>(ClientPort { service, session });
+            connection::serve(duplex, port.client).await;
+            None
+        }
+        Ok(Role::Node(peer)) => {
+            on_peer(peer.node);
+            let duplex = network.accepted(peer.node, duplex);
+            let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
+            let port = PeerPort {
+                from: peer.node,
+                service,
+                session,
+            };
+            let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
+            connection::serve(duplex, port.client).await;
+            None
+        }
+        Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused {
+            peer: from.to_owned(),
+            reason,
+        }),
+        // Opened and closed without a word: a port check.
+        Err(PreambleError::Io(_)) => None,
+        Err(error) => Some(EventKind::StrangerRefused {
+            address: from.to_owned(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn abandoned_by_client_side() -> ClientResult {
+    Err(RequestError::Indeterminate {
+        needed: 0,
+        received: 0,
+    })
+}
+
+struct ClientPort {
+    service: Rc<dyn NodeService>,
+    session: Rc<Session<ClientResult>>,
+}
+
+impl client_capnp::node::Server for ClientPort {
+    async fn exchange(
+        self: Rc<Self>,
+        params: client_capnp::node::ExchangeParams,
+        mut results: client_capnp::node::ExchangeResults,
+    ) -> Result<(), Error> {
+        let operations = params.get()?.get_operations()?;
+        let mut batch = Vec::with_capacity(operations.len() as usize);
+        for operation in operations {
+            let id = operation.get_id();
+            let request = match client_wire::read_operation(operation)? {
+                Ok(request::ClientRequest::Ping) => {
+                    self.session.push(id, Ok(ClientReply::Done));
+                    continue;
+                }
+                Ok(request) => request,
+                Err(error) => {
+                    self.session.push(id, Err(error));
+                    continue;
+                }
+            };
+            match self.session.admit(id, client_wire::request_bytes(&request)) {
+                Ok(reply) => {
+                    let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
+                    batch.push(Incoming {
+                        request,
+                        timeout,
+                        reply,
+                    });
+                }
+                Err(limit) => {
+                    let what = "requests under way on this connection".to_owned();
+                    self.session.push(
+                        id,
+                        Err(RequestError::Overloaded {
+                            what,
+                            limit: limit as u64,
+                        }),
+                    );
+                }
+            }
+        }
+        drop(params);
+        if !batch.is_empty() {
+            self.service.client(batch);
+        }
+        let ready = self.session.collect().await;
+        let mut list = results.get().init_results(ready.len() as u32);
+        for (at, (id, result)) in ready.iter().enumerate() {
+            client_wire::write_result(list.reborrow().get(at as u32), *id, result);
+        }
+        Ok(())
+    }
+}
+
+struct PeerPort {
+    from: NodeId,
+    service: Rc<dyn NodeService>,
+    session: Rc<Session<PeerResult>>,
+}
+
+impl peer_capnp::peer::Server for PeerPort {
+    async fn exchange(
+        self: Rc<Self>,
+        params: peer_capnp::peer::ExchangeParams,
+        mut results: peer_capnp::peer::ExchangeResults,
+    ) -> Result<(), Error> {
+        let operations = params.get()?.get_operations()?;
+        let mut batch = Vec::with_capacity(operations.len() as usize);
+        for operation in operations {
+            let id = operation.get_id();
+            let request = match peer_wire::read_operation(operation)? {
+                Ok(Some(request)) => request,
+                Ok(None) => {
+                    self.session.push(id, Ok(PeerReply::Acked));
+                    continue;
+                }
+                Err(error) => {
+                    self.session.push(id, Err(error));
+                    continue;
+                }
+            };
+            match self
+                .session
+                .admit(id, operation.total_size()?.word_count as usize * 8)
+            {
+                Ok(reply) => {
+                    let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
+                    batch.push(Incoming {
+                        request,
+                        timeout,
+                        reply,
+                    });
+                }
+                Err(limit) => {
+                    let what = "requests under way from this peer".to_owned();
+                    self.session.push(
+                        id,
+                        Err(PeerError::Overloaded {
+                            what,
+                            limit: limit as u64,
+                        }),
+                    );
+                }
+            }
+        }
+        drop(params);
+        if !batch.is_empty() {
+            self.service.peer(self.from, batch);
+        }
+        let ready = self.session.collect().await;
+        let mut list = results.get().init_results(ready.len() as u32);
+        for (at, (id, result)) in ready.iter().enumerate() {
+            peer_wire::write_result(list.reborrow().get(at as u32), *id, result);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! The receiving side of a connection: takes calls apart, hands operations to the node, and answers with what is ready.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_core::seams::{ReplySink, ReplyTo};
+use tokio::sync::Notify;
+
+use crate::lane::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
+
+/// A call that nothing is ready for is answered after this long, with nothing: a sign of life.
+pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
+/// Calls of one connection that may wait for results at a time; further ones are answered at once.
+const MAX_HELD_CALLS: usize = 8;
+/// Operations under way of one connection may take this many bytes together.
+const MAX_OUTSTANDING_BYTES: usize = 128 * 1024 * 1024;
+
+/// What a connection owes: results that are ready, and operations under way.
+pub struct Session<A> {
+    ready: RefCell<VecDeque<(u64, A)>>,
+    outstanding: Cell<usize>,
+    outstanding_bytes: Cell<usize>,
+    held: Cell<usize>,
+    arrived: Notify,
+    abandoned: fn() -> A,
+    bytes_of: fn(&A) -> usize,
+}
+
+/// Where one operation's result goes. Returns the operation's bytes to the budget when it is answered.
+struct Slot<A> {
+    session: Rc<Session<A>>,
+    bytes: usize,
+}
+
+impl<A: 'static> Session<A> {
+    /// A session whose operations, if nobody answers them, are answered with `abandoned`.
+    pub fn new(abandoned: fn() -> A, bytes_of: fn(&A) -> usize) -> Rc<Session<A>> {
+        Rc::new(Session {
+            ready: RefCell::default(),
+            outstanding: Cell::new(0),
+            outstanding_bytes: Cell::new(0),
+            held: Cell::new(0),
+            arrived: Notify::new(),
+            abandoned,
+            bytes_of,
+        })
+    }
+
+    /// Admits an operation of `bytes`: where its result goes, or the limit that it would pass.
+    pub fn admit(self: &Rc<Self>, id: u64, bytes: usize) -> Result<ReplyTo<A>, usize> {
+        if self.outstanding.get() >= MAX_OUTSTANDING {
+            return Err(MAX_OUTSTANDING);
+        }
+        if self.outstanding_bytes.get() + bytes > MAX_OUTSTANDING_BYTES {
+            return Err(MAX_OUTSTANDING_BYTES);
+        }
+        self.outstanding.set(self.outstanding.get() + 1);
+        self.outstanding_bytes.set(self.outstanding_bytes.get() + bytes);
+        Ok(ReplyTo::new(
+            Rc::new(Slot {
+                session: self.clone(),
+                bytes,
+            }),
+            id,
+        ))
+    }
+
+    /// Puts a result where the next call finds it.
+    pub fn push(&self, id: u64, result: A) {
+        let first = {
+            let mut ready = self.ready.borrow_mut();
+            ready.push_back((id, result));
+            ready.len() == 1
+        };
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Results that are ready, as many as fit an answer: waits for the first one, then for the turn's end.
+    pub async fn collect(&self) -> Vec<(u64, A)> {
+        if self.ready.borrow().is_empty() && self.outstanding.get() > 0 && self.held.get() < MAX_HELD_CALLS {
+            self.held.set(self.held.get() + 1);
+            let _guard = Held(&self.held);
+            let _ = tokio::time::timeout(LONGEST_HOLD, async {
+                while self.ready.borrow().is_empty() {
+                    self.arrived.notified().await;
+                }
+            })
+            .await;
+        }
+        let mut results = Vec::new();
+        let mut bytes = 0;
+        let mut ready = self.ready.borrow_mut();
+        while let Some((_, next)) = ready.front() {
+            let next_bytes = (self.bytes_of)(next);
+            if results.len() >= MAX_BATCH_OPERATIONS
+                || (!results.is_empty() && bytes + next_bytes > MAX_BATCH_BYTES)
+            {
+                self.arrived.notify_one();
+                break;
+            }
+            bytes += next_bytes;
+            results.extend(ready.pop_front());
+        }
+        results
+    }
+}
+
+struct Held<'a>(&'a Cell<usize>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl<A: 'static> ReplySink<A> for Slot<A> {
+    fn reply(&self, id: u64, answer: Option<A>) {
+        let session = &self.session;
+        session.outstanding.set(session.outstanding.get() - 1);
+        session
+            .outstanding_bytes
+            .set(session.outstanding_bytes.get() - self.bytes);
+        session.push(id, answer.unwrap_or_else(session.abandoned));
+    }
+}

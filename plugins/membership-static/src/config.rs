@@ -1,0 +1,22 @@
+use serde::Deserialize;
+
+/// `[membership]` with `plugin = "static"`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// All members, this node among them. Empty: this node alone.
+    pub members: Vec<MemberEntry>,
+}
+
+/// One member.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberEntry {
+    /// Its `[node] name`.
+    pub name: String,
+    /// Where it listens, "host:port".
+    pub address: String,
+    /// Its failure zone. Default: none.
+    #[serde(default)]
+    pub zone: String,
+}

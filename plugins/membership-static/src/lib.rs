@@ -1,0 +1,97 @@
+//! The members are those of the configuration: the same list on every node, changed by editing it everywhere.
+//!
+//! What is *not* here: failure detection. Whether a member answers is seen on the connections to it.
+
+mod config;
+
+use std::collections::BTreeMap;
+
+use quorate_core::layout::{Member, NodeId};
+use quorate_core::membership::{MemberState, MemberView, Membership, Outgoing};
+
+pub use config::{Config, MemberEntry};
+
+/// This plugin's name in `[membership] plugin`.
+pub const NAME: &str = "static";
+
+/// Opens the list. `this` is this node as the configuration's `[node]` describes it.
+///
+/// # Errors
+/// If this node is not in the list, or a name is there twice: with what to write.
+pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
+    let mut members: Vec<Member> = config
+        .members
+        .iter()
+        .map(|entry| Member::new(&entry.name, &entry.address, &entry.zone))
+        .collect();
+    if members.is_empty() {
+        members.push(this.clone());
+    }
+    members.sort_by_key(|member| member.id);
+    if let Some(same) = members.windows(2).find(|w| w[0].id == w[1].id) {
+        return Err(format!(
+            "[membership] members: {:?} is there twice; names must differ",
+            same[0].name
+        ));
+    }
+    if !members.iter().any(|member| member.id == this.id) {
+        return Err(format!(
+            "[membership] members does not list this node, {:?} ([node] name): add {{ name = {:?}, address = {:?} }}",
+            this.name, this.name, this.address
+        ));
+    }
+    Ok(StaticMembership {
+        this: this.id,
+        members,
+        published: BTreeMap::new(),
+    })
+}
+
+/// A fixed list of members.
+pub struct StaticMembership {
+    this: NodeId,
+    members: Vec<Member>,
+    published: BTreeMap<String, Vec<u8>>,
+}
+
+const FIXED: &str = "membership \"static\" does not change while nodes run: \
+                     edit [membership] members on every node and restart them";
+
+impl Membership for StaticMembership {
+    fn tick(&mut self, _now_ms: u64) -> Vec<Outgoing> {
+        Vec::new()
+    }
+
+    fn receive(&mut self, _from: NodeId, _message: &[u8], _now_ms: u64) -> Vec<Outgoing> {
+        Vec::new()
+    }
+
+    fn view(&self) -> Vec<MemberView> {
+        let view = |member: &Member| MemberView {
+            member: member.clone(),
+            state: MemberState::Alive,
+        };
+        self.members.iter().map(view).collect()
+    }
+
+    fn publish(&mut self, name: &str, value: &[u8]) {
+        self.published.insert(name.to_owned(), value.to_vec());
+    }
+
+    /// Facts do not spread: only this node's own are known.
+    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
+        if of == self.this {
+            self.published.clone().into_iter().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn join(&mut self, _member: Member) -> Result<(), String> {
+        Err(FIXED.to_owned())
+    }
+
+    fn leave(&mut self, _node: NodeId) -> Result<(), String> {
+        Err(FIXED.to_owned())
+    }
+}

@@ -1,0 +1,9 @@
+use serde::Deserialize;
+
+/// `[storage]` with `engine = "memory"`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Most MiB of keys and values; beyond it, writes fail with `StorageFailed`. Default: no bound.
+    pub max_mib: Option<u64>,
+}

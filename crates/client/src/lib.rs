@@ -1,6 +1,6 @@
 //! The Rust client: sends each request to the first live replica of its key, and tries again where that is safe.
 //!
-//! A [`Client`] belongs to one thread (Cap'n Proto's connections do) and runs in a tokio `LocalSet`. Requests that are
+//! A [`Client`] belongs to one thread (Cap'n Proto's connections do) and runs in a tokio `LocalRuntime`. Requests that are
 //! awaited together travel together.
 //!
 //! ```no_run

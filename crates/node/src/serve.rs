@@ -22,6 +22,7 @@ use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::serve::serve_connection;
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError};
@@ -55,7 +56,7 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
             Worker::start(number, shared.clone(), faults, connections.clone())
         })
         .collect();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ConfigError::new(format!("cannot start the event loop: {error}")))?;
@@ -239,10 +240,11 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("quorate-{number}"))
             .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = Builder::new_current_thread()
+                    .enable_all()
+                    .build_local(LocalOptions::default());
                 let runtime = runtime.expect("an event loop can be started");
-                let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(shared, faults, incoming, connections));
+                runtime.block_on(run(shared, faults, incoming, connections));
             })
             .expect("a thread can be started");
         Worker { streams, thread }

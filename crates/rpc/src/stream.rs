@@ -128,6 +128,22 @@ impl Drop for DeferredWrite {
     }
 }
 
+/// Lets every task that is ready now run first, by standing in the queue behind them.
+///
+/// Not `tokio::task::yield_now`: that parks the wake-up in the runtime's `block_on`, and loses it if that returns first,
+/// as a synchronous client's does all the time.
+async fn end_of_turn() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 impl Flusher {
     /// Runs until the writer is gone and everything is written, or the stream fails.
     pub(crate) async fn run(mut self) {
@@ -148,7 +164,7 @@ impl Flusher {
             if !more {
                 return;
             }
-            tokio::task::yield_now().await;
+            end_of_turn().await;
             std::mem::swap(&mut writing, &mut self.shared.borrow_mut().waiting);
             if let Err(error) = self.write_out(&writing).await {
                 self.shared.borrow_mut().failed = Some(error.kind());

@@ -157,9 +157,9 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(tokio::runtime::LocalOptions::default())
         .map_err(|error| Failure::usage(format!("cannot start the event loop: {error}")))?;
-    tokio::task::LocalSet::new().block_on(&runtime, future)
+    runtime.block_on(future)
 }
 
 fn print_json(value: &serde_json::Value) {

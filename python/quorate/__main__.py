@@ -1,0 +1,5 @@
+"""``python -m quorate`` is the ``quorate`` command."""
+
+from quorate._cli import main
+
+main()

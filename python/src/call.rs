@@ -1,0 +1,215 @@
+//! One blocking call: on the calling thread's own event loop and connections, with the interpreter released.
+//!
+//! A hop to another thread would cost more than the call. So each thread that uses a client has an event loop of its
+//! own, which runs only during calls; nothing reads the sockets between them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use quorate_client::{Client, ClientConfig, ClientError};
+use quorate_core::RequestError;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+
+use crate::error::raise;
+
+/// How often a call looks whether Ctrl-C was pressed.
+const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+
+static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
+
+/// What the threads of a process share of a client.
+pub(crate) struct Handle {
+    number: u64,
+    config: ClientConfig,
+    closed: Arc<AtomicBool>,
+}
+
+/// A thread's own connections of one client.
+struct Local {
+    client: Rc<Client>,
+    runtime: LocalRuntime,
+    process: u32,
+    closed: Arc<AtomicBool>,
+}
+
+thread_local! {
+    static LOCALS: RefCell<BTreeMap<u64, Local>> = const { RefCell::new(BTreeMap::new()) };
+    static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
+}
+
+fn event_loop() -> std::io::Result<LocalRuntime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+}
+
+/// Lets tokio set up what it keeps a thread before `LOCALS` is first touched. A thread's variables are destroyed in the
+/// reverse order: so at its end the connections go while tokio can still take their wake-ups.
+fn prepare_thread() -> std::io::Result<()> {
+    if !TOKIO_IS_READY.get() {
+        let task = async { tokio::task::spawn_local(tokio::task::yield_now()).await };
+        let _ = event_loop()?.block_on(task);
+        TOKIO_IS_READY.set(true);
+    }
+    Ok(())
+}
+
+impl Handle {
+    pub(crate) fn new(config: ClientConfig) -> Handle {
+        let number = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed);
+        Handle {
+            number,
+            config,
+            closed: Arc::default(),
+        }
+    }
+
+    /// Runs one operation to its end, or until Ctrl-C.
+    pub(crate) fn call<T, F>(&self, py: Python<'_>, operation: impl FnOnce(Rc<Client>) -> F) -> PyResult<T>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let local = self.take_local(py)?;
+        let mut future = Box::pin(operation(local.client.clone()));
+        let outcome = loop {
+            let step = Step {
+                local: &local,
+                future: future.as_mut(),
+            };
+            // The event loop stays on this thread; the interpreter is only told that we are away.
+            match released(py, || step.run()) {
+                Some(outcome) => break outcome.map_err(|error| raise(py, &error)),
+                None => {
+                    if let Err(interrupt) = py.check_signals() {
+                        break Err(interrupt);
+                    }
+                }
+            }
+        };
+        drop(future);
+        self.put_back(local);
+        outcome
+    }
+
+    /// Closes this thread's connections now, other threads' when they next use any client, and refuses further calls.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if TOKIO_IS_READY.get() {
+            sweep();
+        }
+    }
+
+    /// This thread's connections, taken out so that nothing is borrowed while Python code may run.
+    fn take_local(&self, py: Python<'_>) -> PyResult<Local> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(raise(
+                py,
+                &RequestError::invalid("this client is closed: connect again").into(),
+            ));
+        }
+        prepare_thread()?;
+        let kept = LOCALS.with_borrow_mut(|locals| locals.remove(&self.number));
+        match kept {
+            Some(local) if local.process == std::process::id() => Ok(local),
+            // After a fork the event loop and the sockets are the parent's: touching them, even to drop them, would
+            // disturb it.
+            Some(inherited) => {
+                std::mem::forget(inherited);
+                self.connect(py)
+            }
+            None => self.connect(py),
+        }
+    }
+
+    fn put_back(&self, local: Local) {
+        if !self.closed.load(Ordering::Acquire) {
+            LOCALS.with_borrow_mut(|locals| locals.insert(self.number, local));
+        }
+    }
+
+    fn connect(&self, py: Python<'_>) -> PyResult<Local> {
+        sweep();
+        let runtime = event_loop()?;
+        let mut connecting = Box::pin(Client::connect(self.config.clone()));
+        let client = loop {
+            let attempt = || {
+                runtime.block_on(async { tokio::time::timeout(SIGNAL_CHECK, connecting.as_mut()).await.ok() })
+            };
+            match released(py, attempt) {
+                Some(Ok(client)) => break client,
+                Some(Err(error)) => return Err(raise(py, &error)),
+                None => py.check_signals()?,
+            }
+        };
+        drop(connecting);
+        let closed = self.closed.clone();
+        Ok(Local {
+            client,
+            runtime,
+            process: std::process::id(),
+            closed,
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+struct Step<'a, F> {
+    local: &'a Local,
+    future: std::pin::Pin<&'a mut F>,
+}
+
+impl<T, F: Future<Output = Result<T, ClientError>>> Step<'_, F> {
+    fn run(self) -> Option<Result<T, ClientError>> {
+        let Step { local, future } = self;
+        local
+            .runtime
+            .block_on(async { tokio::time::timeout(SIGNAL_CHECK, future).await.ok() })
+    }
+}
+
+/// Drops this thread's connections of clients that are closed.
+fn sweep() {
+    let closed = LOCALS.with_borrow_mut(|locals| {
+        let numbers: Vec<u64> = locals
+            .iter()
+            .filter(|(_, local)| local.closed.load(Ordering::Acquire))
+            .map(|(number, _)| *number)
+            .collect();
+        numbers
+            .into_iter()
+            .filter_map(|number| locals.remove(&number))
+            .collect::<Vec<Local>>()
+    });
+    for local in closed {
+        if local.process != std::process::id() {
+            std::mem::forget(local);
+        }
+    }
+}
+
+/// Runs `work` on this thread with the interpreter released.
+fn released<T>(py: Python<'_>, work: impl FnOnce() -> T) -> T {
+    /// `detach` asks for `Send`, since it cannot know that the closure stays on this thread. It does: it is called once,
+    /// at once, here.
+    struct SameThread<T>(T);
+    // SAFETY: `Python::detach` runs its closure on the calling thread and returns its result there; neither the closure
+    // nor the result is ever seen by another thread, and neither touches Python objects.
+    unsafe impl<T> Send for SameThread<T> {}
+    impl<R, F: FnOnce() -> R> SameThread<F> {
+        fn run(self) -> SameThread<R> {
+            SameThread((self.0)())
+        }
+    }
+    let work = SameThread(work);
+    py.detach(move || work.run()).0
+}

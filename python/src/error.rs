@@ -1,0 +1,31 @@
+//! Errors cross into Python as the exceptions that are defined there.
+
+use pyo3::prelude::*;
+use quorate_client::ClientError;
+use quorate_core::RequestError;
+
+/// The Python exception for an error.
+pub(crate) fn raise(py: Python<'_>, error: &ClientError) -> PyErr {
+    match instance(py, error) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(broken) => broken,
+    }
+}
+
+/// The exception's instance, for results of many keys.
+pub(crate) fn instance<'py>(py: Python<'py>, error: &ClientError) -> PyResult<Bound<'py, PyAny>> {
+    let (name, needed, received) = match error {
+        ClientError::Unreachable { .. } => ("NotAttempted", 0, 0),
+        ClientError::Request(request) => {
+            let (needed, received) = match request {
+                RequestError::NotAttempted { needed, reachable } => (*needed, *reachable),
+                RequestError::Indeterminate { needed, received }
+                | RequestError::DeadlineExceeded { needed, received, .. } => (*needed, *received),
+                _ => (0, 0),
+            };
+            (request.name(), needed, received)
+        }
+    };
+    let make = py.import("quorate._errors")?.getattr("from_native")?;
+    make.call1((name, error.to_string(), needed, received))
+}

@@ -75,25 +75,10 @@ impl Handle {
         F: Future<Output = Result<T, ClientError>>,
     {
         let local = self.take_local(py)?;
-        let mut future = Box::pin(operation(local.client.clone()));
-        let outcome = loop {
-            let step = Step {
-                local: &local,
-                future: future.as_mut(),
-            };
-            // The event loop stays on this thread; the interpreter is only told that we are away.
-            match released(py, || step.run()) {
-                Some(outcome) => break outcome.map_err(|error| raise(py, &error)),
-                None => {
-                    if let Err(interrupt) = py.check_signals() {
-                        break Err(interrupt);
-                    }
-                }
-            }
-        };
-        drop(future);
+        let future = operation(local.client.clone());
+        let outcome = released(py, || run(&local.runtime, future));
         self.put_back(local);
-        outcome
+        outcome?.map_err(|error| raise(py, &error))
     }
 
     /// Closes this thread's connections now, other threads' when they next use any client, and refuses further calls.
@@ -135,18 +120,8 @@ impl Handle {
     fn connect(&self, py: Python<'_>) -> PyResult<Local> {
         sweep();
         let runtime = event_loop()?;
-        let mut connecting = Box::pin(Client::connect(self.config.clone()));
-        let client = loop {
-            let attempt = || {
-                runtime.block_on(async { tokio::time::timeout(SIGNAL_CHECK, connecting.as_mut()).await.ok() })
-            };
-            match released(py, attempt) {
-                Some(Ok(client)) => break client,
-                Some(Err(error)) => return Err(raise(py, &error)),
-                None => py.check_signals()?,
-            }
-        };
-        drop(connecting);
+        let connecting = Client::connect(self.config.clone());
+        let client = released(py, || run(&runtime, connecting))?.map_err(|error| raise(py, &error))?;
         let closed = self.closed.clone();
         Ok(Local {
             client,
@@ -163,17 +138,32 @@ impl Drop for Handle {
     }
 }
 
-struct Step<'a, F> {
-    local: &'a Local,
-    future: std::pin::Pin<&'a mut F>,
+/// Runs the event loop until the operation ends, or Ctrl-C raises.
+fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>) -> PyResult<T> {
+    runtime.block_on(async {
+        // Hundreds of requests may be polled here at once. Under tokio's budget some of them would be put off, by a
+        // wake-up that is kept in `block_on` and is lost when that returns.
+        let outcome = tokio::task::unconstrained(async {
+            tokio::select! {
+                biased;
+                outcome = operation => Ok(outcome),
+                interrupt = interrupted() => Err(interrupt),
+            }
+        })
+        .await;
+        // For the same reason the connections' tasks get their put-off wake-ups before this loop is left.
+        tokio::task::yield_now().await;
+        outcome
+    })
 }
 
-impl<T, F: Future<Output = Result<T, ClientError>>> Step<'_, F> {
-    fn run(self) -> Option<Result<T, ClientError>> {
-        let Step { local, future } = self;
-        local
-            .runtime
-            .block_on(async { tokio::time::timeout(SIGNAL_CHECK, future).await.ok() })
+/// Returns what Ctrl-C (or another signal's handler) raised.
+async fn interrupted() -> PyErr {
+    loop {
+        tokio::time::sleep(SIGNAL_CHECK).await;
+        if let Err(raised) = Python::attach(|py| py.check_signals()) {
+            return raised;
+        }
     }
 }
 

@@ -19,6 +19,10 @@ use crate::routes::{Route, Routes};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How much of an attempt's time the node gets; the rest is for the way there and back.
+const NODE_SHARE: f64 = 0.9;
+/// The first attempt takes no longer than this, the next ones twice as long each.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(50);
 
 pub(crate) struct Attempts<'a> {
@@ -57,7 +61,9 @@ impl Attempts<'_> {
         let mut known = Known::default();
         let mut pause = FIRST_PAUSE;
         let mut tried: Vec<Rc<Route>> = Vec::new();
-        while let Some(attempt_deadline) = self.next_deadline() {
+        let mut longest = FIRST_ATTEMPT;
+        while let Some(attempt_deadline) = self.next_deadline(longest) {
+            longest *= 2;
             let candidates = self.routes.candidates(key_hash);
             if candidates
                 .iter()
@@ -111,10 +117,11 @@ impl Attempts<'_> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Half of what is left, so that there is time for another attempt; `None` when there is no time for one.
-    fn next_deadline(&self) -> Option<Instant> {
+    /// Half of what is left, so that there is time for another attempt, and at first not long, so that a node that died
+    /// with a write is not waited for; `None` when there is no time for an attempt.
+    fn next_deadline(&self, longest: Duration) -> Option<Instant> {
         let left = self.left();
-        (!left.is_zero()).then(|| Instant::now() + (left / 2).max(SHORTEST_ATTEMPT).min(left))
+        (!left.is_zero()).then(|| Instant::now() + (left / 2).min(longest).max(SHORTEST_ATTEMPT).min(left))
     }
 
     async fn attempt(&self, route: &Rc<Route>, request: &ClientRequest, deadline: Instant) -> Outcome {
@@ -123,7 +130,8 @@ impl Attempts<'_> {
             Err(reason) => return Outcome::Unreachable(reason),
         };
         let (slot, answer) = Slot::new();
-        let timeout = deadline.saturating_duration_since(Instant::now());
+        // The node's deadline is a little earlier than ours, so that its own word (who acked, who did not) arrives.
+        let timeout = deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
         lane.send(request.clone(), timeout, ReplyTo::new(slot, 0));
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(Some(result))) => {

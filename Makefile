@@ -1,0 +1,51 @@
+# What a person types. Everything is set up inside the checkout: a .venv, and target/.
+#
+#   make demo    three nodes, 28,000 airports, a node killed and brought back, a conflict shown and merged
+#   make test    all tests, Rust and Python
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -name 'Cargo.toml' -not -path '*/target/*') Cargo.toml
+
+.PHONY: demo test test-rust test-python lint format schema clean
+
+demo: $(VENV)/.built
+	$(BIN)/python demo/airports.py
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --workspace --exclude quorate-python --locked
+
+test-python: $(VENV)/.built
+	$(BIN)/python -m pytest tests
+
+# What must hold before a change is proposed.
+lint: $(VENV)/.built
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff check python/quorate tests demo
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest quorate._native
+
+format:
+	cargo fmt --all
+	$(BIN)/ruff check --fix --quiet python/quorate tests demo
+
+# Regenerates the committed Cap'n Proto code. Needs the schema compiler (Debian: capnproto).
+schema:
+	cargo run --quiet --package quorate-schema-generator
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "maturin>=1.9,<2" "pytest>=8" airportsdata "mypy>=1.18" "ruff>=0.13"
+	touch $@
+
+# A release build of the node and the client, installed into .venv as `pip install .` would, but editable.
+$(VENV)/.built: $(VENV)/.ready $(RUST_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin develop --release --locked --quiet
+	touch $@
+
+clean:
+	rm -rf $(VENV) target

@@ -1,0 +1,77 @@
+//! The contract of [`Membership`].
+
+use crate::layout::{Member, NodeId};
+use crate::membership::{MemberState, Membership, Outgoing};
+
+/// Most messages that one call may return, as a multiple of the members.
+const MESSAGES_PER_MEMBER: usize = 4;
+
+/// Runs the whole suite. `open` opens the plugin for the first of the members, all of which it is to know.
+///
+/// # Panics
+/// With the sentence of the contract that is broken.
+pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member]) -> Box<M>) {
+    for count in [1, 2, 5] {
+        let members: Vec<Member> = (0..count).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "")).collect();
+        knows_everybody(&mut *open(&members), &members);
+        is_deterministic(&mut *open(&members), &mut *open(&members), &members);
+        ignores_malformed_messages(&mut *open(&members), &members);
+        publishes_facts(&mut *open(&members), &members);
+    }
+}
+
+fn knows_everybody<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
+    // Time passes in which nobody is heard from.
+    for now in (0..60_000).step_by(500) {
+        let messages = membership.tick(now);
+        check_messages(&messages, members);
+    }
+    let view = membership.view();
+    let mut expected: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+    expected.sort();
+    let seen: Vec<NodeId> = view.iter().map(|view| view.member.id).collect();
+    assert_eq!(seen, expected, "the view names every member once, in order of node id, however silent");
+    let this = view.iter().find(|view| view.member.id == members[0].id).expect("this node is in its view");
+    assert_eq!(this.state, MemberState::Alive, "this node is alive");
+    assert!(view.iter().all(|view| view.state != MemberState::Left), "silence is no leave");
+}
+
+fn is_deterministic<M: Membership + ?Sized>(one: &mut M, other: &mut M, members: &[Member]) {
+    for now in (0..10_000).step_by(250) {
+        assert_eq!(one.tick(now), other.tick(now), "the same calls give the same messages");
+        let from = members[now as usize / 250 % members.len()].id;
+        let message = now.to_le_bytes();
+        assert_eq!(one.receive(from, &message, now), other.receive(from, &message, now), "the same calls give the same messages");
+    }
+    assert_eq!(one.view(), other.view(), "the same calls give the same view");
+}
+
+fn ignores_malformed_messages<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
+    let stranger = NodeId(0xdead);
+    for length in [0usize, 1, 7, 64, 4096] {
+        for byte in [0x00, 0x01, 0x7f, 0xff] {
+            for from in [members[members.len() - 1].id, stranger] {
+                let messages = membership.receive(from, &vec![byte; length], 1_000);
+                check_messages(&messages, members);
+            }
+        }
+    }
+    assert_eq!(membership.view().len(), members.len(), "a malformed message changes no membership");
+}
+
+fn publishes_facts<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
+    membership.publish("layout", b"one");
+    membership.publish("layout", b"two");
+    membership.publish("hint", b"");
+    let mut facts = membership.facts(members[0].id);
+    facts.sort();
+    let expected = vec![("hint".to_owned(), Vec::new()), ("layout".to_owned(), b"two".to_vec())];
+    assert_eq!(facts, expected, "a fact takes the place of an earlier one of its name");
+    assert!(membership.facts(NodeId(0xdead)).is_empty(), "a stranger has no facts");
+}
+
+fn check_messages(messages: &[Outgoing], members: &[Member]) {
+    assert!(messages.len() <= members.len() * MESSAGES_PER_MEMBER, "a call returns a bounded number of messages");
+    let known = |to: NodeId| members.iter().any(|member| member.id == to);
+    assert!(messages.iter().all(|message| known(message.to)), "messages go to members only");
+}

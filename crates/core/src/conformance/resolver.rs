@@ -1,0 +1,58 @@
+//! The contract of [`ConflictResolver`].
+
+use crate::causality::{Actor, Dot};
+use crate::clock::Stamp;
+use crate::object::{MergeRule, Payload, RequestId, Version};
+use crate::resolver::ConflictResolver;
+
+/// Runs the whole suite.
+///
+/// # Panics
+/// With the sentence of the contract that is broken.
+pub fn run(resolver: &dyn ConflictResolver) {
+    for count in 1..6 {
+        let versions: Vec<Version> = (0..count).map(version).collect();
+        check(resolver, &versions);
+    }
+    // Equal stamps of several actors, equal values, empty values.
+    let mut tied: Vec<Version> = (0..4).map(version).collect();
+    tied.iter_mut().for_each(|version| version.dot.stamp = Stamp(7));
+    tied[1].payload = Payload::Value("".into());
+    tied[2].payload = tied[0].payload.clone();
+    check(resolver, &tied);
+}
+
+fn version(number: u64) -> Version {
+    // Actors in another order than stamps.
+    let dot = Dot { actor: Actor((number * 5 + 3) % 7), stamp: Stamp(10 + number) };
+    Version { dot, request: RequestId(number), payload: Payload::Value(vec![number as u8; 3].into()) }
+}
+
+fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
+    let shown = resolver.resolve(versions.iter().collect());
+    assert!(!shown.is_empty(), "a resolver shows at least one version");
+    assert!(shown.iter().all(|version| versions.contains(version)), "a resolver shows only versions it was given");
+    assert!(shown.is_sorted_by_key(|version| version.dot.stamp), "what is shown is in stamp order");
+    let set = |shown: &[&Version]| {
+        let mut dots: Vec<Dot> = shown.iter().map(|version| version.dot).collect();
+        dots.sort();
+        dots
+    };
+    for rotation in 0..versions.len() {
+        let mut turned: Vec<&Version> = versions.iter().collect();
+        turned.rotate_left(rotation);
+        assert_eq!(set(&resolver.resolve(turned.clone())), set(&shown), "the order of versions changes nothing");
+        turned.reverse();
+        assert_eq!(set(&resolver.resolve(turned)), set(&shown), "the order of versions changes nothing");
+    }
+    assert_eq!(set(&resolver.resolve(versions.iter().collect())), set(&shown), "a resolver is deterministic");
+    assert_eq!(set(&resolver.resolve(shown.clone())), set(&shown), "resolving what was shown shows it again");
+    if resolver.merge_rule() == MergeRule::KeepNewest {
+        let newest = versions.iter().max_by_key(|version| (version.dot.stamp, version.dot.actor));
+        assert_eq!(
+            set(&shown),
+            set(&newest.into_iter().collect::<Vec<_>>()),
+            "a resolver whose replicas keep the newest version shows that one"
+        );
+    }
+}

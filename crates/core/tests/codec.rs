@@ -1,0 +1,132 @@
+//! The encoding survives truncation, bit flips and hostile bytes.
+
+use bytes::Bytes;
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use quorate_core::codec::{CodecError, decode_context, decode_object, encode_context, encode_object};
+use quorate_core::object::{ReplacedRequest, RequestId};
+use quorate_core::{Actor, CausalContext, Dot, Layout, Member, Object, Payload, Stamp, Version};
+
+fn stamps() -> impl Strategy<Value = Stamp> {
+    (0..=Stamp::MAX.0).prop_map(Stamp)
+}
+
+fn dots() -> impl Strategy<Value = Dot> {
+    (0u64..5, stamps()).prop_map(|(actor, stamp)| Dot { actor: Actor(actor), stamp })
+}
+
+fn contexts() -> impl Strategy<Value = CausalContext> {
+    (btree_map(0u64..5, stamps(), 0..5), vec(dots(), 0..5)).prop_map(|(vector, extra)| {
+        let vector = vector.into_iter().map(|(actor, stamp)| (Actor(actor), stamp)).collect();
+        let mut context = CausalContext::from_parts(vector, Vec::new()).unwrap();
+        extra.into_iter().for_each(|dot| context.add_dot(dot));
+        context
+    })
+}
+
+fn objects() -> impl Strategy<Value = Object> {
+    let payload = prop_oneof![Just(None), vec(any::<u8>(), 0..300).prop_map(Some)];
+    let live = vec((dots(), any::<u64>(), payload), 0..5);
+    let requests = btree_set(any::<u64>(), 0..10);
+    (contexts(), live, requests).prop_map(|(replaced, live, requests)| {
+        let mut versions: Vec<Version> = live
+            .into_iter()
+            .filter(|(dot, ..)| !replaced.contains(*dot))
+            .map(|(dot, request, payload)| Version {
+                dot,
+                request: RequestId(request),
+                payload: payload.map_or(Payload::Tombstone, |value| Payload::Value(value.into())),
+            })
+            .collect();
+        versions.sort_by_key(|version| version.dot);
+        versions.dedup_by_key(|version| version.dot);
+        let requests = requests
+            .into_iter()
+            .map(|request| ReplacedRequest { request: RequestId(request), replaced_ms: request / 3 })
+            .collect();
+        Object::from_parts(replaced, versions, requests).unwrap()
+    })
+}
+
+proptest! {
+    #[test]
+    fn objects_round_trip(object in objects(), key in proptest::option::of(vec(any::<u8>(), 401..1024))) {
+        let bytes = encode_object(&object, key.as_deref());
+        let record = decode_object(&bytes).unwrap();
+        prop_assert_eq!(&record.object, &object);
+        prop_assert_eq!(record.object.digest(), object.digest());
+        prop_assert_eq!(record.long_key.as_deref(), key.as_deref());
+    }
+
+    #[test]
+    fn truncated_records_are_errors(object in objects()) {
+        let bytes = encode_object(&object, None);
+        for end in 0..bytes.len() {
+            prop_assert!(decode_object(&bytes.slice(..end)).is_err());
+        }
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        prop_assert!(decode_object(&longer.into()).is_err());
+    }
+
+    #[test]
+    fn flipped_bits_are_errors(object in objects(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
+        let mut bytes = encode_object(&object, None).to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(decode_object(&bytes.into()).is_err());
+    }
+
+    #[test]
+    fn hostile_bytes_are_errors(bytes in vec(any::<u8>(), 0..400)) {
+        prop_assert!(decode_object(&Bytes::from(bytes.clone())).is_err());
+        prop_assert!(bytes.is_empty() || decode_context(&bytes, 7).is_err());
+        prop_assert!(Layout::decode(&bytes).is_err());
+    }
+
+    /// Bytes with a right checksum and anything behind it: an error or an object that encodes to the same, never a panic.
+    #[test]
+    fn well_signed_nonsense_is_no_panic(body in vec(any::<u8>(), 0..200)) {
+        let mut bytes = vec![1, 0];
+        bytes.extend_from_slice(&(xxhash_rust::xxh3::xxh3_64(&body) ^ 256u64.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        let bytes = Bytes::from(bytes);
+        match decode_object(&bytes) {
+            Err(CodecError::Checksum) => prop_assert!(false, "the test signs as the codec does"),
+            Err(_) => {}
+            Ok(record) => {
+                let again = decode_object(&encode_object(&record.object, None)).unwrap();
+                prop_assert_eq!(again.object, record.object);
+            }
+        }
+    }
+
+    #[test]
+    fn contexts_round_trip_and_are_bound_to_their_key(context in contexts(), hash in any::<u64>()) {
+        let bytes = encode_context(&context, hash);
+        prop_assert_eq!(decode_context(&bytes, hash), Ok(context));
+        prop_assert_eq!(decode_context(&bytes, hash ^ 1), Err(CodecError::OtherKey));
+        for end in 1..bytes.len() {
+            prop_assert!(decode_context(&bytes[..end], hash).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_newer_format_is_named() {
+    let mut bytes = encode_object(&Object::default(), None).to_vec();
+    bytes[0] = 9;
+    let error = decode_object(&bytes.into()).unwrap_err();
+    assert!(error.to_string().contains("version 9"), "{error}");
+}
+
+#[test]
+fn layouts_round_trip_and_truncations_are_errors() {
+    let members = (0..5).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "z")).collect();
+    let layout = Layout::first(members, 64, 3).unwrap();
+    let bytes = layout.encode();
+    assert_eq!(Layout::decode(&bytes).unwrap(), layout);
+    for end in 0..bytes.len() {
+        assert!(Layout::decode(&bytes[..end]).is_err());
+    }
+}

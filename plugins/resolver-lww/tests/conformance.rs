@@ -1,0 +1,6 @@
+//! Last-write-wins keeps the contract of resolvers.
+
+#[test]
+fn lww_keeps_the_contract() {
+    quorate_core::conformance::resolver::run(&quorate_resolver_lww::open(Default::default()));
+}

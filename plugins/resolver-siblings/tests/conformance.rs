@@ -1,0 +1,6 @@
+//! Showing all siblings keeps the contract of resolvers.
+
+#[test]
+fn siblings_keeps_the_contract() {
+    quorate_core::conformance::resolver::run(&quorate_resolver_siblings::open(Default::default()));
+}

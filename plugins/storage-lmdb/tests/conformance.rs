@@ -1,0 +1,111 @@
+//! The LMDB engine keeps the contract of storage engines, and what is its own: locks, formats, full maps.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use bytes::Bytes;
+use quorate_core::StorageKey;
+use quorate_core::key::Table;
+use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
+use quorate_storage_lmdb::{Config, Durability, LmdbStorage, open};
+
+fn config(durability: Durability) -> Config {
+    Config { durability, interval_ms: 5, map_size_mib: 256, reserve_mib: 1 }
+}
+
+#[test]
+fn fsync_keeps_the_contract() {
+    quorate_core::conformance::storage::run(|folder| Arc::new(open(config(Durability::Fsync), folder).unwrap()));
+}
+
+#[test]
+fn interval_keeps_the_contract() {
+    quorate_core::conformance::storage::run(|folder| Arc::new(open(config(Durability::Interval), folder).unwrap()));
+}
+
+struct Put {
+    key: StorageKey,
+    value: Bytes,
+    done: Sender<Result<(), StorageError>>,
+}
+
+impl Update for Put {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, _: Option<Bytes>) -> Result<Change, StorageError> {
+        Ok(Change::Put(self.value.clone()))
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+        let _ = self.done.send(outcome);
+    }
+}
+
+fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
+    let (done, outcome) = channel();
+    let key = StorageKey::of_table(Table::Facts, name.as_bytes());
+    engine.update(vec![Box::new(Put { key, value: Bytes::copy_from_slice(value), done })]);
+    outcome.recv().unwrap()
+}
+
+fn error_of(folder: &Path) -> String {
+    open(config(Durability::Fsync), folder).err().expect("refused").to_string()
+}
+
+/// LMDB must not be opened twice: the second one is refused, the first goes on.
+#[test]
+fn a_folder_is_opened_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(config(Durability::Fsync), folder.path()).unwrap();
+    assert!(error_of(folder.path()).contains("in use by another process"));
+    put(&first, "k", b"v").unwrap();
+    drop(first);
+    open(config(Durability::Fsync), folder.path()).unwrap();
+}
+
+/// A folder of a newer format, or of something else, is refused by name.
+#[test]
+fn a_newer_format_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("FORMAT"), "quorate-lmdb 99\n").unwrap();
+    assert!(error_of(folder.path()).contains("format 99"));
+    std::fs::write(folder.path().join("FORMAT"), "something else").unwrap();
+    assert!(error_of(folder.path()).contains("not a format mark"));
+}
+
+/// A full map refuses writes, names the setting, loses nothing, and serves reads; with a larger one, writes go on.
+#[test]
+fn a_full_map_loses_nothing() {
+    for durability in [Durability::Fsync, Durability::Interval] {
+        let folder = tempfile::tempdir().unwrap();
+        let small = Config { map_size_mib: 2, reserve_mib: 0, ..config(durability) };
+        let engine = open(small, folder.path()).unwrap();
+        let mut stored = 0;
+        let error = loop {
+            match put(&engine, &format!("{stored:04}"), &[7; 10_000]) {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(stored < 1_000, "the map has 2 MiB");
+        };
+        assert!(matches!(&error, StorageError::Full { detail } if detail.contains("map_size_mib")), "{error}");
+        assert!(stored > 50, "{stored}");
+        let check = |engine: &LmdbStorage| {
+            for number in 0..stored {
+                let key = StorageKey::of_table(Table::Facts, format!("{number:04}").as_bytes());
+                assert_eq!(engine.get(&key).unwrap().map(|value| value.len()), Some(10_000));
+            }
+        };
+        check(&engine);
+        assert!(put(&engine, "another", &[7; 10_000]).is_err());
+        drop(engine);
+        let engine = open(config(durability), folder.path()).unwrap();
+        check(&engine);
+        put(&engine, "another", &[7; 10_000]).unwrap();
+    }
+}

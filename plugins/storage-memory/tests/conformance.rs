@@ -1,0 +1,10 @@
+//! The memory engine keeps the contract of storage engines.
+
+use std::sync::Arc;
+
+use quorate_storage_memory::{Config, open};
+
+#[test]
+fn memory_keeps_the_contract() {
+    quorate_core::conformance::storage::run(|_| Arc::new(open(Config::default()).unwrap()));
+}

@@ -1,0 +1,344 @@
+"""What happens when nodes die, freeze, are cut off, or lose what they had."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import quorate
+from quorate import InvalidRequest, LocalCluster, QuorateError, Unavailable
+
+
+@pytest.fixture
+def fragile(storage: str) -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=3, storage=storage) as cluster:
+        yield cluster
+
+
+def test_one_dead_node_stops_neither_reads_nor_writes(fragile: LocalCluster) -> None:
+    with fragile.connect(timeout=5.0) as db:
+        bucket = db.bucket("b")
+        bucket.put_many({f"k{number}": b"before" for number in range(300)}, w="all")
+        fragile[0].kill()
+        for number in range(300):
+            assert bucket.get_value(f"k{number}", r=2) == b"before"
+            put = bucket.put(f"k{number}", b"after", w=2)
+            assert put.acks == 2
+        for number in range(300):
+            entry = bucket.get(f"k{number}", r=2)
+            assert entry is not None and entry.siblings == [b"after"]
+        assert len(list(bucket.keys())) == 300
+        with pytest.raises(Unavailable, match="needed 3 replicas, 2 reachable") as caught:
+            bucket.put("k0", b"all", w=3, timeout=0.5)
+        assert isinstance(caught.value, ConnectionError)
+        assert (caught.value.needed, caught.value.received) == (3, 2)
+        with pytest.raises(Unavailable, match="needed 3 replicas, 2 reachable"):
+            bucket.get("k0", r="all", timeout=0.5)
+        down = [member["name"] for member in db.status()["members"] if member["state"] == "down"]
+        assert down == ["n0"]
+
+
+def test_a_returned_node_is_repaired_by_reads(fragile: LocalCluster) -> None:
+    with fragile.connect(timeout=5.0) as db:
+        bucket = db.bucket("b")
+        bucket.put_many({f"k{number}": b"before" for number in range(200)}, w="all")
+        fragile[1].kill()
+        bucket.put_many({f"k{number}": b"after" for number in range(200)})
+        fragile[1].start()
+        fragile.wait_connected()
+        with pytest.raises(QuorateError, match="partitions differ"):
+            fragile.wait_converged(timeout=0.1)
+        entries = bucket.get_many([f"k{number}" for number in range(200)], r="all")
+        assert {entry.value for entry in entries.values()} == {b"after"}
+        fragile.wait_converged()
+
+
+def test_a_clean_restart_keeps_data() -> None:
+    with LocalCluster(nodes=3, storage="lmdb") as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            items = {f"k{number}": b"v%d" % number for number in range(500)}
+            db.bucket("b").put_many(items, w="all")
+            for node in cluster.nodes:
+                node.stop()
+            for node in cluster.nodes:
+                node.start()
+            cluster.wait_connected()
+            found = db.bucket("b").get_many(items, r=1)
+            assert {key: entry.value for key, entry in found.items()} == items
+            cluster.wait_converged()
+
+
+def test_killing_all_nodes_loses_no_acked_write() -> None:
+    with LocalCluster(nodes=3, storage="lmdb") as cluster:
+        acked: dict[str, bytes] = {}
+        with cluster.connect(timeout=5.0) as db:
+            bucket = db.bucket("b")
+            for number in range(2_000):
+                key = f"k{number % 500}"
+                value = b"v%d" % number
+                bucket.put(key, value)
+                acked[key] = value
+            for node in cluster.nodes:
+                node.kill()
+        for node in cluster.nodes:
+            node.start()
+        cluster.wait_connected()
+        with cluster.connect(timeout=5.0) as db:
+            found = db.bucket("b").get_many(acked, r=2)
+            assert {key: entry.siblings for key, entry in found.items()} == {k: [v] for k, v in acked.items()}
+
+
+def test_killing_all_nodes_amid_writes_tears_nothing() -> None:
+    """Writes under way when all die are there whole or not at all, and none that was acked is missing."""
+    with LocalCluster(nodes=3, storage="lmdb") as cluster:
+        import threading
+
+        acked: dict[str, int] = {}
+        begun: dict[str, int] = {}
+
+        def write(worker: int) -> None:
+            with cluster.connect(timeout=0.5) as db:
+                bucket = db.bucket("b", codec="json")
+                for number in range(100_000):
+                    key = f"{worker}-{number % 50}"
+                    begun[key] = number
+                    try:
+                        bucket.put(key, {"number": number, "padding": "x" * 500})
+                    except (QuorateError, OSError):
+                        return
+                    acked[key] = number
+
+        threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(acked) < 150:
+            time.sleep(0.01)
+        for node in cluster.nodes:
+            node.kill()
+        for thread in threads:
+            thread.join()
+        for node in cluster.nodes:
+            node.start()
+        cluster.wait_connected()
+        with cluster.connect(timeout=5.0) as db:
+            found = db.bucket("b", codec="json").get_many(begun, r=2)
+            for key, number in acked.items():
+                shown = [value["number"] for value in found[key].siblings]
+                assert number in shown or begun[key] in shown, (key, number, shown)
+                assert all(value["padding"] == "x" * 500 for value in found[key].siblings)
+
+
+def test_interval_durability_keeps_what_was_committed() -> None:
+    config = {"storage": {"durability": "interval", "interval_ms": 20}}
+    with LocalCluster(nodes=3, storage="lmdb", config=config) as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            bucket = db.bucket("b")
+            bucket.put_many({f"k{number}": b"v" for number in range(1_000)}, w="all")
+            assert len(list(bucket.keys())) == 1_000
+            cluster[0].stop()
+            cluster[0].start()
+            cluster.wait_connected()
+            assert len(bucket.get_many([f"k{number}" for number in range(1_000)], r=3)) == 1_000
+            cluster.wait_converged()
+
+
+def test_a_frozen_node_is_routed_round(fragile: LocalCluster) -> None:
+    with fragile.connect(timeout=5.0) as db:
+        bucket = db.bucket("b")
+        bucket.put_many({f"k{number}": b"v" for number in range(60)}, w="all")
+        fragile[2].pause()
+        for number in range(60):
+            assert bucket.get_value(f"k{number}") == b"v"
+            bucket.put(f"k{number}", b"w")
+        fragile[2].resume()
+        fragile.wait_connected()
+        entries = bucket.get_many([f"k{number}" for number in range(60)], r="all")
+        assert {entry.value for entry in entries.values()} == {b"w"}
+        fragile.wait_converged()
+
+
+def test_a_partition_makes_siblings_that_the_heal_shows(fragile: LocalCluster) -> None:
+    with fragile.connect(timeout=5.0) as db:
+        bucket = db.bucket("b")
+        bucket.put("k", b"start", w="all")
+        seen = bucket.get("k")
+        assert seen is not None
+        fragile.partition([0], [1, 2])
+        with quorate.connect(fragile[0].address, follow=False, timeout=3.0) as alone:
+            lonely = alone.bucket("b")
+            lonely.put("k", b"minority", context=seen.context, w=1)
+            with pytest.raises((Unavailable, quorate.Indeterminate)):
+                lonely.put("other", b"x", w=2)
+        with quorate.connect(fragile[1].address, follow=False, timeout=3.0) as most:
+            most.bucket("b").put("k", b"majority", context=seen.context, w=2)
+            assert most.bucket("b").get_value("k") == b"majority"
+        fragile.heal()
+        entry = bucket.get("k", r="all")
+        assert entry is not None and sorted(entry.siblings) == [b"majority", b"minority"]
+        bucket.get("other", r="all")
+        fragile.wait_converged()
+
+
+def test_a_write_that_times_out_says_that_it_may_surface(fragile: LocalCluster) -> None:
+    with quorate.connect(fragile[0].address, follow=False, timeout=0.4) as db:
+        # Cut off so lately that the node has not noticed: the write is begun, and its acks never come.
+        fragile.partition([0], [1, 2])
+        with pytest.raises(quorate.Indeterminate, match="needed 2 acks, received 1") as caught:
+            db.bucket("b").put("k", b"v", w=2)
+        assert (caught.value.needed, caught.value.acks) == (2, 1)
+        assert db.bucket("b").get_value("k", r=1) == b"v"
+        # Once it has noticed, nothing is begun any more.
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                db.bucket("b").put("later", b"v", w=2)
+            except Unavailable:
+                break
+            except quorate.Indeterminate:
+                continue
+        else:
+            pytest.fail("the node never noticed that it is alone")
+        assert db.bucket("b").get("untouched", r=1) is None
+
+
+def test_a_retried_write_makes_no_sibling(fragile: LocalCluster) -> None:
+    """Nodes freeze in turn while one client writes: each attempt that was lost is repeated under its request id."""
+    with fragile.connect(timeout=8.0) as db:
+        bucket = db.bucket("b")
+        for number in range(3):
+            fragile[number].pause()
+            for key in range(5):
+                bucket.put(f"k{key}", b"%d" % number, w=1)
+            fragile[number].resume()
+            fragile.wait_connected()
+        for key in range(5):
+            entry = bucket.get(f"k{key}", r="all")
+            assert entry is not None and entry.value == b"2"
+        fragile.wait_converged()
+
+
+def test_a_wiped_node_starts_under_a_new_actor() -> None:
+    """S1: a counter that begins again after a lost disk must not be taken for known history."""
+    with LocalCluster(nodes=3, storage="lmdb") as cluster:
+        for address in [node.address for node in cluster.nodes]:
+            with quorate.connect(address, follow=False, timeout=5.0) as db:
+                db.bucket("b").put("k", address.encode(), context=quorate.EMPTY, w="all")
+        cluster[0].stop()
+        cluster[0].wipe()
+        cluster[0].start()
+        cluster.wait_connected()
+        with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as db:
+            db.bucket("b").put("k", b"after the wipe", context=quorate.EMPTY, w="all")
+        with cluster.connect(timeout=5.0) as db:
+            entry = db.bucket("b").get("k", r="all")
+            expected = [node.address.encode() for node in cluster.nodes] + [b"after the wipe"]
+            assert entry is not None and sorted(entry.siblings) == sorted(expected)
+        cluster.wait_converged()
+
+
+def test_a_full_map_refuses_writes_and_serves_reads() -> None:
+    config = {"storage": {"map_size_mib": 4, "reserve_mib": 1}}
+    with LocalCluster(nodes=1, storage="lmdb", config=config) as cluster:
+        with cluster.connect(timeout=1.0) as db:
+            bucket = db.bucket("b")
+            written = []
+            with pytest.raises(quorate.StorageFailed, match="map of 4 MiB.*map_size_mib"):
+                for number in range(10_000):
+                    bucket.put(f"k{number}", b"x" * 10_000)
+                    written.append(f"k{number}")
+            assert len(written) > 50
+            assert len(bucket.get_many(written)) == len(written)
+            with pytest.raises(quorate.StorageFailed):
+                bucket.put("another", b"x")
+        cluster[0].stop()
+        cluster[0].start()
+        with cluster.connect() as db:
+            assert len(db.bucket("b").get_many(written)) == len(written)
+
+
+def test_a_full_memory_engine_refuses_writes_and_serves_reads() -> None:
+    with LocalCluster(nodes=1, storage="memory", config={"storage": {"max_mib": 1}}) as cluster:
+        with cluster.connect(timeout=1.0) as db:
+            bucket = db.bucket("b")
+            bucket.put("first", b"v")
+            with pytest.raises(quorate.StorageFailed, match="max_mib"):
+                for number in range(1_000):
+                    bucket.put(f"k{number}", b"x" * 10_000)
+            assert bucket.get_value("first") == b"v"
+            bucket.put("first", b"w")
+
+
+def test_faults_are_refused_unless_turned_on() -> None:
+    with LocalCluster(nodes=2, config={"faults": {"enabled": False}}) as cluster:
+        with pytest.raises(InvalidRequest, match=r"\[faults\] enabled"):
+            cluster.partition([0], [1])
+
+
+def test_nodes_of_another_cluster_are_refused() -> None:
+    """Two clusters whose configurations name each other's addresses: each node says what differs, and both go on."""
+    with LocalCluster(nodes=1) as theirs:
+        stranger = {"name": "n1", "address": theirs[0].address}
+        folder_name = "n0"
+        with LocalCluster(nodes=1) as ours:
+            ours[0].stop()
+            own = {"name": folder_name, "address": ours[0].address}
+            _configure(ours, {"membership": {"members": [own, stranger]}, "cluster": {"replicas": 1}})
+            ours[0].start()
+            deadline = time.monotonic() + 10
+            while "cluster ids differ" not in ours[0].log and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert "cluster ids differ" in ours[0].log
+            assert "cluster ids differ" in theirs[0].log
+            with quorate.connect(ours[0].address, follow=False) as db:
+                trouble = [member["trouble"] for member in db.status()["members"] if member["state"] == "down"]
+                assert trouble and "cluster ids differ" in trouble[0]
+        with theirs.connect() as db:
+            db.bucket("b").put("k", b"v")
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"cluster": {"partitions": 512}}, "layouts differ"),
+        ({"buckets": {"b": {"n": 1}}}, "bucket definitions differ"),
+    ],
+)
+def test_nodes_that_disagree_are_refused(config: dict[str, dict[str, object]], what: str) -> None:
+    with LocalCluster(nodes=2) as cluster:
+        cluster[1].stop()
+        cluster[1].wipe()
+        _configure(cluster, config, number=1)
+        cluster[1].start()
+        deadline = time.monotonic() + 10
+        while what not in cluster[0].log and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert what in cluster[0].log
+        assert client_sees(cluster[0].address)["n1"] == "down"
+
+
+def client_sees(address: str) -> dict[str, str]:
+    with quorate.connect(address, follow=False) as db:
+        return {member["name"]: member["state"] for member in db.status()["members"]}
+
+
+def _configure(cluster: LocalCluster, config: dict[str, dict[str, object]], number: int = 0) -> None:
+    import tomllib
+
+    from quorate._cluster import _merge
+    from quorate._toml import dumps
+
+    path = cluster[number].folder / "node.toml"
+    own = tomllib.loads(path.read_text())
+    _merge(own, config)
+    path.write_text(dumps(own))
+
+
+def test_client_follows_from_one_address(fragile: LocalCluster) -> None:
+    with quorate.connect(fragile[0].address, timeout=5.0) as db:
+        db.bucket("b").put("k", b"v", w="all")
+        fragile[0].kill()
+        assert db.bucket("b").get_value("k") == b"v"
+
+

@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import airportsdata  # type: ignore[import-untyped]
-
+import airportsdata
 from quorate import Bucket, Client, LocalCluster
 
 BATCH = 256
@@ -48,7 +47,8 @@ class Progress:
         """Draw the line."""
         share = self.done / self.total
         bar = "█" * round(share * 30)
-        print(f"{start}  {self.what:<28} {bar:<30} {self.done:>6,} of {self.total:,}  {self.rate():>8,.0f}/s", end="", flush=True)
+        counts = f"{self.done:>6,} of {self.total:,}  {self.rate():>8,.0f}/s"
+        print(f"{start}  {self.what:<28} {bar:<30} {counts}", end="", flush=True)
 
 
 def batches(items: Iterable[str]) -> Iterator[list[str]]:
@@ -111,13 +111,14 @@ def edit_concurrently(one: Client, other: Client, key: str) -> Airport:
     entry = theirs.get(key)
     assert entry is not None and not entry.conflict
     print(f"  merged:    note={entry.value['note']!r} rating={entry.value['rating']!r}")
-    return entry.value
+    merged: Airport = entry.value
+    return merged
 
 
 def main() -> int:
     """Run the demo."""
     begun = time.monotonic()
-    source: dict[str, Airport] = airportsdata.load("ICAO")
+    source: dict[str, Airport] = {key: dict(record) for key, record in airportsdata.load("ICAO").items()}
     keys = list(source)
     half = len(keys) // 2
     rows: list[tuple[str, str]] = [("airports", f"{len(source):,}")]

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-
 from quorate import Client, LocalCluster
 
 _numbers = itertools.count()

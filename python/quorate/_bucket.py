@@ -276,7 +276,7 @@ class Bucket(Generic[T]):
             PartialError: some keys failed; ``results`` has the others.
         """
         keys: list[KeyLike] = list(items)
-        writes = [
+        writes: list[tuple[bytes, bytes | None, bytes, bool]] = [
             (name, _codec.encode(self._codec, value), self._seen.get(name), False)
             for name, value in zip(map(_key, keys), items.values(), strict=True)
         ]

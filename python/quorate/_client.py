@@ -9,13 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from quorate import _native
 from quorate._bucket import Bucket
 from quorate._codec import Codec
 from quorate._errors import InvalidRequest
 
+T = TypeVar("T")
 Seconds = float | int | timedelta
 Quorum = int | Literal["quorum", "all"]
 

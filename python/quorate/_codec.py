@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from quorate._errors import CodecError, InvalidRequest
 
@@ -77,7 +77,7 @@ def find(codec: str | Codec[Any] | None) -> Codec[Any]:
         return _NAMED[codec]
     if not isinstance(codec, Codec):
         raise InvalidRequest(f"codec={codec!r}: use a name, or an object with encode and decode")
-    return cast("Codec[Any]", codec)
+    return codec
 
 
 def encode(codec: Codec[T], value: T) -> bytes:

@@ -1,9 +1,14 @@
+from typing import final
+
 from quorate._errors import QuorateError
+
+__all__ = ["Client", "__version__", "main"]
 
 __version__: str
 
 def main(arguments: list[str]) -> int: ...
 
+@final
 class Client:
     def __new__(cls, url: str, timeout: float, follow: bool) -> Client: ...
     def get(self, bucket: str, key: bytes, r: str | None, timeout: float | None) -> tuple[list[bytes], bytes]: ...

@@ -14,11 +14,15 @@ use pyo3::prelude::*;
 use quorate_client::{Client, ClientConfig, ClientError};
 use quorate_core::RequestError;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::time::Instant;
 
 use crate::error::raise;
 
 /// How often a call looks whether Ctrl-C was pressed.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+
+/// After this long between two calls the connections are looked at before one is used.
+const RESTED: Duration = Duration::from_millis(100);
 
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 
@@ -35,10 +39,25 @@ struct Local {
     runtime: LocalRuntime,
     process: u32,
     closed: Arc<AtomicBool>,
+    last_used: Cell<Instant>,
+}
+
+/// A thread's connections of all clients, by their handles' numbers.
+struct Locals(BTreeMap<u64, Local>);
+
+impl Drop for Locals {
+    /// At the thread's end. In a forked child what was inherited is forgotten, not dropped: it is the parent's.
+    fn drop(&mut self) {
+        for (_, local) in std::mem::take(&mut self.0) {
+            if local.process != std::process::id() {
+                std::mem::forget(local);
+            }
+        }
+    }
 }
 
 thread_local! {
-    static LOCALS: RefCell<BTreeMap<u64, Local>> = const { RefCell::new(BTreeMap::new()) };
+    static LOCALS: RefCell<Locals> = const { RefCell::new(Locals(BTreeMap::new())) };
     static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -76,7 +95,9 @@ impl Handle {
     {
         let local = self.take_local(py)?;
         let future = operation(local.client.clone());
-        let outcome = released(py, || run(&local.runtime, future));
+        let rested = local.last_used.get().elapsed() > RESTED;
+        let outcome = released(py, || run(&local.runtime, future, rested));
+        local.last_used.set(Instant::now());
         self.put_back(local);
         outcome?.map_err(|error| raise(py, &error))
     }
@@ -98,7 +119,7 @@ impl Handle {
             ));
         }
         prepare_thread()?;
-        let kept = LOCALS.with_borrow_mut(|locals| locals.remove(&self.number));
+        let kept = LOCALS.with_borrow_mut(|locals| locals.0.remove(&self.number));
         match kept {
             Some(local) if local.process == std::process::id() => Ok(local),
             // After a fork the event loop and the sockets are the parent's: touching them, even to drop them, would
@@ -113,7 +134,7 @@ impl Handle {
 
     fn put_back(&self, local: Local) {
         if !self.closed.load(Ordering::Acquire) {
-            LOCALS.with_borrow_mut(|locals| locals.insert(self.number, local));
+            LOCALS.with_borrow_mut(|locals| locals.0.insert(self.number, local));
         }
     }
 
@@ -121,13 +142,14 @@ impl Handle {
         sweep();
         let runtime = event_loop()?;
         let connecting = Client::connect(self.config.clone());
-        let client = released(py, || run(&runtime, connecting))?.map_err(|error| raise(py, &error))?;
+        let client = released(py, || run(&runtime, connecting, false))?.map_err(|error| raise(py, &error))?;
         let closed = self.closed.clone();
         Ok(Local {
             client,
             runtime,
             process: std::process::id(),
             closed,
+            last_used: Cell::new(Instant::now()),
         })
     }
 }
@@ -139,8 +161,12 @@ impl Drop for Handle {
 }
 
 /// Runs the event loop until the operation ends, or Ctrl-C raises.
-fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>) -> PyResult<T> {
+fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bool) -> PyResult<T> {
     runtime.block_on(async {
+        if rested {
+            // Nobody read the sockets meanwhile: first see which connections are gone.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         // Hundreds of requests may be polled here at once. Under tokio's budget some of them would be put off, by a
         // wake-up that is kept in `block_on` and is lost when that returns.
         let outcome = tokio::task::unconstrained(async {
@@ -169,22 +195,21 @@ async fn interrupted() -> PyErr {
 
 /// Drops this thread's connections of clients that are closed.
 fn sweep() {
-    let closed = LOCALS.with_borrow_mut(|locals| {
+    let closed = LOCALS.with_borrow_mut(|Locals(locals)| {
+        let is_closed = |local: &Local| local.closed.load(Ordering::Acquire);
         let numbers: Vec<u64> = locals
             .iter()
-            .filter(|(_, local)| local.closed.load(Ordering::Acquire))
+            .filter(|(_, local)| is_closed(local))
             .map(|(number, _)| *number)
             .collect();
-        numbers
-            .into_iter()
-            .filter_map(|number| locals.remove(&number))
-            .collect::<Vec<Local>>()
+        Locals(
+            numbers
+                .into_iter()
+                .filter_map(|number| Some((number, locals.remove(&number)?)))
+                .collect(),
+        )
     });
-    for local in closed {
-        if local.process != std::process::id() {
-            std::mem::forget(local);
-        }
-    }
+    drop(closed);
 }
 
 /// Runs `work` on this thread with the interpreter released.

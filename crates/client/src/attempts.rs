@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use quorate_core::RequestError;
+use quorate_core::environment::Environment;
 use quorate_core::request::{ClientReply, ClientRequest, ClientResult};
 use quorate_core::seams::{ReplySink, ReplyTo};
 use quorate_rpc::network::Network;
@@ -28,6 +29,7 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(50);
 pub(crate) struct Attempts<'a> {
     pub(crate) routes: &'a Routes,
     pub(crate) network: &'a dyn Network,
+    pub(crate) environment: &'a dyn Environment,
     pub(crate) deadline: Instant,
     /// The whole time allowed, for messages.
     pub(crate) timeout: Duration,
@@ -86,8 +88,7 @@ impl Attempts<'_> {
                         count_up(&mut request);
                         tokio::time::sleep_until(attempt_deadline).await;
                     } else {
-                        tokio::time::sleep(pause.min(self.left())).await;
-                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        self.rest(&mut pause).await;
                     }
                     known.last = Some(error);
                 }
@@ -104,13 +105,19 @@ impl Attempts<'_> {
                         known.unreachable.push(reason);
                     }
                     if tried.len() == candidates.len() {
-                        tokio::time::sleep(pause.min(self.left())).await;
-                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        self.rest(&mut pause).await;
                     }
                 }
             }
         }
         Err(self.final_error(known, is_write))
+    }
+
+    /// Between half the pause and all of it, so that clients that were refused together do not come back together.
+    async fn rest(&self, pause: &mut Duration) {
+        let jitter = (self.environment.random() % 1024) as f64 / 2048.0;
+        tokio::time::sleep(pause.mul_f64(0.5 + jitter).min(self.left())).await;
+        *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 
     fn left(&self) -> Duration {
@@ -131,7 +138,9 @@ impl Attempts<'_> {
         };
         let (slot, answer) = Slot::new();
         // The node's deadline is a little earlier than ours, so that its own word (who acked, who did not) arrives.
-        let timeout = deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
+        let timeout = deadline
+            .saturating_duration_since(Instant::now())
+            .mul_f64(NODE_SHARE);
         lane.send(request.clone(), timeout, ReplyTo::new(slot, 0));
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(Some(result))) => {

@@ -278,6 +278,7 @@ impl Client {
         let attempts = Attempts {
             routes: &self.routes,
             network: &*self.network,
+            environment: &*self.environment,
             deadline,
             timeout,
         };

@@ -212,7 +212,7 @@ impl Config {
 
         check_node(&node)?;
         check_cluster(&cluster)?;
-        registry.knows_storage(&storage.name)?;
+        registry.check_storage(&storage.name, storage.rest.clone())?;
         let this = member_of(&node);
         let members: Vec<Member> = registry
             .open_membership(&membership.name, membership.rest.clone(), &this)?

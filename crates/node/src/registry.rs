@@ -13,7 +13,9 @@ use toml::Table;
 
 use crate::config::{ConfigError, section};
 
-type OpenStorage = Box<dyn Fn(Table, &Path) -> Result<Arc<dyn StorageEngine>, ConfigError>>;
+/// Reads a plugin's section; what it returns opens the engine.
+type OpenStorage = Box<dyn Fn(Table) -> Result<StorageOpener, ConfigError>>;
+type StorageOpener = Box<dyn FnOnce(&Path) -> Result<Arc<dyn StorageEngine>, ConfigError>>;
 type OpenResolver = Box<dyn Fn() -> Arc<dyn ConflictResolver>>;
 type OpenMembership = Box<dyn Fn(Table, &Member) -> Result<Box<dyn Membership>, ConfigError>>;
 
@@ -40,18 +42,22 @@ impl Registry {
     }
 
     /// Adds a storage engine: `[storage] engine = "NAME"`. The rest of the section is its configuration.
-    pub fn storage<C: DeserializeOwned, E: StorageEngine>(
+    pub fn storage<C: DeserializeOwned + 'static, E: StorageEngine>(
         &mut self,
         name: &str,
-        open: impl Fn(C, &Path) -> Result<E, StorageError> + 'static,
+        open: impl Fn(C, &Path) -> Result<E, StorageError> + Clone + 'static,
     ) {
-        let open = move |table: Table, folder: &Path| -> Result<Arc<dyn StorageEngine>, ConfigError> {
-            let engine = open(section("storage", table)?, folder);
-            Ok(Arc::new(engine.map_err(|error| {
-                ConfigError::new(format!("[storage] {error}"))
-            })?))
+        let read = move |table: Table| -> Result<StorageOpener, ConfigError> {
+            let config: C = section("storage", table)?;
+            let open = open.clone();
+            Ok(Box::new(move |folder| {
+                let engine = open(config, folder);
+                Ok(Arc::new(engine.map_err(|error| {
+                    ConfigError::new(format!("[storage] {error}"))
+                })?))
+            }))
         };
-        self.storage.insert(name.to_owned(), Box::new(open));
+        self.storage.insert(name.to_owned(), Box::new(read));
     }
 
     /// Adds a conflict resolver: `[buckets.X] resolver = "NAME"`.
@@ -80,7 +86,7 @@ impl Registry {
         config: Table,
         folder: &Path,
     ) -> Result<Arc<dyn StorageEngine>, ConfigError> {
-        find("[storage] engine", name, &self.storage)?(config, folder)
+        find("[storage] engine", name, &self.storage)?(config)?(folder)
     }
 
     pub(crate) fn open_resolver(
@@ -100,9 +106,9 @@ impl Registry {
         find("[membership] plugin", name, &self.membership)?(config, this)
     }
 
-    /// Checks a storage engine's name without opening it.
-    pub(crate) fn knows_storage(&self, name: &str) -> Result<(), ConfigError> {
-        find("[storage] engine", name, &self.storage).map(|_| ())
+    /// Checks a storage engine's name and configuration without opening it.
+    pub(crate) fn check_storage(&self, name: &str, config: Table) -> Result<(), ConfigError> {
+        find("[storage] engine", name, &self.storage)?(config).map(drop)
     }
 }
 

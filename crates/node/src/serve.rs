@@ -129,7 +129,10 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), Confi
                 owner,
                 done: sender,
             })]);
-            receiver.recv().unwrap_or_else(|_| Ok(())).map_err(failed)
+            let lost = StorageError::Io {
+                detail: "the engine dropped a write".into(),
+            };
+            receiver.recv().unwrap_or(Err(lost)).map_err(failed)
         }
     }
 }

@@ -11,17 +11,26 @@ use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_storage_lmdb::{Config, Durability, LmdbStorage, open};
 
 fn config(durability: Durability) -> Config {
-    Config { durability, interval_ms: 5, map_size_mib: 256, reserve_mib: 1 }
+    Config {
+        durability,
+        interval_ms: 5,
+        map_size_mib: 256,
+        reserve_mib: 1,
+    }
 }
 
 #[test]
 fn fsync_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| Arc::new(open(config(Durability::Fsync), folder).unwrap()));
+    quorate_core::conformance::storage::run(|folder| {
+        Arc::new(open(config(Durability::Fsync), folder).unwrap())
+    });
 }
 
 #[test]
 fn interval_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| Arc::new(open(config(Durability::Interval), folder).unwrap()));
+    quorate_core::conformance::storage::run(|folder| {
+        Arc::new(open(config(Durability::Interval), folder).unwrap())
+    });
 }
 
 struct Put {
@@ -49,12 +58,19 @@ impl Update for Put {
 fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
     let (done, outcome) = channel();
     let key = StorageKey::of_table(Table::Facts, name.as_bytes());
-    engine.update(vec![Box::new(Put { key, value: Bytes::copy_from_slice(value), done })]);
+    engine.update(vec![Box::new(Put {
+        key,
+        value: Bytes::copy_from_slice(value),
+        done,
+    })]);
     outcome.recv().unwrap()
 }
 
 fn error_of(folder: &Path) -> String {
-    open(config(Durability::Fsync), folder).err().expect("refused").to_string()
+    open(config(Durability::Fsync), folder)
+        .err()
+        .expect("refused")
+        .to_string()
 }
 
 /// LMDB must not be opened twice: the second one is refused, the first goes on.
@@ -83,7 +99,11 @@ fn a_newer_format_is_refused() {
 fn a_full_map_loses_nothing() {
     for durability in [Durability::Fsync, Durability::Interval] {
         let folder = tempfile::tempdir().unwrap();
-        let small = Config { map_size_mib: 2, reserve_mib: 0, ..config(durability) };
+        let small = Config {
+            map_size_mib: 2,
+            reserve_mib: 0,
+            ..config(durability)
+        };
         let engine = open(small, folder.path()).unwrap();
         let mut stored = 0;
         let error = loop {
@@ -93,7 +113,10 @@ fn a_full_map_loses_nothing() {
             }
             assert!(stored < 1_000, "the map has 2 MiB");
         };
-        assert!(matches!(&error, StorageError::Full { detail } if detail.contains("map_size_mib")), "{error}");
+        assert!(
+            matches!(&error, StorageError::Full { detail } if detail.contains("map_size_mib")),
+            "{error}"
+        );
         assert!(stored > 50, "{stored}");
         let check = |engine: &LmdbStorage| {
             for number in 0..stored {

@@ -101,7 +101,9 @@ impl Status {
             "first",
             "trouble",
         ]);
-        for member in status.members {
+        let mut members = status.members;
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        for member in members {
             out.add_row([
                 member.name,
                 member.address,
@@ -165,7 +167,9 @@ impl Ring {
         );
         let mut out = table(&["node", "address", "partitions", "first", "share"]);
         let all = f64::from(layout.partitions()) * f64::from(layout.replicas());
-        for member in layout.members() {
+        let mut members: Vec<_> = layout.members().iter().collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        for member in members {
             let load = layout.load_of(member.id);
             let share = f64::from(load.partitions) / all;
             let bar = "█".repeat((share * 40.0).round() as usize);

@@ -5,6 +5,7 @@ mod inspect;
 mod keys;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -115,7 +116,10 @@ pub(crate) fn run<T: Into<OsString> + Clone>(
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    match dispatch(arguments.command, &registry) {
+    let outcome = dispatch(arguments.command, &registry);
+    // Inside another program (the Python command) nobody flushes it at the end.
+    let _ = std::io::stdout().flush();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

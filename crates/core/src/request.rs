@@ -7,7 +7,7 @@ use crate::clock::Stamp;
 use crate::error::RequestError;
 use crate::key::{BucketName, Key, PartitionId, StorageKey};
 use crate::layout::NodeId;
-use crate::object::{Digest, Payload, RequestId};
+use crate::object::{Payload, RequestId};
 
 /// How many replicas a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -472,13 +472,4 @@ pub struct Status {
     pub hints: u64,
     /// All members.
     pub members: Vec<MemberStatus>,
-}
-
-/// What a read of R replicas came to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReplicaDigest {
-    /// Which replica.
-    pub node: NodeId,
-    /// The digest of its object; of the empty object if it has none.
-    pub digest: Digest,
 }

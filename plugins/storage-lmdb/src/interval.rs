@@ -14,6 +14,7 @@ use bytes::Bytes;
 use quorate_core::storage::{Change, Page, Range, StorageError, Update};
 
 use crate::MAX_QUEUED_UPDATES;
+use crate::fsync::refuse;
 use crate::map::{Map, Overlay};
 
 /// The overlay is committed early when it is this large.
@@ -198,7 +199,12 @@ impl Shared {
                 state.bytes += bytes;
                 let newer = std::mem::replace(&mut state.waiting, waiting);
                 state.waiting.extend(newer);
-                state.failing = Some(error);
+                state.failing = Some(error.clone());
+                if closing {
+                    let lost = std::mem::take(&mut state.waiting);
+                    drop(state);
+                    refuse(lost, &error);
+                }
             }
         }
         !closing

@@ -119,6 +119,7 @@ struct Page {
     key @0 :Data;
     siblings @1 :List(Sibling);
     context @2 :Data;
+    partition @3 :UInt16;
   }
 }
 
@@ -126,6 +127,8 @@ struct Fingerprint {
   partition @0 :UInt16;
   records @1 :UInt64;
   digest @2 :UInt64;
+  replicas @3 :UInt8;
+  # Of keys of buckets with this many replicas.
 }
 
 struct Failure {

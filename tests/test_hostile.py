@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import quorate
 from quorate import Client, LocalCluster
 
 MAGIC = b"QUORATE\x01"
@@ -132,8 +133,12 @@ def test_connections_beyond_the_limit_are_closed() -> None:
 
 
 def test_requests_beyond_the_limit_are_refused_not_queued() -> None:
-    with LocalCluster(nodes=1, config={"coordinator": {"max_in_flight": 50}}) as cluster:
-        with cluster.connect(timeout=5.0) as db:
-            # The client tries again after a pause: all succeed in the end.
-            puts = db.bucket("b").put_many({f"k{number}": b"v" for number in range(400)})
-            assert len(puts) == 400
+    with LocalCluster(nodes=1, config={"coordinator": {"max_in_flight": 2}}) as cluster:
+        items = {f"k{number}": b"v" for number in range(400)}
+        with cluster.connect() as db:
+            with pytest.raises(quorate.PartialError) as caught:
+                db.bucket("b").put_many(items, timeout=0.05)
+            assert any(isinstance(error, quorate.Overloaded) for error in caught.value.errors.values())
+            assert caught.value.results
+            # With time to try again after a pause, all are taken.
+            assert len(db.bucket("b").put_many(dict(list(items.items())[:40]), timeout=10)) == 40

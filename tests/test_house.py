@@ -24,7 +24,7 @@ ALLOWED = {
     "quorate-rpc": {"quorate-core"},
     "quorate-client": {"quorate-core", "quorate-rpc"},
     "quorate-node": {"quorate-core", "quorate-cluster", "quorate-rpc", "quorate-client", *PLUGINS.values()},
-    "quorate-python": {"quorate-core", "quorate-client", "quorate-node"},
+    "quorate-python": {"quorate-client", "quorate-node"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
 }
 

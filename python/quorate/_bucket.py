@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Bucket(Generic[T]):
         w: Quorum | None,
         sloppy: bool | None,
         timeout: float | None,
+        default_timeout: float,
         codec: str | Codec[T] | None,
         resolve: Callable[[list[T]], T] | None,
         on_conflict: Literal["warn", "raise"],
@@ -100,6 +102,7 @@ class Bucket(Generic[T]):
         self._w = _quorum("w", w)
         self._sloppy = sloppy
         self._timeout = timeout
+        self._default_timeout = default_timeout
         self._codec: Codec[T] = _codec.find(codec)
         self._resolve = resolve
         self._on_conflict = on_conflict
@@ -182,7 +185,7 @@ class Bucket(Generic[T]):
             entries, cursor = self._native.scan(
                 self.name, _prefix(prefix), cursor, 0, True, self._r_of(r), self._timeout
             )
-            for key, _, _ in entries:
+            for key, _, _, _ in entries:
                 yield self._shown_key(key)
             if not cursor:
                 return
@@ -233,10 +236,11 @@ class Bucket(Generic[T]):
     ) -> Put:
         """Delete a key: exactly what ``context`` contains; without one, the key is read first and what it shows deleted."""
         name = _key(key)
+        left = self._budget(timeout)
         if context is None:
-            _, seen = self._native.get(self.name, name, self._r, self._timeout_of(timeout))
+            _, seen = self._native.get(self.name, name, self._r, left())
             context = Context(seen)
-        return self._write(name, None, context, w, sloppy, timeout)
+        return self._write(name, None, context, w, sloppy, left())
 
     def update(
         self,
@@ -255,12 +259,13 @@ class Bucket(Generic[T]):
             ConflictError: several siblings, and the bucket has no ``resolve``.
         """
         name = _key(key)
-        siblings, context = self._native.get(self.name, name, self._r_of(r), self._timeout_of(timeout))
+        left = self._budget(timeout)
+        siblings, context = self._native.get(self.name, name, self._r_of(r), left())
         entry = self._entry(name, siblings, context)
         if entry is not None and entry.conflict and self._resolve is None:
             raise _conflict(self.name, name, entry.siblings)
         value = change(None if entry is None else entry.value)
-        return self._write(name, _codec.encode(self._codec, value), Context(context), w, None, timeout)
+        return self._write(name, _codec.encode(self._codec, value), Context(context), w, None, left())
 
     def put_many(
         self,
@@ -297,7 +302,8 @@ class Bucket(Generic[T]):
         """
         asked = list(dict.fromkeys(keys))
         names = [_key(key) for key in asked]
-        replies = self._native.get_many(self.name, names, self._r, self._timeout_of(timeout))
+        left = self._budget(timeout)
+        replies = self._native.get_many(self.name, names, self._r, left())
         errors: dict[KeyLike, QuorateError] = {}
         writes: list[tuple[bytes, bytes | None, bytes, bool]] = []
         readable: list[KeyLike] = []
@@ -307,7 +313,7 @@ class Bucket(Generic[T]):
             else:
                 writes.append((name, None, reply[1], True))
                 readable.append(key)
-        return self._write_many("deleted", readable, writes, w, sloppy, timeout, errors)
+        return self._write_many("deleted", readable, writes, w, sloppy, left(), errors)
 
     # What these share
 
@@ -393,6 +399,12 @@ class Bucket(Generic[T]):
     def _r_of(self, r: Quorum | None) -> str | None:
         return self._r if r is None else _quorum("r", r)
 
+    def _budget(self, timeout: Seconds | None) -> Callable[[], float]:
+        """What is left of an operation's time, for operations of several steps."""
+        whole = self._timeout_of(timeout)
+        end = time.monotonic() + (self._default_timeout if whole is None else whole)
+        return lambda: max(end - time.monotonic(), 0.001)
+
     def _timeout_of(self, timeout: Seconds | None) -> float | None:
         return self._timeout if timeout is None else _seconds(timeout)
 
@@ -407,12 +419,12 @@ class Scan(Generic[T]):
         self._bucket = bucket
         self._prefix = prefix
         self._r = r
-        self._page: list[tuple[bytes, list[bytes], bytes]] = []
+        self._page: list[tuple[bytes, list[bytes], bytes, bytes]] = []
         self._at = 0
         self._next = bytes(cursor)
         self._ended = False
         self.cursor = bytes(cursor)
-        """Give it to ``scan(cursor=…)`` to go on after the pages that were shown whole. Empty: at the start."""
+        """Give it to ``scan(cursor=…)`` to go on after the last key that was shown. Empty: at the start."""
 
     def __iter__(self) -> Scan[T]:
         return self
@@ -421,17 +433,14 @@ class Scan(Generic[T]):
         while self._at == len(self._page):
             if self._ended:
                 raise StopIteration
-            self.cursor = self._next
             bucket = self._bucket
             self._page, self._next = bucket._native.scan(
-                bucket.name, self._prefix, self.cursor, 0, False, self._r, bucket._timeout
+                bucket.name, self._prefix, self._next, 0, False, self._r, bucket._timeout
             )
             self._at = 0
             self._ended = not self._next
-        key, siblings, context = self._page[self._at]
+        key, siblings, context, self.cursor = self._page[self._at]
         self._at += 1
-        if self._at == len(self._page):
-            self.cursor = self._next
         values = [_codec.decode(self._bucket._codec, data) for data in siblings]
         return self._bucket._shown_key(key), Entry(self._bucket, key, values, Context(context))
 

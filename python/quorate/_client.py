@@ -182,6 +182,7 @@ class Client:
             w=w,
             sloppy=sloppy,
             timeout=None if timeout is None else seconds(timeout),
+            default_timeout=self._timeout,
             codec=codec,
             resolve=resolve,
             on_conflict=on_conflict,

@@ -227,7 +227,9 @@ class LocalCluster:
         self._watcher = _Watcher()
         self.nodes: list[Node] = []
         """The nodes, also as ``cluster[0]``."""
-        self._finalizer = weakref.finalize(self, _clean_up, self.nodes, self._watcher, self.folder, self._temporary)
+        self._finalizer = weakref.finalize(
+            self, _clean_up, os.getpid(), self.nodes, self._watcher, self.folder, self._temporary
+        )
         addresses = [f"127.0.0.1:{port}" for port in _free_ports(nodes)]
         names = [f"n{number}" for number in range(nodes)]
         members = [{"name": name, "address": address} for name, address in zip(names, addresses, strict=True)]
@@ -331,19 +333,18 @@ class LocalCluster:
             time.sleep(0.05)
 
     def _differing_partitions(self) -> list[str]:
-        held: dict[str, dict[int, tuple[int, int]]] = {}
+        held: dict[tuple[int, int], dict[str, tuple[int, int]]] = {}
         for node in self.nodes:
             if not node.running:
                 return [f"node {node.name} is down"]
             with connect(node.address, timeout=5.0, follow=False) as client:
-                held[node.name] = {number: (records, digest) for number, records, digest in client._native.fingerprint()}
-                replicas = client.status()["replicas"]
+                for number, replicas, records, digest in client._native.fingerprint():
+                    held.setdefault((number, replicas), {})[node.name] = (records, digest)
         differing = []
-        for number in sorted({number for partitions in held.values() for number in partitions}):
-            holders = {name: partitions[number] for name, partitions in held.items() if number in partitions}
+        for (number, replicas), holders in sorted(held.items()):
             if len(holders) != replicas or len(set(holders.values())) != 1:
                 shown = ", ".join(f"{name} {records} records, {digest:016x}" for name, (records, digest) in holders.items())
-                differing.append(f"partition {number}: {shown}")
+                differing.append(f"partition {number} of buckets with n={replicas}: {shown}")
         return differing
 
     def close(self) -> None:
@@ -359,7 +360,9 @@ class LocalCluster:
         self.close()
 
 
-def _clean_up(nodes: list[Node], watcher: _Watcher, folder: Path, temporary: bool) -> None:
+def _clean_up(owner: int, nodes: list[Node], watcher: _Watcher, folder: Path, temporary: bool) -> None:
+    if os.getpid() != owner:
+        return  # a forked child ends: the cluster is its parent's
     for node in nodes:
         node.kill()
     watcher.close()

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use quorate_client::core::RequestError;
 use quorate_client::{Client, ClientConfig, ClientError};
-use quorate_core::RequestError;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 /// After this long between two calls the connections are looked at before one is used.
 const RESTED: Duration = Duration::from_millis(100);
 
+/// Counts closed clients: a thread that sees it change closes its own connections of them.
+static CLOSED: AtomicU64 = AtomicU64::new(0);
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 
 /// What the threads of a process share of a client.
@@ -59,12 +61,12 @@ impl Drop for Locals {
 thread_local! {
     static LOCALS: RefCell<Locals> = const { RefCell::new(Locals(BTreeMap::new())) };
     static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
+    static SWEPT: Cell<u64> = const { Cell::new(0) };
+    static IN_CALL: Cell<bool> = const { Cell::new(false) };
 }
 
 fn event_loop() -> std::io::Result<LocalRuntime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
 /// Lets tokio set up what it keeps a thread before `LOCALS` is first touched. A thread's variables are destroyed in the
@@ -81,11 +83,7 @@ fn prepare_thread() -> std::io::Result<()> {
 impl Handle {
     pub(crate) fn new(config: ClientConfig) -> Handle {
         let number = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed);
-        Handle {
-            number,
-            config,
-            closed: Arc::default(),
-        }
+        Handle { number, config, closed: Arc::default() }
     }
 
     /// Runs one operation to its end, or until Ctrl-C.
@@ -105,6 +103,7 @@ impl Handle {
     /// Closes this thread's connections now, other threads' when they next use any client, and refuses further calls.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        CLOSED.fetch_add(1, Ordering::AcqRel);
         if TOKIO_IS_READY.get() {
             sweep();
         }
@@ -112,11 +111,18 @@ impl Handle {
 
     /// This thread's connections, taken out so that nothing is borrowed while Python code may run.
     fn take_local(&self, py: Python<'_>) -> PyResult<Local> {
+        if IN_CALL.get() {
+            let detail =
+                "a signal handler can't use a client while it interrupts a call of one: set a flag instead";
+            return Err(raise(py, &RequestError::invalid(detail).into()));
+        }
+        if TOKIO_IS_READY.get()
+            && SWEPT.replace(CLOSED.load(Ordering::Acquire)) != CLOSED.load(Ordering::Acquire)
+        {
+            sweep();
+        }
         if self.closed.load(Ordering::Acquire) {
-            return Err(raise(
-                py,
-                &RequestError::invalid("this client is closed: connect again").into(),
-            ));
+            return Err(raise(py, &RequestError::invalid("this client is closed: connect again").into()));
         }
         prepare_thread()?;
         let kept = LOCALS.with_borrow_mut(|locals| locals.0.remove(&self.number));
@@ -157,11 +163,14 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Release);
+        CLOSED.fetch_add(1, Ordering::AcqRel);
     }
 }
 
 /// Runs the event loop until the operation ends, or Ctrl-C raises.
 fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bool) -> PyResult<T> {
+    IN_CALL.set(true);
+    let _guard = InCall;
     runtime.block_on(async {
         if rested {
             // Nobody read the sockets meanwhile: first see which connections are gone.
@@ -183,6 +192,14 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bo
     })
 }
 
+struct InCall;
+
+impl Drop for InCall {
+    fn drop(&mut self) {
+        IN_CALL.set(false);
+    }
+}
+
 /// Returns what Ctrl-C (or another signal's handler) raised.
 async fn interrupted() -> PyErr {
     loop {
@@ -197,17 +214,9 @@ async fn interrupted() -> PyErr {
 fn sweep() {
     let closed = LOCALS.with_borrow_mut(|Locals(locals)| {
         let is_closed = |local: &Local| local.closed.load(Ordering::Acquire);
-        let numbers: Vec<u64> = locals
-            .iter()
-            .filter(|(_, local)| is_closed(local))
-            .map(|(number, _)| *number)
-            .collect();
-        Locals(
-            numbers
-                .into_iter()
-                .filter_map(|number| Some((number, locals.remove(&number)?)))
-                .collect(),
-        )
+        let numbers: Vec<u64> =
+            locals.iter().filter(|(_, local)| is_closed(local)).map(|(number, _)| *number).collect();
+        Locals(numbers.into_iter().filter_map(|number| Some((number, locals.remove(&number)?))).collect())
     });
     drop(closed);
 }

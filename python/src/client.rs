@@ -6,10 +6,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
+use quorate_client::core::key::BucketName;
+use quorate_client::core::request::{GetReply, PutReply, QuorumSize, ScanEntry, Sibling, scan_cursor};
+use quorate_client::core::{Key, Payload, RequestError, StorageKey};
 use quorate_client::{ClientConfig, ClientError, ReadOptions, Replacing, ScanOptions, WriteOptions};
-use quorate_core::key::BucketName;
-use quorate_core::request::{GetReply, PutReply, QuorumSize, ScanEntry, Sibling};
-use quorate_core::{Key, Payload, RequestError};
 
 use crate::call::Handle;
 use crate::error::{instance, raise};
@@ -25,6 +25,8 @@ pub(crate) struct Client {
 
 /// Siblings in stamp order, and what was seen.
 type Got<'py> = (Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>);
+/// Key, siblings, context, and the cursor after it.
+type Scanned<'py> = (Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 /// Context, acks, hinted, conflict.
 type Written<'py> = (Bound<'py, PyBytes>, usize, u8, bool);
 
@@ -36,9 +38,7 @@ impl Client {
         let mut config = ClientConfig::new(url).map_err(|error| raise(py, &error))?;
         config.timeout = duration(timeout);
         config.follow = follow;
-        let client = Client {
-            handle: Handle::new(config),
-        };
+        let client = Client { handle: Handle::new(config) };
         client.handle.call(py, |_| async { Ok(()) })?;
         Ok(client)
     }
@@ -53,13 +53,8 @@ impl Client {
         timeout: Option<f64>,
     ) -> PyResult<Got<'py>> {
         let key = named(py, bucket, key)?;
-        let options = ReadOptions {
-            r: quorum(py, "r", r)?,
-            timeout: timeout.map(duration),
-        };
-        let reply = self
-            .handle
-            .call(py, |client| async move { client.get(&key, &options).await })?;
+        let options = ReadOptions { r: quorum(py, "r", r)?, timeout: timeout.map(duration) };
+        let reply = self.handle.call(py, |client| async move { client.get(&key, &options).await })?;
         Ok(got(py, &reply))
     }
 
@@ -79,15 +74,11 @@ impl Client {
         timeout: Option<f64>,
     ) -> PyResult<Written<'py>> {
         let key = named(py, bucket, key)?;
-        let options = WriteOptions {
-            w: quorum(py, "w", w)?,
-            sloppy,
-            timeout: timeout.map(duration),
-        };
+        let options = WriteOptions { w: quorum(py, "w", w)?, sloppy, timeout: timeout.map(duration) };
         let (payload, replacing) = (payload(value), replacing(context, exact));
-        let reply = self.handle.call(py, |client| async move {
-            client.put(&key, payload, replacing, &options).await
-        })?;
+        let reply = self
+            .handle
+            .call(py, |client| async move { client.put(&key, payload, replacing, &options).await })?;
         Ok(written(py, &reply))
     }
 
@@ -101,20 +92,12 @@ impl Client {
         r: Option<&str>,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let options = ReadOptions {
-            r: quorum(py, "r", r)?,
-            timeout: timeout.map(duration),
-        };
-        let keys = keys
-            .iter()
-            .map(|key| named(py, bucket, key.as_bytes()))
-            .collect::<PyResult<Vec<Key>>>()?;
+        let options = ReadOptions { r: quorum(py, "r", r)?, timeout: timeout.map(duration) };
+        let keys =
+            keys.iter().map(|key| named(py, bucket, key.as_bytes())).collect::<PyResult<Vec<Key>>>()?;
         let replies = self.handle.call(py, |client| async move {
             let gets = keys.iter().map(|key| client.get(key, &options));
-            Ok(futures::stream::iter(gets)
-                .buffered(MANY_IN_FLIGHT)
-                .collect::<Vec<_>>()
-                .await)
+            Ok(futures::stream::iter(gets).buffered(MANY_IN_FLIGHT).collect::<Vec<_>>().await)
         })?;
         let results = PyList::empty(py);
         for reply in replies {
@@ -133,21 +116,12 @@ impl Client {
         &self,
         py: Python<'py>,
         bucket: &str,
-        items: Vec<(
-            Bound<'py, PyBytes>,
-            Option<Bound<'py, PyBytes>>,
-            Bound<'py, PyBytes>,
-            bool,
-        )>,
+        items: Vec<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, bool)>,
         w: Option<&str>,
         sloppy: Option<bool>,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let options = WriteOptions {
-            w: quorum(py, "w", w)?,
-            sloppy,
-            timeout: timeout.map(duration),
-        };
+        let options = WriteOptions { w: quorum(py, "w", w)?, sloppy, timeout: timeout.map(duration) };
         let mut writes = Vec::with_capacity(items.len());
         for (key, value, context, exact) in items {
             let value = value.as_ref().map(|value| value.as_bytes());
@@ -159,10 +133,7 @@ impl Client {
                 let client = client.clone();
                 async move { client.put(&key, payload, replacing, &options).await }
             });
-            Ok(futures::stream::iter(puts)
-                .buffered(MANY_IN_FLIGHT)
-                .collect::<Vec<_>>()
-                .await)
+            Ok(futures::stream::iter(puts).buffered(MANY_IN_FLIGHT).collect::<Vec<_>>().await)
         })?;
         let results = PyList::empty(py);
         for reply in replies {
@@ -174,7 +145,7 @@ impl Client {
         Ok(results)
     }
 
-    /// Key, siblings, context of each entry; and the cursor of the next page, empty at the end.
+    /// Key, siblings, context and the cursor after it of each entry; and the cursor of the next page, empty at the end.
     #[pyo3(signature = (bucket, prefix, cursor, limit, keys_only, r, timeout))]
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     fn scan<'py>(
@@ -187,79 +158,57 @@ impl Client {
         keys_only: bool,
         r: Option<&str>,
         timeout: Option<f64>,
-    ) -> PyResult<(
-        Vec<(Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>)>,
-        Bound<'py, PyBytes>,
-    )> {
+    ) -> PyResult<(Vec<Scanned<'py>>, Bound<'py, PyBytes>)> {
         let bucket = BucketName::new(bucket).map_err(|error| raise(py, &error.into()))?;
         let options = ScanOptions {
             prefix: Bytes::copy_from_slice(prefix),
             cursor: Bytes::copy_from_slice(cursor),
             limit,
             keys_only,
-            read: ReadOptions {
-                r: quorum(py, "r", r)?,
-                timeout: timeout.map(duration),
-            },
+            read: ReadOptions { r: quorum(py, "r", r)?, timeout: timeout.map(duration) },
         };
-        let page = self
-            .handle
-            .call(py, |client| async move { client.scan(&bucket, &options).await })?;
-        let entry = |entry: &ScanEntry| {
-            (
-                PyBytes::new(py, &entry.key),
-                siblings(py, &entry.siblings),
-                PyBytes::new(py, &entry.context),
-            )
-        };
-        Ok((
-            page.entries.iter().map(entry).collect(),
-            PyBytes::new(py, &page.cursor),
-        ))
+        let name = bucket.as_str().to_owned();
+        let page = self.handle.call(py, |client| async move { client.scan(&bucket, &options).await })?;
+        let mut entries = Vec::with_capacity(page.entries.len());
+        for ScanEntry { partition, key, siblings: values, context } in &page.entries {
+            let place = StorageKey::of(*partition, &named(py, &name, key)?);
+            let cursor = scan_cursor(*partition, place.as_bytes());
+            let bytes = |bytes: &[u8]| PyBytes::new(py, bytes);
+            entries.push((bytes(key), siblings(py, values), bytes(context), bytes(&cursor)));
+        }
+        Ok((entries, PyBytes::new(py, &page.cursor)))
     }
 
     /// A JSON document.
     #[pyo3(signature = (bucket, key))]
     fn explain(&self, py: Python<'_>, bucket: &str, key: &[u8]) -> PyResult<String> {
         let key = named(py, bucket, key)?;
-        let explanation = self
-            .handle
-            .call(py, |client| async move { client.explain(&key).await })?;
+        let explanation = self.handle.call(py, |client| async move { client.explain(&key).await })?;
         Ok(serde_json::to_string(&explanation).expect("plain data"))
     }
 
     /// A JSON document.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let status = self
-            .handle
-            .call(py, |client| async move { client.status().await })?;
+        let status = self.handle.call(py, |client| async move { client.status().await })?;
         Ok(serde_json::to_string(&status).expect("plain data"))
     }
 
     /// Seconds of one round trip.
     fn ping(&self, py: Python<'_>) -> PyResult<f64> {
-        let took = self
-            .handle
-            .call(py, |client| async move { client.ping().await })?;
+        let took = self.handle.call(py, |client| async move { client.ping().await })?;
         Ok(took.as_secs_f64())
     }
 
-    /// Partition, records, digest of each partition in which the node holds anything.
-    fn fingerprint(&self, py: Python<'_>) -> PyResult<Vec<(u16, u64, u64)>> {
-        let partitions = self
-            .handle
-            .call(py, |client| async move { client.fingerprint().await })?;
-        Ok(partitions
-            .iter()
-            .map(|p| (p.partition.0, p.records, p.digest))
-            .collect())
+    /// Partition, replicas a key, records, digest of each partition in which the node holds anything.
+    fn fingerprint(&self, py: Python<'_>) -> PyResult<Vec<(u16, u8, u64, u64)>> {
+        let partitions = self.handle.call(py, |client| async move { client.fingerprint().await })?;
+        Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
     }
 
     /// Cuts the node off from others, by name.
     #[pyo3(signature = (cut))]
     fn set_faults(&self, py: Python<'_>, cut: Vec<String>) -> PyResult<()> {
-        self.handle
-            .call(py, |client| async move { client.set_faults(cut).await })
+        self.handle.call(py, |client| async move { client.set_faults(cut).await })
     }
 
     fn close(&self) {
@@ -278,33 +227,21 @@ fn named(py: Python<'_>, bucket: &str, key: &[u8]) -> PyResult<Key> {
 fn quorum(py: Python<'_>, name: &str, size: Option<&str>) -> PyResult<QuorumSize> {
     match size.map(str::parse).transpose() {
         Ok(size) => Ok(size.unwrap_or_default()),
-        Err(error) => Err(raise(
-            py,
-            &ClientError::Request(RequestError::invalid(format!("{name}={error}"))),
-        )),
+        Err(error) => Err(raise(py, &ClientError::Request(RequestError::invalid(format!("{name}={error}"))))),
     }
 }
 
 fn payload(value: Option<&[u8]>) -> Payload {
-    value.map_or(Payload::Tombstone, |value| {
-        Payload::Value(Bytes::copy_from_slice(value))
-    })
+    value.map_or(Payload::Tombstone, |value| Payload::Value(Bytes::copy_from_slice(value)))
 }
 
 fn replacing(context: &[u8], exact: bool) -> Replacing {
     let context = Bytes::copy_from_slice(context);
-    if exact {
-        Replacing::Exactly { context }
-    } else {
-        Replacing::WhatIsThere { seen: context }
-    }
+    if exact { Replacing::Exactly { context } } else { Replacing::WhatIsThere { seen: context } }
 }
 
 fn siblings<'py>(py: Python<'py>, siblings: &[Sibling]) -> Vec<Bound<'py, PyBytes>> {
-    siblings
-        .iter()
-        .map(|sibling| PyBytes::new(py, &sibling.value))
-        .collect()
+    siblings.iter().map(|sibling| PyBytes::new(py, &sibling.value)).collect()
 }
 
 fn got<'py>(py: Python<'py>, reply: &GetReply) -> Got<'py> {
@@ -312,10 +249,5 @@ fn got<'py>(py: Python<'py>, reply: &GetReply) -> Got<'py> {
 }
 
 fn written<'py>(py: Python<'py>, reply: &PutReply) -> Written<'py> {
-    (
-        PyBytes::new(py, &reply.context),
-        reply.receipt.acked.len(),
-        reply.hinted,
-        reply.conflict,
-    )
+    (PyBytes::new(py, &reply.context), reply.receipt.acked.len(), reply.hinted, reply.conflict)
 }

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 use quorate_client::ClientError;
-use quorate_core::RequestError;
+use quorate_client::core::RequestError;
 
 /// The Python exception for an error.
 pub(crate) fn raise(py: Python<'_>, error: &ClientError) -> PyErr {

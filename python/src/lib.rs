@@ -14,9 +14,7 @@ fn main(py: Python<'_>, arguments: Vec<String>) -> u8 {
     py.detach(|| {
         let code = quorate_node::run(quorate_node::Registry::built_in(), arguments);
         // `ExitCode` shows its number in no other way than this.
-        (0..=u8::MAX)
-            .find(|&number| std::process::ExitCode::from(number) == code)
-            .unwrap_or(u8::MAX)
+        (0..=u8::MAX).find(|&number| std::process::ExitCode::from(number) == code).unwrap_or(u8::MAX)
     })
 }
 

@@ -20,6 +20,9 @@ use crate::routes::{Route, Routes};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// A write that may have been applied is repeated no longer than this: nodes recognise its id for 30 s (their
+/// `max_request_timeout_ms`), and the last attempt takes its time, too.
+const RETRY_WINDOW: Duration = Duration::from_secs(15);
 /// How much of an attempt's time the node gets; the rest is for the way there and back.
 const NODE_SHARE: f64 = 0.9;
 /// The first attempt takes no longer than this, the next ones twice as long each.
@@ -64,24 +67,26 @@ impl Attempts<'_> {
         let mut pause = FIRST_PAUSE;
         let mut tried: Vec<Rc<Route>> = Vec::new();
         let mut longest = FIRST_ATTEMPT;
+        let begun = Instant::now();
         while let Some(attempt_deadline) = self.next_deadline(longest) {
             longest *= 2;
+            if known.maybe_written.is_some() && begun.elapsed() > RETRY_WINDOW {
+                break;
+            }
             let candidates = self.routes.candidates(key_hash);
-            if candidates
-                .iter()
-                .all(|route| tried.iter().any(|other| Rc::ptr_eq(other, route)))
-            {
+            if candidates.iter().all(|route| tried.iter().any(|other| Rc::ptr_eq(other, route))) {
                 tried.clear();
             }
-            let untried = candidates
-                .iter()
-                .find(|route| !tried.iter().any(|other| Rc::ptr_eq(other, route)));
+            let untried = candidates.iter().find(|route| !tried.iter().any(|other| Rc::ptr_eq(other, route)));
             let Some(route) = untried else { break };
             tried.push(route.clone());
             let outcome = self.attempt(route, &request, attempt_deadline).await;
             match outcome {
                 Outcome::Answered(Ok(reply)) => return Ok(reply),
-                Outcome::Answered(Err(error)) if !error.is_retryable() => return Err(error.into()),
+                Outcome::Answered(Err(error)) if !error.is_retryable() => {
+                    known.last = Some(error);
+                    break;
+                }
                 Outcome::Answered(Err(error)) => {
                     if let RequestError::Indeterminate { needed, received } = error {
                         known.maybe_written(needed, received);
@@ -138,9 +143,7 @@ impl Attempts<'_> {
         };
         let (slot, answer) = Slot::new();
         // The node's deadline is a little earlier than ours, so that its own word (who acked, who did not) arrives.
-        let timeout = deadline
-            .saturating_duration_since(Instant::now())
-            .mul_f64(NODE_SHARE);
+        let timeout = deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
         lane.send(request.clone(), timeout, ReplyTo::new(slot, 0));
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(Some(result))) => {
@@ -157,22 +160,13 @@ impl Attempts<'_> {
         }
         match known.last {
             Some(error) => error.into(),
-            None if !known.unreachable.is_empty() => ClientError::Unreachable {
-                detail: known.unreachable.join("; "),
-            },
-            None if is_write => RequestError::NotAttempted {
-                needed: 1,
-                reachable: 0,
+            None if !known.unreachable.is_empty() => {
+                ClientError::Unreachable { detail: known.unreachable.join("; ") }
             }
-            .into(),
+            None if is_write => RequestError::NotAttempted { needed: 1, reachable: 0 }.into(),
             None => {
                 let after_ms = self.timeout.as_millis() as u32;
-                RequestError::DeadlineExceeded {
-                    needed: 1,
-                    received: 0,
-                    after_ms,
-                }
-                .into()
+                RequestError::DeadlineExceeded { needed: 1, received: 0, after_ms }.into()
             }
         }
     }

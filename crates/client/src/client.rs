@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_core::environment::Environment;
-use quorate_core::key::BucketName;
+use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
 use quorate_core::request::{
     ClientReply, ClientRequest, Explanation, GetReply, GetRequest, PartitionFingerprint, PutReply,
@@ -83,12 +83,7 @@ impl Client {
         environment: Arc<dyn Environment>,
     ) -> Result<Rc<Client>, ClientError> {
         let routes = Routes::new(&config.nodes);
-        let client = Rc::new(Client {
-            config,
-            routes,
-            network,
-            environment,
-        });
+        let client = Rc::new(Client { config, routes, network, environment });
         if client.config.follow {
             let layout = client.layout().await?;
             client.routes.follow(layout);
@@ -103,10 +98,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn get(&self, key: &Key, options: &ReadOptions) -> Result<GetReply, ClientError> {
-        let request = ClientRequest::Get(GetRequest {
-            key: key.clone(),
-            r: options.r,
-        });
+        let request = ClientRequest::Get(GetRequest { key: key.clone(), r: options.r });
         match self.run(Some(key.hash()), request, options.timeout).await? {
             ClientReply::Get(reply) => Ok(reply),
             other => Err(unexpected(&other)),
@@ -124,6 +116,13 @@ impl Client {
         replacing: Replacing,
         options: &WriteOptions,
     ) -> Result<PutReply, ClientError> {
+        if payload.len() > MAX_VALUE_BYTES {
+            let detail = format!(
+                "value of {} bytes: no bucket takes more than {MAX_VALUE_BYTES}; split it",
+                payload.len()
+            );
+            return Err(RequestError::InvalidRequest { detail }.into());
+        }
         let request = ClientRequest::Put(PutRequest {
             key: key.clone(),
             payload,
@@ -150,22 +149,15 @@ impl Client {
         context: Option<Bytes>,
         options: &WriteOptions,
     ) -> Result<PutReply, ClientError> {
+        let begun = Instant::now();
+        let timeout = options.timeout.unwrap_or(self.config.timeout);
+        let read = ReadOptions { r: QuorumSize::Default, timeout: Some(timeout) };
         let context = match context {
             Some(context) => context,
-            None => {
-                self.get(
-                    key,
-                    &ReadOptions {
-                        r: QuorumSize::Default,
-                        timeout: options.timeout,
-                    },
-                )
-                .await?
-                .context
-            }
+            None => self.get(key, &read).await?.context,
         };
-        self.put(key, Payload::Tombstone, Replacing::Exactly { context }, options)
-            .await
+        let options = WriteOptions { timeout: Some(timeout.saturating_sub(begun.elapsed())), ..*options };
+        self.put(key, Payload::Tombstone, Replacing::Exactly { context }, &options).await
     }
 
     /// Reads one page of a bucket.
@@ -192,8 +184,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn explain(&self, key: &Key) -> Result<Explanation, ClientError> {
-        self.report(Some(key.hash()), ClientRequest::Explain(key.clone()))
-            .await
+        self.report(Some(key.hash()), ClientRequest::Explain(key.clone())).await
     }
 
     /// A node's view of the cluster.
@@ -231,10 +222,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn fingerprint(&self) -> Result<Vec<PartitionFingerprint>, ClientError> {
-        match self
-            .run(None, ClientRequest::Fingerprint, Some(Duration::from_secs(30)))
-            .await?
-        {
+        match self.run(None, ClientRequest::Fingerprint, Some(Duration::from_secs(30))).await? {
             ClientReply::Fingerprint(partitions) => Ok(partitions),
             other => Err(unexpected(&other)),
         }
@@ -245,9 +233,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn set_faults(&self, cut: Vec<String>) -> Result<(), ClientError> {
-        self.run(None, ClientRequest::Faults { cut }, None)
-            .await
-            .map(|_| ())
+        self.run(None, ClientRequest::Faults { cut }, None).await.map(|_| ())
     }
 
     /// Closes all connections. Operations under way end as if their connections had been lost.

@@ -21,11 +21,8 @@ impl ClientConfig {
     /// # Errors
     /// `InvalidRequest` naming the part that is no address.
     pub fn new(nodes: &str) -> Result<ClientConfig, ClientError> {
-        let nodes: Vec<String> = nodes
-            .split(',')
-            .map(|part| part.trim().to_owned())
-            .filter(|part| !part.is_empty())
-            .collect();
+        let nodes: Vec<String> =
+            nodes.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect();
         if nodes.is_empty() {
             return Err(RequestError::invalid("no node named: use \"host:port,host:port,…\"").into());
         }
@@ -38,11 +35,7 @@ impl ClientConfig {
                 return Err(RequestError::InvalidRequest { detail }.into());
             }
         }
-        Ok(ClientConfig {
-            nodes,
-            follow: true,
-            timeout: Duration::from_secs(2),
-        })
+        Ok(ClientConfig { nodes, follow: true, timeout: Duration::from_secs(2) })
     }
 }
 

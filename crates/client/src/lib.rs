@@ -25,4 +25,6 @@ pub mod system;
 
 pub use client::{Client, ReadOptions, ScanOptions, WriteOptions};
 pub use config::{ClientConfig, ClientError};
+/// The vocabulary of requests and replies.
+pub use quorate_core as core;
 pub use quorate_core::request::Replacing;

@@ -59,18 +59,11 @@ impl Route {
         }
         let until = deadline.min(Instant::now() + CONNECT_TIMEOUT);
         let opened = tokio::time::timeout_at(until, async {
-            let mut duplex = network
-                .connect(&self.address, None)
-                .await
-                .map_err(|error| error.to_string())?;
-            introduce(&mut duplex, None)
-                .await
-                .map_err(|error| error.to_string())?;
+            let mut duplex = network.connect(&self.address, None).await.map_err(|error| error.to_string())?;
+            introduce(&mut duplex, None).await.map_err(|error| error.to_string())?;
             Ok::<_, String>(Lane::open(duplex, false))
         });
-        let opened = opened
-            .await
-            .unwrap_or_else(|_| Err("no connection in time".to_owned()));
+        let opened = opened.await.unwrap_or_else(|_| Err("no connection in time".to_owned()));
         match opened {
             Ok(lane) => {
                 *self.lane.borrow_mut() = Some(lane.clone());
@@ -115,23 +108,14 @@ pub(crate) struct Routes {
 impl Routes {
     pub(crate) fn new(seeds: &[String]) -> Routes {
         let seeds: Vec<Rc<Route>> = seeds.iter().map(|address| Route::new(address.clone())).collect();
-        let known = seeds
-            .iter()
-            .map(|route| (route.address.clone(), route.clone()))
-            .collect();
-        Routes {
-            seeds,
-            known: RefCell::new(known),
-            layout: RefCell::new(None),
-        }
+        let known = seeds.iter().map(|route| (route.address.clone(), route.clone())).collect();
+        Routes { seeds, known: RefCell::new(known), layout: RefCell::new(None) }
     }
 
     pub(crate) fn follow(&self, layout: Layout) {
         let mut known = self.known.borrow_mut();
         for member in layout.members() {
-            known
-                .entry(member.address.clone())
-                .or_insert_with(|| Route::new(member.address.clone()));
+            known.entry(member.address.clone()).or_insert_with(|| Route::new(member.address.clone()));
         }
         *self.layout.borrow_mut() = Some(layout);
     }
@@ -143,9 +127,7 @@ impl Routes {
         let mut candidates: Vec<Rc<Route>> = Vec::with_capacity(known.len());
         if let (Some(layout), Some(hash)) = (&*self.layout.borrow(), key_hash) {
             for &replica in layout.replicas_of(layout.partition_of(hash), u8::MAX) {
-                let route = layout
-                    .member(replica)
-                    .and_then(|member| known.get(&member.address));
+                let route = layout.member(replica).and_then(|member| known.get(&member.address));
                 candidates.extend(route.cloned());
             }
         }

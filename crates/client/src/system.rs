@@ -19,17 +19,13 @@ impl System {
     /// Begins to count monotonic time.
     #[allow(clippy::new_without_default)]
     pub fn new() -> System {
-        System {
-            started: Instant::now(),
-        }
+        System { started: Instant::now() }
     }
 }
 
 impl Environment for System {
     fn wall_ms(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64)
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -59,8 +55,5 @@ impl Network for Tcp {
 pub fn duplex(stream: TcpStream) -> io::Result<Duplex> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
-    Ok(Duplex {
-        read: Box::new(read),
-        write: Box::new(write),
-    })
+    Ok(Duplex { read: Box::new(read), write: Box::new(write) })
 }

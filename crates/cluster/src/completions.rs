@@ -65,11 +65,8 @@ struct Waiting {
 impl Completions {
     /// Starts to deliver, for as long as the value lives.
     pub(crate) fn start() -> Rc<Completions> {
-        let completions = Rc::new(Completions {
-            outbox: Arc::default(),
-            waiting: RefCell::default(),
-            next: Cell::new(0),
-        });
+        let completions =
+            Rc::new(Completions { outbox: Arc::default(), waiting: RefCell::default(), next: Cell::new(0) });
         let outbox = completions.outbox.clone();
         let theirs = Rc::downgrade(&completions);
         tokio::task::spawn_local(async move {
@@ -78,11 +75,7 @@ impl Completions {
                     outbox.worker.register(cx.waker());
                     let posted =
                         std::mem::take(&mut *outbox.progress.lock().unwrap_or_else(PoisonError::into_inner));
-                    if posted.is_empty() {
-                        Poll::Pending
-                    } else {
-                        Poll::Ready(posted)
-                    }
+                    if posted.is_empty() { Poll::Pending } else { Poll::Ready(posted) }
                 })
                 .await;
                 let Some(completions) = theirs.upgrade() else {
@@ -98,10 +91,7 @@ impl Completions {
 
     /// Waits for an update's ack.
     pub(crate) fn for_ack(&self, acked: ReplyTo<PeerResult>) -> u64 {
-        self.register(Waiting {
-            applied: None,
-            acked: Some(acked),
-        })
+        self.register(Waiting { applied: None, acked: Some(acked) })
     }
 
     /// Waits for an update to be applied, and for its ack.
@@ -110,13 +100,7 @@ impl Completions {
         acked: ReplyTo<PeerResult>,
     ) -> (u64, oneshot::Receiver<Result<Applied, WriteFailure>>) {
         let (sender, receiver) = oneshot::channel();
-        (
-            self.register(Waiting {
-                applied: Some(sender),
-                acked: Some(acked),
-            }),
-            receiver,
-        )
+        (self.register(Waiting { applied: Some(sender), acked: Some(acked) }), receiver)
     }
 
     fn register(&self, waiting: Waiting) -> u64 {
@@ -126,11 +110,7 @@ impl Completions {
     }
 
     fn deliver(&self, progress: Progress) {
-        let Progress {
-            ticket,
-            applied,
-            acked,
-        } = progress;
+        let Progress { ticket, applied, acked } = progress;
         if let Some(applied) = applied
             && let Some(waiting) = self.waiting.borrow_mut().get_mut(&ticket)
             && let Some(sender) = waiting.applied.take()

@@ -1,5 +1,7 @@
 //! A digest of all that a node holds, a partition each, to compare replicas by.
 
+use std::collections::BTreeMap;
+
 use quorate_core::PartitionId;
 use quorate_core::codec::decode_object;
 use quorate_core::key::end_of_prefix;
@@ -15,17 +17,11 @@ const PAGE_BYTES: usize = 1024 * 1024;
 
 /// Reads every record of every partition in which this node holds any. Yields between pages.
 pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerprint>, RequestError> {
-    let failed = |error: StorageError| RequestError::StorageFailed {
-        detail: error.to_string(),
-    };
+    let failed = |error: StorageError| RequestError::StorageFailed { detail: error.to_string() };
     let mut found = Vec::new();
     for partition in 0..shared.layout.partitions() {
         let partition = PartitionId(partition as u16);
-        let mut print = PartitionFingerprint {
-            partition,
-            records: 0,
-            digest: 0,
-        };
+        let mut prints: BTreeMap<u8, PartitionFingerprint> = BTreeMap::new();
         let begin = StorageKey::partition_start(partition);
         let end = end_of_prefix(&begin);
         let mut start = begin.clone();
@@ -40,9 +36,11 @@ pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerpr
             };
             let page = shared.engine.scan(range).map_err(failed)?;
             for (key, object) in &page.records {
-                let record = decode_object(object).map_err(|error| RequestError::StorageFailed {
-                    detail: error.to_string(),
-                })?;
+                let record = decode_object(object)
+                    .map_err(|error| RequestError::StorageFailed { detail: error.to_string() })?;
+                let n = shared.buckets.get(bucket_of(key)).n;
+                let fresh = PartitionFingerprint { partition, n, records: 0, digest: 0 };
+                let print = prints.entry(n).or_insert(fresh);
                 print.records += 1;
                 print.digest ^= xxh3_64_with_seed(key, record.object.digest().0);
             }
@@ -52,9 +50,14 @@ pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerpr
             }
             tokio::task::yield_now().await;
         }
-        if print.records > 0 {
-            found.push(print);
-        }
+        found.extend(prints.into_values());
     }
     Ok(found)
+}
+
+/// The bucket's name in an object's storage key; the default bucket's rules hold for what is none.
+fn bucket_of(key: &[u8]) -> &str {
+    let rest = key.get(3..).unwrap_or_default();
+    let end = rest.iter().position(|&byte| byte == 0).unwrap_or(rest.len());
+    std::str::from_utf8(&rest[..end]).unwrap_or_default()
 }

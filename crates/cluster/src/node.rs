@@ -29,6 +29,7 @@ pub struct Node {
     pub(crate) transport: Rc<dyn PeerTransport>,
     faults: Option<FaultSwitch>,
     in_flight: Cell<usize>,
+    stopping: Cell<bool>,
 }
 
 impl Node {
@@ -45,7 +46,13 @@ impl Node {
             transport,
             faults,
             in_flight: Cell::new(0),
+            stopping: Cell::new(false),
         })
+    }
+
+    /// Refuses clients' requests from now on: the node is about to stop. Those under way go on.
+    pub fn stop_taking(&self) {
+        self.stopping.set(true);
     }
 
     /// Requests of clients under way on this worker.
@@ -60,11 +67,7 @@ impl Node {
 
     fn deadline(&self, timeout: Duration) -> Instant {
         let config = &self.shared.config;
-        let wish = if timeout.is_zero() {
-            Duration::from_millis(config.request_timeout_ms)
-        } else {
-            timeout
-        };
+        let wish = if timeout.is_zero() { Duration::from_millis(config.request_timeout_ms) } else { timeout };
         Instant::now() + wish.min(Duration::from_millis(config.max_request_timeout_ms))
     }
 
@@ -76,13 +79,14 @@ impl Node {
         forwarded: bool,
         reply: ReplyTo<ClientResult>,
     ) {
+        if self.stopping.get() {
+            let what = "the node is stopping: what it takes".to_owned();
+            return reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
+        }
         let limit = self.shared.config.max_in_flight;
         if self.in_flight.get() >= limit {
             let what = "requests under way on this worker ([coordinator] max_in_flight)".to_owned();
-            return reply.send(Err(RequestError::Overloaded {
-                what,
-                limit: limit as u64,
-            }));
+            return reply.send(Err(RequestError::Overloaded { what, limit: limit as u64 }));
         }
         self.in_flight.set(self.in_flight.get() + 1);
         let deadline = self.deadline(timeout);
@@ -105,9 +109,9 @@ impl Node {
                 return coordinator::put(self, request, deadline, forwarded, reply).await;
             }
             ClientRequest::Get(request) => coordinator::get(self, request, deadline, forwarded).await,
-            ClientRequest::Scan(request) => coordinator::scan(self, request, deadline)
-                .await
-                .map(ClientReply::Scan),
+            ClientRequest::Scan(request) => {
+                coordinator::scan(self, request, deadline).await.map(ClientReply::Scan)
+            }
             ClientRequest::Explain(key) => coordinator::explain(self, key, deadline).await.map(report),
             ClientRequest::Status => Ok(report(self.status())),
             ClientRequest::Layout => Ok(ClientReply::Layout(self.shared.layout.encode().into())),
@@ -126,12 +130,7 @@ impl Node {
         };
         let mut nodes = Vec::new();
         for name in cut {
-            let member = self
-                .shared
-                .layout
-                .members()
-                .iter()
-                .find(|member| member.name == *name);
+            let member = self.shared.layout.members().iter().find(|member| member.name == *name);
             let member =
                 member.ok_or_else(|| RequestError::invalid(format!("no member is called {name:?}")))?;
             nodes.push(member.id);
@@ -188,37 +187,21 @@ pub struct Service(pub Rc<Node>);
 
 impl NodeService for Service {
     fn client(&self, batch: Vec<Incoming<ClientRequest, ClientResult>>) {
-        for Incoming {
-            request,
-            timeout,
-            reply,
-        } in batch
-        {
+        for Incoming { request, timeout, reply } in batch {
             self.0.begin(request, timeout, false, reply);
         }
     }
 
     fn peer(&self, _from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let replica = &self.0.replica;
-        for Incoming {
-            request,
-            timeout,
-            reply,
-        } in batch
-        {
+        for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Read(key) => reply.send(replica.read(&key)),
-                PeerRequest::Write {
-                    key,
-                    object,
-                    hint_for: None,
-                } => replica.merge(key, object, timeout, reply),
-                PeerRequest::Write {
-                    hint_for: Some(_), ..
-                } => {
-                    reply.send(Err(PeerError::Refused {
-                        detail: "this node keeps no hints".into(),
-                    }));
+                PeerRequest::Write { key, object, hint_for: None } => {
+                    replica.merge(key, object, timeout, reply)
+                }
+                PeerRequest::Write { hint_for: Some(_), .. } => {
+                    reply.send(Err(PeerError::Refused { detail: "this node keeps no hints".into() }));
                 }
                 PeerRequest::ScanPartition(scan) => reply.send(replica.scan(&scan)),
                 PeerRequest::Forward(request) => {

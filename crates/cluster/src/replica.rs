@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_core::codec::{CodecError, Record, decode_object, encode_object};
 use quorate_core::event::EventKind;
-use quorate_core::object::{MergeRule, Write, WriteLimits, WriteRefusal};
+use quorate_core::object::{MAX_OBJECT_BYTES, MergeRule, Write, WriteLimits, WriteRefusal};
 use quorate_core::request::{PeerError, PeerReply, PeerResult, ScanPage, ScanPartition};
 use quorate_core::seams::ReplyTo;
 use quorate_core::storage::{Change, Range, StorageError, Update};
@@ -36,9 +36,7 @@ pub(crate) enum WriteFailure {
 impl WriteFailure {
     pub(crate) fn for_peer(&self) -> PeerError {
         match self {
-            WriteFailure::Refused(refusal) => PeerError::Refused {
-                detail: format!("{refusal:?}"),
-            },
+            WriteFailure::Refused(refusal) => PeerError::Refused { detail: format!("{refusal:?}") },
             WriteFailure::Expired => PeerError::Expired,
             WriteFailure::Storage(error) => storage_error_for_peer(error),
         }
@@ -47,38 +45,31 @@ impl WriteFailure {
     pub(crate) fn for_client(&self) -> RequestError {
         match self {
             WriteFailure::Refused(WriteRefusal::TooManySiblings { siblings, limit }) => {
-                RequestError::TooManySiblings {
-                    siblings: *siblings as u32,
-                    limit: *limit as u32,
-                }
+                RequestError::TooManySiblings { siblings: *siblings as u32, limit: *limit as u32 }
             }
             WriteFailure::Refused(WriteRefusal::TooManyDots { dots }) => RequestError::invalid(format!(
                 "this context has {dots} single dots over what the key has: read the key and write with the context of that read"
             )),
-            WriteFailure::Expired => RequestError::Overloaded {
-                what: "the storage engine's queue".into(),
-                limit: 0,
-            },
-            WriteFailure::Storage(StorageError::QueueFull { limit }) => RequestError::Overloaded {
-                what: "the storage engine's queue".into(),
-                limit: *limit,
-            },
-            WriteFailure::Storage(error) => RequestError::StorageFailed {
-                detail: error.to_string(),
-            },
+            WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(
+                "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write with the context of that read"
+            )),
+            WriteFailure::Expired => {
+                RequestError::Overloaded { what: "the storage engine's queue".into(), limit: 0 }
+            }
+            WriteFailure::Storage(StorageError::QueueFull { limit }) => {
+                RequestError::Overloaded { what: "the storage engine's queue".into(), limit: *limit }
+            }
+            WriteFailure::Storage(error) => RequestError::StorageFailed { detail: error.to_string() },
         }
     }
 }
 
 fn storage_error_for_peer(error: &StorageError) -> PeerError {
     match error {
-        StorageError::QueueFull { limit } => PeerError::Overloaded {
-            what: "the storage engine's queue".into(),
-            limit: *limit,
-        },
-        other => PeerError::Storage {
-            detail: other.to_string(),
-        },
+        StorageError::QueueFull { limit } => {
+            PeerError::Overloaded { what: "the storage engine's queue".into(), limit: *limit }
+        }
+        other => PeerError::Storage { detail: other.to_string() },
     }
 }
 
@@ -90,10 +81,7 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn new(shared: Arc<Shared>) -> Replica {
-        Replica {
-            shared,
-            completions: Completions::start(),
-        }
+        Replica { shared, completions: Completions::start() }
     }
 
     /// The encoded object under a key.
@@ -101,12 +89,7 @@ impl Replica {
         match self.shared.engine.get(key) {
             Ok(object) => Ok(PeerReply::Object(object)),
             Err(error) => {
-                self.shared.emit(
-                    None,
-                    EventKind::StorageFailed {
-                        detail: error.to_string(),
-                    },
-                );
+                self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
                 Err(storage_error_for_peer(&error))
             }
         }
@@ -121,33 +104,18 @@ impl Replica {
         reply: ReplyTo<PeerResult>,
     ) {
         if key.partition().0 as u32 >= self.shared.layout.partitions() {
-            return reply.send(Err(PeerError::Refused {
-                detail: "no such partition".into(),
-            }));
+            return reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
         }
         let record = match decode_object(&object) {
             Ok(record) => record,
             Err(error) => {
-                return reply.send(Err(PeerError::Refused {
-                    detail: error.to_string(),
-                }));
+                return reply.send(Err(PeerError::Refused { detail: error.to_string() }));
             }
         };
-        let expires_ms = self
-            .shared
-            .environment
-            .monotonic_ms()
-            .saturating_add(timeout.as_millis() as u64);
+        let expires_ms = self.expires_ms(timeout);
         let rule = self.shared.merge_rule(key.bucket());
         let acking = self.acking(self.completions.for_ack(reply));
-        let merge = Merge {
-            key,
-            record,
-            encoded: object,
-            rule,
-            expires_ms,
-            acking,
-        };
+        let merge = Merge { key, record, encoded: object, rule, expires_ms, acking };
         self.shared.engine.update(vec![Box::new(merge)]);
     }
 
@@ -158,6 +126,7 @@ impl Replica {
         key: StorageKey,
         long_key: Option<Bytes>,
         write: Write,
+        timeout: Duration,
         acked: ReplyTo<PeerResult>,
     ) -> oneshot::Receiver<Result<Applied, WriteFailure>> {
         let (ticket, applied) = self.completions.for_both(acked);
@@ -168,14 +137,17 @@ impl Replica {
         };
         let rule = self.shared.merge_rule(key.bucket());
         let acking = self.acking(ticket);
+        let expires_ms = self.expires_ms(timeout);
         let update = ClientWrite {
             key,
             long_key,
             write,
             rule,
             limits,
+            expires_ms,
             acking,
-            applied: None,
+            outcome: None,
+            applied: false,
         };
         self.shared.engine.update(vec![Box::new(update)]);
         applied
@@ -185,9 +157,7 @@ impl Replica {
     pub(crate) fn scan(&self, scan: &ScanPartition) -> PeerResult {
         let begin = StorageKey::partition_start(scan.partition);
         if !scan.prefix.starts_with(&begin) || !(scan.after.is_empty() || scan.after.starts_with(&begin)) {
-            return Err(PeerError::Refused {
-                detail: "a scan stays within its partition".into(),
-            });
+            return Err(PeerError::Refused { detail: "a scan stays within its partition".into() });
         }
         let end = quorate_core::key::end_of_prefix(&scan.prefix);
         let start = scan.after.clone().max(scan.prefix.clone());
@@ -199,21 +169,17 @@ impl Replica {
             max_bytes: (scan.max_bytes as usize).min(MAX_PAGE_BYTES),
         };
         match self.shared.engine.scan(range) {
-            Ok(page) => Ok(PeerReply::Page(ScanPage {
-                records: page.records,
-                more: page.more,
-            })),
+            Ok(page) => Ok(PeerReply::Page(ScanPage { records: page.records, more: page.more })),
             Err(error) => Err(storage_error_for_peer(&error)),
         }
     }
 
+    fn expires_ms(&self, timeout: Duration) -> u64 {
+        self.shared.environment.monotonic_ms().saturating_add(timeout.as_millis() as u64)
+    }
+
     fn acking(&self, ticket: u64) -> Acking {
-        Acking {
-            shared: self.shared.clone(),
-            outbox: self.completions.outbox.clone(),
-            ticket,
-            failure: None,
-        }
+        Acking { shared: self.shared.clone(), outbox: self.completions.outbox.clone(), ticket, failure: None }
     }
 }
 
@@ -234,23 +200,14 @@ impl Acking {
 
     fn damaged(&mut self, key: &StorageKey, error: CodecError) -> StorageError {
         let detail = format!("record {key:?}: {error}");
-        self.shared.emit(
-            None,
-            EventKind::StorageFailed {
-                detail: detail.clone(),
-            },
-        );
+        self.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
         StorageError::Rejected { detail }
     }
 
     fn applied(&self, applied: Option<Applied>) {
         let acked = (!self.shared.engine.capability().ack_when_durable).then_some(Ok(()));
         if applied.is_some() || acked.is_some() {
-            self.outbox.post(Progress {
-                ticket: self.ticket,
-                applied,
-                acked,
-            });
+            self.outbox.post(Progress { ticket: self.ticket, applied, acked });
         }
     }
 
@@ -258,13 +215,14 @@ impl Acking {
         let acked = match outcome {
             Ok(()) if !self.shared.engine.capability().ack_when_durable => return,
             Ok(()) => Ok(()),
-            Err(error) => Err(self.failure.unwrap_or(WriteFailure::Storage(error))),
+            Err(error) => Err(self.failure.unwrap_or_else(|| {
+                if !matches!(error, StorageError::QueueFull { .. }) {
+                    self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
+                }
+                WriteFailure::Storage(error)
+            })),
         };
-        self.outbox.post(Progress {
-            ticket: self.ticket,
-            applied: None,
-            acked: Some(acked),
-        });
+        self.outbox.post(Progress { ticket: self.ticket, applied: None, acked: Some(acked) });
     }
 }
 
@@ -285,9 +243,7 @@ impl Update for Merge {
 
     fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
         if self.acking.shared.environment.monotonic_ms() > self.expires_ms {
-            return Err(self
-                .acking
-                .reject(WriteFailure::Expired, "deadline passed".into()));
+            return Err(self.acking.reject(WriteFailure::Expired, "deadline passed".into()));
         }
         let Some(stored) = stored else {
             return Ok(Change::Put(self.encoded.clone()));
@@ -297,7 +253,13 @@ impl Update for Merge {
         }
         let stored = match decode_object(&stored) {
             Ok(record) => record,
-            Err(error) => return Err(self.acking.damaged(&self.key, error)),
+            // What was here can't be read any more, which is a lost disk for this key: what others hold takes its
+            // place, and the actor that may be forgotten with it never speaks again.
+            Err(error) => {
+                self.acking.damaged(&self.key, error);
+                self.acking.shared.renew_actor(self.key.partition());
+                return Ok(Change::Put(self.encoded.clone()));
+            }
         };
         let mut merged = stored.object.clone();
         merged.merge(&self.record.object, self.rule);
@@ -324,8 +286,10 @@ struct ClientWrite {
     write: Write,
     rule: MergeRule,
     limits: WriteLimits,
+    expires_ms: u64,
     acking: Acking,
-    applied: Option<Applied>,
+    outcome: Option<Applied>,
+    applied: bool,
 }
 
 impl Update for ClientWrite {
@@ -334,6 +298,10 @@ impl Update for ClientWrite {
     }
 
     fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+        // A write that is minted late would come after what its client, or another, wrote meanwhile.
+        if self.acking.shared.environment.monotonic_ms() > self.expires_ms {
+            return Err(self.acking.reject(WriteFailure::Expired, "deadline passed".into()));
+        }
         let mut object = match &stored {
             None => Object::default(),
             Some(bytes) => match decode_object(bytes) {
@@ -352,25 +320,22 @@ impl Update for ClientWrite {
                     Some(stored) if !fresh => stored,
                     _ => encode_object(&object, self.long_key.as_deref()),
                 };
-                self.applied = Some(Applied {
-                    object: object.clone(),
-                    written,
-                });
+                self.outcome = Some(Applied { object: object.clone(), written });
                 Ok(if fresh { Change::Put(object) } else { Change::Keep })
             }
-            Err(refusal) => Err(self
-                .acking
-                .reject(WriteFailure::Refused(refusal), format!("{refusal:?}"))),
+            Err(refusal) => Err(self.acking.reject(WriteFailure::Refused(refusal), format!("{refusal:?}"))),
         }
     }
 
     fn applied(&mut self) {
-        self.acking.applied(self.applied.take());
+        self.applied = true;
+        self.acking.applied(self.outcome.take());
     }
 
-    /// After a failure the actor has forgotten what it may have told others: it must not speak again.
+    /// What was applied was told to others. If it failed all the same, the actor has forgotten an event that they know
+    /// of, and must not speak again.
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
-        if outcome.is_err() && self.acking.failure.is_none() {
+        if outcome.is_err() && self.applied {
             self.acking.shared.renew_actor(self.key.partition());
         }
         self.acking.finished(outcome);

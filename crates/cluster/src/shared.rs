@@ -90,17 +90,8 @@ pub struct Parts {
 impl Shared {
     /// A node that begins now: with new actors, whatever its engine holds.
     pub fn new(parts: Parts) -> Arc<Shared> {
-        let Parts {
-            identity,
-            layout,
-            buckets,
-            resolvers,
-            engine,
-            storage_name,
-            environment,
-            events,
-            config,
-        } = parts;
+        let Parts { identity, layout, buckets, resolvers, engine, storage_name, environment, events, config } =
+            parts;
         let actors = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let started_ms = environment.monotonic_ms();
         let clock = AtomicU64::new(0);
@@ -138,18 +129,12 @@ impl Shared {
         let stamp = loop {
             let clock = HybridClock { last: Stamp(last) };
             let (stamp, next) = clock.mint(newest, wall_ms, self.config.max_clock_skew_ms);
-            match self
-                .clock
-                .compare_exchange_weak(last, next.last.0, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.clock.compare_exchange_weak(last, next.last.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break stamp,
                 Err(now) => last = now,
             }
         };
-        Dot {
-            actor: self.actor(partition),
-            stamp,
-        }
+        Dot { actor: self.actor(partition), stamp }
     }
 
     fn actor(&self, partition: PartitionId) -> Actor {
@@ -169,28 +154,16 @@ impl Shared {
     /// the actor must never speak again.
     pub(crate) fn renew_actor(&self, partition: PartitionId) {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
-        self.emit(
-            None,
-            EventKind::ActorRenewed {
-                partition: partition.0,
-            },
-        );
+        self.emit(None, EventKind::ActorRenewed { partition: partition.0 });
     }
 
     /// How replicas merge objects of a bucket.
     pub(crate) fn merge_rule(&self, bucket: &str) -> MergeRule {
         let name = &self.buckets.get(bucket).definition.resolver;
-        self.resolvers
-            .get(name)
-            .map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
+        self.resolvers.get(name).map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
     }
 
     pub(crate) fn emit(&self, request: Option<RequestId>, kind: EventKind) {
-        self.events.emit(Event {
-            at_ms: self.environment.wall_ms(),
-            node: self.node(),
-            request,
-            kind,
-        });
+        self.events.emit(Event { at_ms: self.environment.wall_ms(), node: self.node(), request, kind });
     }
 }

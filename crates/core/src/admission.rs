@@ -64,10 +64,7 @@ pub fn admit(ours: &Identity, theirs: &Introduction) -> Result<u16, String> {
         ));
     }
     if peer.node == ours.node {
-        return Err(format!(
-            "both nodes are called {:?}: give each node its own [node] name",
-            ours.name
-        ));
+        return Err(format!("both nodes are called {:?}: give each node its own [node] name", ours.name));
     }
     if peer.layout_digest != ours.layout_digest {
         return Err(format!(
@@ -99,11 +96,7 @@ mod tests {
     }
 
     fn introduce(identity: Identity) -> Introduction {
-        Introduction {
-            oldest: 1,
-            newest: 1,
-            role: Role::Node(identity),
-        }
+        Introduction { oldest: 1, newest: 1, role: Role::Node(identity) }
     }
 
     /// Each thing that two nodes must agree on is named when they do not.
@@ -112,36 +105,11 @@ mod tests {
         let ours = identity(1);
         assert_eq!(admit(&ours, &introduce(identity(2))), Ok(1));
         let differing: [(&str, Introduction); 5] = [
-            (
-                "cluster ids",
-                introduce(Identity {
-                    cluster: "b".into(),
-                    ..identity(2)
-                }),
-            ),
+            ("cluster ids", introduce(Identity { cluster: "b".into(), ..identity(2) })),
             ("both nodes", introduce(identity(1))),
-            (
-                "layouts",
-                introduce(Identity {
-                    layout_digest: 9,
-                    ..identity(2)
-                }),
-            ),
-            (
-                "bucket definitions",
-                introduce(Identity {
-                    buckets_digest: 9,
-                    ..identity(2)
-                }),
-            ),
-            (
-                "protocol versions",
-                Introduction {
-                    oldest: 7,
-                    newest: 9,
-                    role: Role::Client,
-                },
-            ),
+            ("layouts", introduce(Identity { layout_digest: 9, ..identity(2) })),
+            ("bucket definitions", introduce(Identity { buckets_digest: 9, ..identity(2) })),
+            ("protocol versions", Introduction { oldest: 7, newest: 9, role: Role::Client }),
         ];
         for (what, theirs) in differing {
             let refusal = admit(&ours, &theirs).unwrap_err();

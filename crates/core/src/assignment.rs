@@ -25,9 +25,8 @@ pub(crate) fn assign(
 ) -> Vec<Vec<u16>> {
     assert!(replicas > 0 && nodes.len() >= replicas as usize);
     let before: Vec<Vec<NodeId>> = (0..partitions).map(|p| previous(PartitionId(p as u16))).collect();
-    let every_node: Vec<Vec<u16>> = (0..partitions)
-        .map(|p| rendezvous_order(PartitionId(p as u16), nodes))
-        .collect();
+    let every_node: Vec<Vec<u16>> =
+        (0..partitions).map(|p| rendezvous_order(PartitionId(p as u16), nodes)).collect();
     let shares =
         vec![Share::of(u64::from(partitions) * u64::from(replicas), nodes.len() as u64); nodes.len()];
     let moved = |p: usize, node: u16| i64::from(!before[p].contains(&nodes[node as usize]));
@@ -73,10 +72,7 @@ struct Share {
 
 impl Share {
     fn of(total: u64, parts: u64) -> Share {
-        Share {
-            least: total / parts,
-            most: total.div_ceil(parts),
-        }
+        Share { least: total / parts, most: total.div_ceil(parts) }
     }
 }
 
@@ -104,27 +100,14 @@ fn place(
     let above = partitions as i64 * count + 1;
     for (node, share) in shares.iter().enumerate() {
         flow.edge(node_of(node as u16), sink, share.least as i64, 0);
-        flow.edge(
-            node_of(node as u16),
-            sink,
-            (share.most - share.least) as i64,
-            above,
-        );
+        flow.edge(node_of(node as u16), sink, (share.most - share.least) as i64, above);
     }
     let placed = flow.run(source, sink);
-    assert_eq!(
-        placed,
-        partitions as i64 * count,
-        "shares and candidates always allow a full assignment"
-    );
+    assert_eq!(placed, partitions as i64 * count, "shares and candidates always allow a full assignment");
     choices
         .into_iter()
         .map(|edges| {
-            edges
-                .into_iter()
-                .filter(|(_, edge)| flow.through(*edge) > 0)
-                .map(|(node, _)| node)
-                .collect()
+            edges.into_iter().filter(|(_, edge)| flow.through(*edge) > 0).map(|(node, _)| node).collect()
         })
         .collect()
 }

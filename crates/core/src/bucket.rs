@@ -75,11 +75,7 @@ impl Bucket {
     /// # Errors
     /// `InvalidRequest` if that is none, or more than there are.
     pub fn required(&self, wish: QuorumSize, default: QuorumSize, name: &str) -> Result<u8, RequestError> {
-        let size = if wish == QuorumSize::Default {
-            default
-        } else {
-            wish
-        };
+        let size = if wish == QuorumSize::Default { default } else { wish };
         let required = size.of(self.n);
         if required == 0 || required > self.n {
             return Err(RequestError::invalid(format!(
@@ -127,18 +123,12 @@ impl Buckets {
     /// The declared buckets by name, and the default.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bucket)> {
         let default = (!self.declared.contains_key("default")).then_some(("default", &*self.default));
-        self.declared
-            .iter()
-            .map(|(name, bucket)| (name.as_str(), &**bucket))
-            .chain(default)
+        self.declared.iter().map(|(name, bucket)| (name.as_str(), &**bucket)).chain(default)
     }
 
     /// A hash of all definitions, which nodes compare when they meet.
     pub fn digest(&self) -> u64 {
-        let text: String = self
-            .iter()
-            .map(|(name, bucket)| format!("{name}={bucket:?};"))
-            .collect();
+        let text: String = self.iter().map(|(name, bucket)| format!("{name}={bucket:?};")).collect();
         xxh3_64(text.as_bytes())
     }
 }
@@ -160,10 +150,7 @@ fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Buck
     if definition.max_siblings == 0 {
         return Err(format!("[buckets.{name}] max_siblings = 0: use 1 or more"));
     }
-    let bucket = Bucket {
-        n,
-        definition: definition.clone(),
-    };
+    let bucket = Bucket { n, definition: definition.clone() };
     for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
         bucket
             .required(QuorumSize::Default, size, field)

@@ -44,20 +44,13 @@ pub struct CausalContext {
 
 impl CausalContext {
     /// The set that contains no dot.
-    pub const EMPTY: CausalContext = CausalContext {
-        vector: Vec::new(),
-        extra: Vec::new(),
-    };
+    pub const EMPTY: CausalContext = CausalContext { vector: Vec::new(), extra: Vec::new() };
 
     /// Builds a context from parts that come from outside, or `None` if they break an invariant.
     pub fn from_parts(vector: Vec<(Actor, Stamp)>, extra: Vec<Dot>) -> Option<CausalContext> {
         let sorted = vector.windows(2).all(|w| w[0].0 < w[1].0) && extra.windows(2).all(|w| w[0] < w[1]);
         let context = CausalContext { vector, extra };
-        let canonical = sorted
-            && context
-                .extra
-                .iter()
-                .all(|dot| dot.stamp > context.up_to(dot.actor));
+        let canonical = sorted && context.extra.iter().all(|dot| dot.stamp > context.up_to(dot.actor));
         canonical.then_some(context)
     }
 
@@ -134,19 +127,14 @@ impl CausalContext {
     /// The newest stamp of any dot in the set.
     pub fn newest(&self) -> Stamp {
         let vector = self.vector.iter().map(|entry| entry.1);
-        vector
-            .chain(self.extra.iter().map(|dot| dot.stamp))
-            .max()
-            .unwrap_or(Stamp::ZERO)
+        vector.chain(self.extra.iter().map(|dot| dot.stamp)).max().unwrap_or(Stamp::ZERO)
     }
 
     fn drop_covered(&mut self) {
         let CausalContext { vector, extra } = self;
-        extra.retain(
-            |dot| match vector.binary_search_by_key(&dot.actor, |entry| entry.0) {
-                Ok(at) => dot.stamp > vector[at].1,
-                Err(_) => true,
-            },
-        );
+        extra.retain(|dot| match vector.binary_search_by_key(&dot.actor, |entry| entry.0) {
+            Ok(at) => dot.stamp > vector[at].1,
+            Err(_) => true,
+        });
     }
 }

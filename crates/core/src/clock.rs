@@ -73,9 +73,7 @@ mod tests {
     /// A stamp is beyond the node's last one, the wall, and everything the write has seen.
     #[test]
     fn stamps_are_beyond_everything_seen() {
-        let clock = HybridClock {
-            last: Stamp::from_wall_ms(50),
-        };
+        let clock = HybridClock { last: Stamp::from_wall_ms(50) };
         let (stamp, clock) = clock.mint(Stamp::ZERO, 40, 60_000);
         assert_eq!(stamp, Stamp::from_wall_ms(50).next());
         let (stamp, clock) = clock.mint(Stamp::ZERO, 60, 60_000);

@@ -19,8 +19,8 @@ const TOMBSTONE: u8 = 0;
 const VALUE: u8 = 1;
 const HEADER_BYTES: usize = 10;
 const DOT_BYTES: usize = 16;
-/// Above every record (a value of 16 MiB and its causality): what claims more is refused before it is read.
-const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
+/// Most dots of a context that a client may send: far above any that a node gives out.
+const MAX_CLIENT_DOTS: usize = 4_096;
 
 /// Why bytes are not an object or a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -62,11 +62,7 @@ pub struct Record {
 
 /// Encodes an object. `long_key` is the client's full key if the storage key does not hold it.
 pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
-    let values: usize = object
-        .live()
-        .iter()
-        .map(|version| payload_bytes(&version.payload) + 30)
-        .sum();
+    let values: usize = object.live().iter().map(|version| version.payload.len() + 30).sum();
     let context = object.replaced();
     let dots = context.vector().len() + context.extra().len() + object.replaced_requests().len();
     let mut out =
@@ -107,9 +103,6 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
 /// [`CodecError`] for anything that [`encode_object`] did not write.
 pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
-    if bytes.len() > MAX_RECORD_BYTES {
-        return Err(CodecError::NotCanonical);
-    }
     let version = reader.byte()?;
     if version > FORMAT_VERSION {
         return Err(CodecError::NewerVersion { version });
@@ -131,10 +124,7 @@ pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
     let mut replaced_requests = Vec::with_capacity(count);
     for _ in 0..count {
         let request = RequestId(reader.u64()?);
-        replaced_requests.push(ReplacedRequest {
-            request,
-            replaced_ms: reader.u64()?,
-        });
+        replaced_requests.push(ReplacedRequest { request, replaced_ms: reader.u64()? });
     }
     let count = reader.count(DOT_BYTES + 9)?;
     let mut live = Vec::with_capacity(count);
@@ -150,17 +140,9 @@ pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
             }
             _ => return Err(CodecError::NotCanonical),
         };
-        live.push(Version {
-            dot,
-            request,
-            payload,
-        });
+        live.push(Version { dot, request, payload });
     }
-    let long_key = if flags & LONG_KEY != 0 {
-        Some(Bytes::copy_from_slice(reader.bytes()?))
-    } else {
-        None
-    };
+    let long_key = if flags & LONG_KEY != 0 { Some(Bytes::copy_from_slice(reader.bytes()?)) } else { None };
     if reader.remaining() != 0 {
         return Err(CodecError::NotCanonical);
     }
@@ -202,7 +184,8 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
         return Err(CodecError::OtherKey);
     }
     let context = take_context(&mut reader)?;
-    if version != FORMAT_VERSION || flags != 0 || reader.remaining() != 0 {
+    let dots = context.vector().len() + context.extra().len();
+    if version != FORMAT_VERSION || flags != 0 || reader.remaining() != 0 || dots > MAX_CLIENT_DOTS {
         return Err(CodecError::NotCanonical);
     }
     Ok(context)
@@ -212,13 +195,6 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
 fn checksum_of(bytes: &[u8]) -> u64 {
     let lead = u64::from(bytes[0]) << 8 | u64::from(bytes[1]);
     xxh3_64(&bytes[HEADER_BYTES..]) ^ lead.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-fn payload_bytes(payload: &Payload) -> usize {
-    match payload {
-        Payload::Value(value) => value.len(),
-        Payload::Tombstone => 0,
-    }
 }
 
 fn put_context(out: &mut Vec<u8>, context: &CausalContext) {

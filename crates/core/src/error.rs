@@ -90,8 +90,6 @@ impl RequestError {
 
     /// Shorthand for a broken rule.
     pub fn invalid(detail: impl Into<String>) -> RequestError {
-        RequestError::InvalidRequest {
-            detail: detail.into(),
-        }
+        RequestError::InvalidRequest { detail: detail.into() }
     }
 }

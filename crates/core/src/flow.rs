@@ -19,21 +19,14 @@ const UNREACHED: i64 = i64::MAX;
 
 impl Flow {
     pub(crate) fn new(nodes: usize) -> Flow {
-        Flow {
-            edges: Vec::new(),
-            outgoing: vec![Vec::new(); nodes],
-        }
+        Flow { edges: Vec::new(), outgoing: vec![Vec::new(); nodes] }
     }
 
     /// Adds an edge and returns its number.
     pub(crate) fn edge(&mut self, from: usize, to: usize, capacity: i64, cost: i64) -> usize {
         let number = self.edges.len();
         self.edges.push(Edge { to, capacity, cost });
-        self.edges.push(Edge {
-            to: from,
-            capacity: 0,
-            cost: -cost,
-        });
+        self.edges.push(Edge { to: from, capacity: 0, cost: -cost });
         self.outgoing[from].push(number);
         self.outgoing[to].push(number + 1);
         number

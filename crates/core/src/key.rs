@@ -86,10 +86,7 @@ impl Key {
         joined.extend_from_slice(bucket);
         joined.push(0);
         joined.extend_from_slice(key);
-        Ok(Key {
-            joined: Bytes::from(joined),
-            bucket_bytes: bucket.len() as u8,
-        })
+        Ok(Key { joined: Bytes::from(joined), bucket_bytes: bucket.len() as u8 })
     }
 
     /// The bucket's name.
@@ -276,16 +273,9 @@ mod tests {
     /// What is no object's storage key is refused when a peer sends it.
     #[test]
     fn malformed_storage_keys_are_refused() {
-        for bytes in [
-            &b""[..],
-            b"d",
-            b"d\0\0",
-            b"h\0\0b\0k",
-            b"d\0\0b\0",
-            b"d\0\0\0k",
-            b"d\0\0b k\0k",
-            &[b'd'; 600],
-        ] {
+        for bytes in
+            [&b""[..], b"d", b"d\0\0", b"h\0\0b\0k", b"d\0\0b\0", b"d\0\0\0k", b"d\0\0b k\0k", &[b'd'; 600]]
+        {
             assert_eq!(StorageKey::from_peer(bytes), None, "{bytes:?}");
         }
         assert!(StorageKey::from_peer(b"d\0\0b\0k").is_some());

@@ -41,12 +41,7 @@ pub struct Member {
 impl Member {
     /// A member named so, listening there.
     pub fn new(name: &str, address: &str, zone: &str) -> Member {
-        Member {
-            id: NodeId::of_name(name),
-            name: name.into(),
-            address: address.into(),
-            zone: zone.into(),
-        }
+        Member { id: NodeId::of_name(name), name: name.into(), address: address.into(), zone: zone.into() }
     }
 }
 
@@ -121,14 +116,9 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`], naming what does not fit.
     pub fn next(&self, members: Vec<Member>) -> Result<Layout, LayoutError> {
-        Self::compute(
-            self.number + 1,
-            self.digest,
-            members,
-            self.partitions(),
-            self.replicas,
-            &|p| self.replicas_of(p, self.replicas).to_vec(),
-        )
+        Self::compute(self.number + 1, self.digest, members, self.partitions(), self.replicas, &|p| {
+            self.replicas_of(p, self.replicas).to_vec()
+        })
     }
 
     fn compute(
@@ -147,15 +137,7 @@ impl Layout {
             .flatten()
             .map(|node| nodes[node as usize])
             .collect();
-        Ok(Layout {
-            number,
-            parent,
-            replicas,
-            members,
-            assignment,
-            digest: 0,
-        }
-        .with_digest())
+        Ok(Layout { number, parent, replicas, members, assignment, digest: 0 }.with_digest())
     }
 
     fn with_digest(mut self) -> Layout {
@@ -197,26 +179,18 @@ impl Layout {
 
     /// The member with this id.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
-        self.members
-            .binary_search_by_key(&node, |member| member.id)
-            .ok()
-            .map(|at| &self.members[at])
+        self.members.binary_search_by_key(&node, |member| member.id).ok().map(|at| &self.members[at])
     }
 
     /// The member's name, or its id if it is none.
     pub fn name_of(&self, node: NodeId) -> String {
-        self.member(node)
-            .map_or_else(|| format!("{node:?}"), |member| member.name.clone())
+        self.member(node).map_or_else(|| format!("{node:?}"), |member| member.name.clone())
     }
 
     /// The partition that a key with this hash lies in: Q is a power of two, so the top bits say it.
     pub fn partition_of(&self, key_hash: u64) -> PartitionId {
         let bits = self.partitions().trailing_zeros();
-        PartitionId(if bits == 0 {
-            0
-        } else {
-            (key_hash >> (64 - bits)) as u16
-        })
+        PartitionId(if bits == 0 { 0 } else { (key_hash >> (64 - bits)) as u16 })
     }
 
     /// The first `n` replicas of a partition, in order of preference. `n` is a bucket's, at most N.
@@ -242,12 +216,7 @@ impl Layout {
         let replicas = self.replicas as usize;
         Load {
             partitions: self.assignment.iter().filter(|&&id| id == node).count() as u32,
-            first: self
-                .assignment
-                .iter()
-                .step_by(replicas)
-                .filter(|&&id| id == node)
-                .count() as u32,
+            first: self.assignment.iter().step_by(replicas).filter(|&&id| id == node).count() as u32,
         }
     }
 
@@ -265,10 +234,7 @@ impl Layout {
         }
         put_varint(&mut out, u64::from(self.partitions()));
         for id in &self.assignment {
-            let at = self
-                .members
-                .binary_search_by_key(id, |member| member.id)
-                .expect("replicas are members");
+            let at = self.members.binary_search_by_key(id, |member| member.id).expect("replicas are members");
             put_varint(&mut out, at as u64);
         }
         out
@@ -309,15 +275,7 @@ impl Layout {
         if reader.remaining() != 0 || !distinct {
             return Err(LayoutError::Malformed);
         }
-        Ok(Layout {
-            number,
-            parent,
-            replicas,
-            members,
-            assignment,
-            digest: 0,
-        }
-        .with_digest())
+        Ok(Layout { number, parent, replicas, members, assignment, digest: 0 }.with_digest())
     }
 }
 
@@ -338,20 +296,13 @@ fn check(members: &[Member], partitions: u32, replicas: u8) -> Result<(), Layout
         return Err(LayoutError::NoReplicas);
     }
     if members.len() < replicas as usize {
-        return Err(LayoutError::TooFewMembers {
-            replicas,
-            members: members.len(),
-        });
+        return Err(LayoutError::TooFewMembers { replicas, members: members.len() });
     }
     if members.len() > MAX_MEMBERS {
-        return Err(LayoutError::TooManyMembers {
-            members: members.len(),
-        });
+        return Err(LayoutError::TooManyMembers { members: members.len() });
     }
     match members.windows(2).find(|w| w[0].id == w[1].id) {
-        Some(same) => Err(LayoutError::SameName {
-            name: same[0].name.clone(),
-        }),
+        Some(same) => Err(LayoutError::SameName { name: same[0].name.clone() }),
         None => Ok(()),
     }
 }

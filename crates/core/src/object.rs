@@ -19,6 +19,21 @@ pub enum Payload {
     Tombstone,
 }
 
+impl Payload {
+    /// Bytes of the value; 0 for a tombstone.
+    pub fn len(&self) -> usize {
+        match self {
+            Payload::Value(value) => value.len(),
+            Payload::Tombstone => 0,
+        }
+    }
+
+    /// True if there are no bytes: an empty value, or a tombstone.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// One write that nothing has replaced yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
@@ -45,6 +60,10 @@ pub const MAX_REPLACED_REQUESTS: usize = 64;
 
 /// Most dots above the version vector in one object. A put that would add one more is asked to read first.
 pub const MAX_EXTRA_DOTS: usize = 64;
+
+/// Most bytes of values that a write may leave side by side. What three replicas wrote apart and then merge still fits a
+/// message.
+pub const MAX_OBJECT_BYTES: usize = 20 * 1024 * 1024;
 
 /// A 64-bit hash of an object's *logical* state. Two replicas agree on a key if and only if these are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -139,6 +158,11 @@ pub enum WriteRefusal {
         /// The bucket's limit.
         limit: usize,
     },
+    /// The versions side by side would be larger than [`MAX_OBJECT_BYTES`]: read, and write with that context.
+    TooLarge {
+        /// How many bytes they would be.
+        bytes: usize,
+    },
     /// The context would leave more than [`MAX_EXTRA_DOTS`] single dots: read first, its context compacts them.
     TooManyDots {
         /// How many there would be.
@@ -156,11 +180,7 @@ impl Object {
         let sorted = live.windows(2).all(|w| w[0].dot < w[1].dot);
         let disjoint = live.iter().all(|version| !replaced.contains(version.dot));
         let bounded = replaced_requests.len() <= MAX_REPLACED_REQUESTS;
-        (sorted && disjoint && bounded).then_some(Object {
-            replaced,
-            live,
-            replaced_requests,
-        })
+        (sorted && disjoint && bounded).then_some(Object { replaced, live, replaced_requests })
     }
 
     /// What has been replaced.
@@ -223,12 +243,9 @@ impl Object {
             }
             Replaces::Exactly(context) => context.clone(),
         };
-        let siblings = self.live.len();
+        let siblings = self.siblings();
         if replaces.is_empty() && siblings >= limits.max_siblings && rule == MergeRule::KeepAll {
-            return Err(WriteRefusal::TooManySiblings {
-                siblings,
-                limit: limits.max_siblings,
-            });
+            return Err(WriteRefusal::TooManySiblings { siblings, limit: limits.max_siblings });
         }
         let mut replaced = self.replaced.clone();
         replaced.union(&replaces);
@@ -237,12 +254,13 @@ impl Object {
             return Err(WriteRefusal::TooManyDots { dots });
         }
 
-        let newest_live = self
-            .live
-            .iter()
-            .map(|version| version.dot.stamp)
-            .max()
-            .unwrap_or(Stamp::ZERO);
+        let kept = self.live.iter().filter(|version| !replaced.contains(version.dot));
+        let bytes = kept.map(|version| version.payload.len()).sum::<usize>() + write.payload.len();
+        if bytes > MAX_OBJECT_BYTES && rule == MergeRule::KeepAll {
+            return Err(WriteRefusal::TooLarge { bytes });
+        }
+
+        let newest_live = self.live.iter().map(|version| version.dot.stamp).max().unwrap_or(Stamp::ZERO);
         let dot = mint(newest_live.max(replaced.newest()));
         self.replaced = replaced;
         self.replaced_requests
@@ -252,33 +270,23 @@ impl Object {
             .partition(|version| self.replaced.contains(version.dot));
         self.live = kept;
         for version in dropped {
-            self.remember(ReplacedRequest {
-                request: version.request,
-                replaced_ms: now_ms,
-            });
+            self.remember(ReplacedRequest { request: version.request, replaced_ms: now_ms });
         }
-        let version = Version {
-            dot,
-            request: write.request,
-            payload: write.payload.clone(),
-        };
+        let version = Version { dot, request: write.request, payload: write.payload.clone() };
         let at = self.live.partition_point(|other| other.dot < dot);
         self.live.insert(at, version);
         self.keep(rule);
 
-        let conflict = self.live.len() > 1;
-        let context = if conflict {
+        let context = if self.live.len() > 1 {
             let mut seen = replaces;
             seen.add_dot(dot);
             seen
         } else {
             self.context()
         };
-        Ok(Written {
-            context,
-            conflict,
-            fresh: true,
-        })
+        let mut others = self.live.iter().filter(|version| version.dot != dot);
+        let conflict = others.any(|version| version.payload != Payload::Tombstone);
+        Ok(Written { context, conflict, fresh: true })
     }
 
     /// What a reader of this object has seen: everything replaced, and per actor all up to its live versions.
@@ -306,15 +314,15 @@ impl Object {
         for version in &self.live {
             if version.request == write.request {
                 context.add_dot(version.dot);
-            } else {
+            } else if version.payload != Payload::Tombstone {
                 others = true;
             }
         }
-        Written {
-            context,
-            conflict: others,
-            fresh: false,
-        }
+        Written { context, conflict: others, fresh: false }
+    }
+
+    fn siblings(&self) -> usize {
+        self.live.iter().filter(|version| version.payload != Payload::Tombstone).count()
     }
 
     /// The live values as a reader is shown them, in stamp order: no tombstones, and two live versions of one request
@@ -322,9 +330,7 @@ impl Object {
     pub fn shown(&self) -> Vec<&Version> {
         let mut shown: Vec<&Version> = Vec::with_capacity(self.live.len());
         for version in &self.live {
-            let twin = shown
-                .iter()
-                .any(|v| v.request == version.request && v.payload == version.payload);
+            let twin = shown.iter().any(|v| v.request == version.request && v.payload == version.payload);
             if version.payload != Payload::Tombstone && !twin {
                 shown.push(version);
             }
@@ -358,28 +364,24 @@ impl Object {
     fn keep(&mut self, rule: MergeRule) {
         if rule == MergeRule::KeepNewest
             && self.live.len() > 1
-            && let Some(newest) = self
-                .live
-                .iter()
-                .max_by_key(|v| (v.dot.stamp, v.dot.actor))
-                .cloned()
+            && let Some(newest) = self.live.iter().max_by_key(|v| (v.dot.stamp, v.dot.actor)).cloned()
         {
-            self.live = vec![newest];
+            let lost = std::mem::replace(&mut self.live, vec![newest.clone()]);
+            // A retry of what lost must be known, too. The time is the write's own, so that merging stays a join.
+            for version in lost.into_iter().filter(|version| version.dot != newest.dot) {
+                let replaced_ms = version.dot.stamp.wall_ms();
+                self.remember(ReplacedRequest { request: version.request, replaced_ms });
+            }
         }
     }
 
     /// Newest first is kept when there are too many; order among equals is by id, so that merges commute.
     fn remember(&mut self, seen: ReplacedRequest) {
-        match self
-            .replaced_requests
-            .iter_mut()
-            .find(|known| known.request == seen.request)
-        {
+        match self.replaced_requests.iter_mut().find(|known| known.request == seen.request) {
             Some(known) => known.replaced_ms = known.replaced_ms.max(seen.replaced_ms),
             None => self.replaced_requests.push(seen),
         }
-        self.replaced_requests
-            .sort_by_key(|known| (std::cmp::Reverse(known.replaced_ms), known.request));
+        self.replaced_requests.sort_by_key(|known| (std::cmp::Reverse(known.replaced_ms), known.request));
         self.replaced_requests.truncate(MAX_REPLACED_REQUESTS);
     }
 }

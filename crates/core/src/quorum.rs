@@ -35,13 +35,7 @@ impl ReadQuorum {
             return Err(candidates.len() as u8);
         }
         let required = required as usize;
-        Ok(ReadQuorum {
-            required,
-            candidates,
-            asked: required,
-            replied: Vec::new(),
-            failed: 0,
-        })
+        Ok(ReadQuorum { required, candidates, asked: required, replied: Vec::new(), failed: 0 })
     }
 
     /// Whom to ask at once: exactly R, since each reply costs its replica a read.
@@ -54,11 +48,7 @@ impl ReadQuorum {
         if !self.replied.contains(&from) && self.candidates[..self.asked].contains(&from) {
             self.replied.push(from);
         }
-        if self.replied.len() >= self.required {
-            Step::Reached
-        } else {
-            Step::Wait
-        }
+        if self.replied.len() >= self.required { Step::Reached } else { Step::Wait }
     }
 
     /// A replica failed: the next one takes its place.
@@ -108,11 +98,7 @@ impl WriteQuorum {
         if sent < required as usize {
             return Err(sent as u8);
         }
-        Ok(WriteQuorum {
-            required: required as usize,
-            outstanding: sent,
-            acked: Vec::new(),
-        })
+        Ok(WriteQuorum { required: required as usize, outstanding: sent, acked: Vec::new() })
     }
 
     /// A replica holds the write. A second ack of one replica counts for nothing.

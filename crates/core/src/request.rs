@@ -234,12 +234,21 @@ pub struct PutReply {
 /// One key of a scan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanEntry {
+    /// The key's partition: with the key, the scan's place after this entry ([`scan_cursor`]).
+    pub partition: PartitionId,
     /// The key.
     pub key: Bytes,
     /// Its values in stamp order, never none; empty ones if only keys were asked for.
     pub siblings: Vec<Sibling>,
     /// What was seen of it, encoded.
     pub context: Bytes,
+}
+
+/// Where a scan is once it has shown everything up to this storage key of a partition; no key: nothing of it yet.
+pub fn scan_cursor(partition: PartitionId, after: &[u8]) -> Bytes {
+    let mut cursor = partition.0.to_be_bytes().to_vec();
+    cursor.extend_from_slice(after);
+    cursor.into()
 }
 
 /// One page of a scan.
@@ -256,6 +265,8 @@ pub struct ScanReply {
 pub struct PartitionFingerprint {
     /// Which partition.
     pub partition: PartitionId,
+    /// Of keys of buckets with this many replicas: others lie on other nodes.
+    pub n: u8,
     /// How many records.
     pub records: u64,
     /// XOR over hashes of (storage key, object digest).

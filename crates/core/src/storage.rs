@@ -107,7 +107,7 @@ pub struct Page {
 /// One node's records, as bytes under bytes. Thread-safe; methods may block on disk.
 ///
 /// # Contract
-/// - Keys have 1 to 511 bytes, values up to 32 MiB; both come back as they went in.
+/// - Keys have 1 to 511 bytes, values up to 64 MiB; both come back as they went in.
 /// - `update` is atomic per record: no other update of it runs between an update's read and its write; updates of one
 ///   record submitted by one thread run in that order.
 /// - The updates of one call are committed in groups, each of which is atomic on disk.

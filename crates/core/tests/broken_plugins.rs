@@ -80,21 +80,12 @@ fn open(flaw: Flaw, disks: &Disks, folder: &Path) -> Arc<Engine> {
         all.remove(folder);
     }
     let records = all.entry(folder.to_owned()).or_default().clone();
-    Arc::new(Engine {
-        flaw,
-        records,
-        last: Mutex::new(None),
-        disks: disks.clone(),
-    })
+    Arc::new(Engine { flaw, records, last: Mutex::new(None), disks: disks.clone() })
 }
 
 impl Engine {
     fn name(&self, key: &StorageKey) -> Bytes {
-        let length = if self.flaw == Flaw::CutsLongKeys {
-            100
-        } else {
-            usize::MAX
-        };
+        let length = if self.flaw == Flaw::CutsLongKeys { 100 } else { usize::MAX };
         Bytes::copy_from_slice(&key.as_bytes()[..key.as_bytes().len().min(length)])
     }
 
@@ -105,9 +96,7 @@ impl Engine {
             Change::Keep => {}
             Change::Remove => {
                 if records.remove(&name).is_none() && self.flaw == Flaw::RemoveFails {
-                    return Err(StorageError::Io {
-                        detail: "not there".into(),
-                    });
+                    return Err(StorageError::Io { detail: "not there".into() });
                 }
             }
             Change::Put(mut value) => {
@@ -191,8 +180,7 @@ impl StorageEngine for Engine {
             page.records.push((key.clone(), value.clone()));
         }
         if self.flaw == Flaw::ScanIsUnordered {
-            page.records
-                .sort_by_key(|(key, _)| key.iter().rev().copied().collect::<Vec<u8>>());
+            page.records.sort_by_key(|(key, _)| key.iter().rev().copied().collect::<Vec<u8>>());
         }
         Ok(page)
     }
@@ -200,9 +188,7 @@ impl StorageEngine for Engine {
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError> {
         let mut disks = self.disks.lock().unwrap();
         if disks.contains_key(folder) && self.flaw != Flaw::CopiesIntoUsedFolders {
-            return Err(StorageError::Io {
-                detail: "the folder is not empty".into(),
-            });
+            return Err(StorageError::Io { detail: "the folder is not empty".into() });
         }
         let copy = match self.flaw {
             Flaw::CopiesLater => self.records.clone(),
@@ -213,11 +199,7 @@ impl StorageEngine for Engine {
     }
 
     fn capability(&self) -> Capability {
-        Capability {
-            durable: true,
-            ack_when_durable: false,
-            survives_restart: true,
-        }
+        Capability { durable: true, ack_when_durable: false, survives_restart: true }
     }
 }
 
@@ -273,21 +255,12 @@ fn sorted(mut versions: Vec<&Version>) -> Vec<&Version> {
 
 #[test]
 fn every_broken_resolver_fails_the_suite() {
-    let keep_all = |resolve| Resolver {
-        resolve,
-        rule: MergeRule::KeepAll,
-    };
+    let keep_all = |resolve| Resolver { resolve, rule: MergeRule::KeepAll };
     assert!(passes(|| conformance::resolver::run(&keep_all(sorted))));
     let broken: [(&str, Resolver); 5] = [
         ("shows nothing", keep_all(|_| Vec::new())),
-        (
-            "shows the first given",
-            keep_all(|versions| versions.into_iter().take(1).collect()),
-        ),
-        (
-            "is not in stamp order",
-            keep_all(|versions| sorted(versions).into_iter().rev().collect()),
-        ),
+        ("shows the first given", keep_all(|versions| versions.into_iter().take(1).collect())),
+        ("is not in stamp order", keep_all(|versions| sorted(versions).into_iter().rev().collect())),
         (
             "drops one each time",
             keep_all(|versions| {
@@ -298,19 +271,10 @@ fn every_broken_resolver_fails_the_suite() {
                 shown
             }),
         ),
-        (
-            "shows more than its replicas keep",
-            Resolver {
-                resolve: sorted,
-                rule: MergeRule::KeepNewest,
-            },
-        ),
+        ("shows more than its replicas keep", Resolver { resolve: sorted, rule: MergeRule::KeepNewest }),
     ];
     for (what, resolver) in broken {
-        assert!(
-            !passes(|| conformance::resolver::run(&resolver)),
-            "a resolver that {what} was not noticed"
-        );
+        assert!(!passes(|| conformance::resolver::run(&resolver)), "a resolver that {what} was not noticed");
     }
 }
 
@@ -345,20 +309,14 @@ impl Membership for Members {
         let to_all = |message: Vec<u8>| {
             self.members
                 .iter()
-                .map(|member| Outgoing {
-                    to: member.id,
-                    message: message.clone(),
-                })
+                .map(|member| Outgoing { to: member.id, message: message.clone() })
                 .collect::<Vec<_>>()
         };
         match self.lapse {
             Lapse::Floods => (0..100).flat_map(|n: u8| to_all(vec![n])).collect(),
-            Lapse::CountsItsCalls => to_all(
-                CALLS
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-                    .to_le_bytes()
-                    .to_vec(),
-            ),
+            Lapse::CountsItsCalls => {
+                to_all(CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes().to_vec())
+            }
             _ => Vec::new(),
         }
     }
@@ -368,16 +326,10 @@ impl Membership for Members {
             let _first_eight: [u8; 8] = message[..8].try_into().unwrap();
         }
         if self.lapse == Lapse::AddsStrangers && !self.members.iter().any(|member| member.id == from) {
-            self.members.push(Member {
-                id: from,
-                ..Member::new("stranger", "h:0", "")
-            });
+            self.members.push(Member { id: from, ..Member::new("stranger", "h:0", "") });
         }
         if self.lapse == Lapse::AnswersStrangers {
-            return vec![Outgoing {
-                to: from,
-                message: Vec::new(),
-            }];
+            return vec![Outgoing { to: from, message: Vec::new() }];
         }
         Vec::new()
     }
@@ -394,13 +346,7 @@ impl Membership for Members {
             Lapse::SuspectsItself if member.id == self.this => MemberState::Suspected,
             _ => MemberState::Alive,
         };
-        members
-            .into_iter()
-            .map(|member| MemberView {
-                state: state(&member),
-                member,
-            })
-            .collect()
+        members.into_iter().map(|member| MemberView { state: state(&member), member }).collect()
     }
 
     fn publish(&mut self, name: &str, value: &[u8]) {
@@ -411,11 +357,7 @@ impl Membership for Members {
     }
 
     fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
-        if of == self.this {
-            self.facts.clone()
-        } else {
-            Vec::new()
-        }
+        if of == self.this { self.facts.clone() } else { Vec::new() }
     }
 
     fn join(&mut self, _: Member) -> Result<(), String> {
@@ -433,13 +375,7 @@ fn every_broken_membership_fails_the_suite() {
         passes(|| {
             conformance::membership::run(|members| {
                 let (members, this) = (members.to_vec(), members[0].id);
-                Box::new(Members {
-                    lapse,
-                    members,
-                    facts: Vec::new(),
-                    this,
-                    silent: false,
-                })
+                Box::new(Members { lapse, members, facts: Vec::new(), this, silent: false })
             });
         })
     };

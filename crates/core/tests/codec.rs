@@ -12,18 +12,12 @@ fn stamps() -> impl Strategy<Value = Stamp> {
 }
 
 fn dots() -> impl Strategy<Value = Dot> {
-    (0u64..5, stamps()).prop_map(|(actor, stamp)| Dot {
-        actor: Actor(actor),
-        stamp,
-    })
+    (0u64..5, stamps()).prop_map(|(actor, stamp)| Dot { actor: Actor(actor), stamp })
 }
 
 fn contexts() -> impl Strategy<Value = CausalContext> {
     (btree_map(0u64..5, stamps(), 0..5), vec(dots(), 0..5)).prop_map(|(vector, extra)| {
-        let vector = vector
-            .into_iter()
-            .map(|(actor, stamp)| (Actor(actor), stamp))
-            .collect();
+        let vector = vector.into_iter().map(|(actor, stamp)| (Actor(actor), stamp)).collect();
         let mut context = CausalContext::from_parts(vector, Vec::new()).unwrap();
         extra.into_iter().for_each(|dot| context.add_dot(dot));
         context
@@ -48,10 +42,7 @@ fn objects() -> impl Strategy<Value = Object> {
         versions.dedup_by_key(|version| version.dot);
         let requests = requests
             .into_iter()
-            .map(|request| ReplacedRequest {
-                request: RequestId(request),
-                replaced_ms: request / 3,
-            })
+            .map(|request| ReplacedRequest { request: RequestId(request), replaced_ms: request / 3 })
             .collect();
         Object::from_parts(replaced, versions, requests).unwrap()
     })
@@ -131,9 +122,7 @@ fn a_newer_format_is_named() {
 
 #[test]
 fn layouts_round_trip_and_truncations_are_errors() {
-    let members = (0..5)
-        .map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "z"))
-        .collect();
+    let members = (0..5).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "z")).collect();
     let layout = Layout::first(members, 64, 3).unwrap();
     let bytes = layout.encode();
     assert_eq!(Layout::decode(&bytes).unwrap(), layout);

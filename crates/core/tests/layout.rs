@@ -6,9 +6,7 @@ use quorate_core::layout::LayoutError;
 use quorate_core::{Key, Layout, Member, NodeId, PartitionId};
 
 fn members(count: usize) -> Vec<Member> {
-    (0..count)
-        .map(|n| Member::new(&format!("node-{n}"), &format!("127.0.0.1:{n}"), ""))
-        .collect()
+    (0..count).map(|n| Member::new(&format!("node-{n}"), &format!("127.0.0.1:{n}"), "")).collect()
 }
 
 fn check_even(layout: &Layout) {
@@ -39,11 +37,7 @@ fn moved(before: &Layout, after: &Layout) -> u32 {
         .map(|partition| {
             let partition = PartitionId(partition as u16);
             let old = before.replicas_of(partition, u8::MAX);
-            after
-                .replicas_of(partition, u8::MAX)
-                .iter()
-                .filter(|node| !old.contains(node))
-                .count() as u32
+            after.replicas_of(partition, u8::MAX).iter().filter(|node| !old.contains(node)).count() as u32
         })
         .sum()
 }
@@ -91,10 +85,7 @@ fn all_nodes_compute_the_same_layout() {
     let mut reversed = members(7);
     reversed.reverse();
     assert_eq!(forward, Layout::first(reversed, 256, 3).unwrap());
-    assert_ne!(
-        forward.digest(),
-        Layout::first(members(8), 256, 3).unwrap().digest()
-    );
+    assert_ne!(forward.digest(), Layout::first(members(8), 256, 3).unwrap().digest());
 }
 
 /// Replicas of one node's partitions are spread over the others, and so are the fallbacks.
@@ -123,10 +114,7 @@ fn keys_spread_over_the_ring() {
         let key = Key::new(b"b", format!("key-{number}").as_bytes()).unwrap();
         counts[layout.partition_of(key.hash()).0 as usize] += 1;
     }
-    assert!(
-        counts.iter().all(|count| (800..1200).contains(count)),
-        "{counts:?}"
-    );
+    assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
     let one = Layout::first(members(1), 1, 1).unwrap();
     assert_eq!(one.partition_of(u64::MAX), PartitionId(0));
     for partition in 0..64 {
@@ -142,21 +130,9 @@ fn keys_spread_over_the_ring() {
 #[test]
 fn impossible_layouts_are_refused() {
     let refused = |members, partitions, replicas| Layout::first(members, partitions, replicas).unwrap_err();
-    assert_eq!(
-        refused(members(2), 64, 3),
-        LayoutError::TooFewMembers {
-            replicas: 3,
-            members: 2
-        }
-    );
-    assert_eq!(
-        refused(members(3), 100, 3),
-        LayoutError::Partitions { partitions: 100 }
-    );
-    assert_eq!(
-        refused(members(3), 0, 3),
-        LayoutError::Partitions { partitions: 0 }
-    );
+    assert_eq!(refused(members(2), 64, 3), LayoutError::TooFewMembers { replicas: 3, members: 2 });
+    assert_eq!(refused(members(3), 100, 3), LayoutError::Partitions { partitions: 100 });
+    assert_eq!(refused(members(3), 0, 3), LayoutError::Partitions { partitions: 0 });
     assert_eq!(refused(members(3), 64, 0), LayoutError::NoReplicas);
     let twice = vec![members(1)[0].clone(), members(1)[0].clone()];
     assert!(matches!(refused(twice, 64, 1), LayoutError::SameName { .. }));

@@ -21,9 +21,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn new(message: impl Into<String>) -> ConfigError {
-        ConfigError {
-            message: message.into(),
-        }
+        ConfigError { message: message.into() }
     }
 }
 
@@ -99,11 +97,7 @@ pub struct ClusterSection {
 
 impl Default for ClusterSection {
     fn default() -> Self {
-        ClusterSection {
-            id: "quorate".into(),
-            replicas: None,
-            partitions: 1024,
-        }
+        ClusterSection { id: "quorate".into(), replicas: None, partitions: 1024 }
     }
 }
 
@@ -144,15 +138,7 @@ pub struct PluginSection {
     pub rest: Table,
 }
 
-const SECTIONS: [&str; 7] = [
-    "node",
-    "cluster",
-    "storage",
-    "membership",
-    "buckets",
-    "coordinator",
-    "faults",
-];
+const SECTIONS: [&str; 7] = ["node", "cluster", "storage", "membership", "buckets", "coordinator", "faults"];
 const ENVIRONMENT_PREFIX: &str = "QUORATE__";
 
 impl Config {
@@ -181,9 +167,8 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
         registry: &Registry,
     ) -> Result<Config, ConfigError> {
-        let mut table: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| ConfigError::new(error.to_string()))?;
+        let mut table: Table =
+            text.parse().map_err(|error: toml::de::Error| ConfigError::new(error.to_string()))?;
         override_from(&mut table, environment)?;
         if let Some(unknown) = table.keys().find(|key| !SECTIONS.contains(&key.as_str())) {
             return Err(ConfigError::new(unknown_key("section", unknown, &SECTIONS)));
@@ -207,11 +192,12 @@ impl Config {
             };
             definitions.insert(name, section::<BucketDefinition>(&place, definition)?);
         }
-        let coordinator = section("coordinator", take("coordinator")?)?;
+        let coordinator: CoordinatorConfig = section("coordinator", take("coordinator")?)?;
         let faults = section("faults", take("faults")?)?;
 
         check_node(&node)?;
         check_cluster(&cluster)?;
+        check_coordinator(&coordinator)?;
         registry.check_storage(&storage.name, storage.rest.clone())?;
         let this = member_of(&node);
         let members: Vec<Member> = registry
@@ -227,16 +213,7 @@ impl Config {
         for (name, bucket) in buckets.iter() {
             registry.open_resolver(&format!("[buckets.{name}] resolver"), &bucket.definition.resolver)?;
         }
-        Ok(Config {
-            node,
-            cluster,
-            storage,
-            membership,
-            buckets,
-            coordinator,
-            faults,
-            layout,
-        })
+        Ok(Config { node, cluster, storage, membership, buckets, coordinator, faults, layout })
     }
 
     /// This node as a member.
@@ -253,10 +230,7 @@ fn member_of(node: &NodeSection) -> Member {
 fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
     let named = !node.name.is_empty()
         && node.name.len() <= MAX_BUCKET_BYTES
-        && node
-            .name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        && node.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if !named {
         return Err(ConfigError::new(format!(
             "[node] name = {:?}: use 1 to 64 of the characters A-Z a-z 0-9 . _ -",
@@ -282,12 +256,24 @@ fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
 
 fn check_cluster(cluster: &ClusterSection) -> Result<(), ConfigError> {
     if cluster.id.is_empty() || cluster.id.len() > 64 {
-        return Err(ConfigError::new(format!(
-            "[cluster] id = {:?}: use 1 to 64 bytes",
-            cluster.id
-        )));
+        return Err(ConfigError::new(format!("[cluster] id = {:?}: use 1 to 64 bytes", cluster.id)));
     }
     Ok(())
+}
+
+fn check_coordinator(config: &CoordinatorConfig) -> Result<(), ConfigError> {
+    let numbers = [
+        ("request_timeout_ms", config.request_timeout_ms),
+        ("max_request_timeout_ms", config.max_request_timeout_ms),
+        ("max_in_flight", config.max_in_flight as u64),
+        ("max_clock_skew_ms", config.max_clock_skew_ms),
+    ];
+    match numbers.iter().find(|(_, number)| !(1..=86_400_000).contains(number)) {
+        Some((name, number)) => {
+            Err(ConfigError::new(format!("[coordinator] {name} = {number}: use 1 to 86400000")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads one section; an unknown key is an error with a suggestion.
@@ -299,10 +285,7 @@ pub(crate) fn section<C: DeserializeOwned>(name: &str, table: Table) -> Result<C
                 let known: Vec<&str> = known.iter().map(String::as_str).collect();
                 ConfigError::new(format!("[{name}] {}", unknown_key("key", &unknown, &known)))
             }
-            None => ConfigError::new(format!(
-                "[{name}] {}",
-                error.to_string().trim().replace('\n', " ")
-            )),
+            None => ConfigError::new(format!("[{name}] {}", error.to_string().trim().replace('\n', " "))),
         }
     })
 }
@@ -327,10 +310,7 @@ fn unknown_key(what: &str, unknown: &str, known: &[&str]) -> String {
     };
     match known {
         [] => format!("unknown {what} {unknown:?}: there are none here"),
-        known => format!(
-            "unknown {what} {unknown:?}{suggestion} Known: {}",
-            known.join(", ")
-        ),
+        known => format!("unknown {what} {unknown:?}{suggestion} Known: {}", known.join(", ")),
     }
 }
 
@@ -339,9 +319,7 @@ fn plugin(section: &str, key: &str, default: &str, mut table: Table) -> Result<P
         None => default.to_owned(),
         Some(Value::String(name)) => name,
         Some(other) => {
-            return Err(ConfigError::new(format!(
-                "[{section}] {key} = {other}: use a plugin's name"
-            )));
+            return Err(ConfigError::new(format!("[{section}] {key} = {other}: use a plugin's name")));
         }
     };
     Ok(PluginSection { name, rest: table })
@@ -363,18 +341,14 @@ fn override_from(
         };
         let mut place = &mut *table;
         for section in sections {
-            let entry = place
-                .entry(section.clone())
-                .or_insert_with(|| Value::Table(Table::new()));
+            let entry = place.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
             place = entry
                 .as_table_mut()
                 .ok_or_else(|| ConfigError::new(format!("environment {name}: {section} is no section")))?;
         }
         // What reads as a TOML value is one; anything else is text.
-        let parsed = format!("value = {value}")
-            .parse::<Table>()
-            .ok()
-            .and_then(|mut table| table.remove("value"));
+        let parsed =
+            format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
         place.insert(key.clone(), parsed.unwrap_or(Value::String(value)));
     }
     Ok(())

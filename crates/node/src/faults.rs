@@ -59,21 +59,10 @@ impl Network for FaultyTcp {
 
     fn accepted(&self, peer: NodeId, duplex: Duplex) -> Duplex {
         let lost = Rc::new(Cell::new(false));
-        let stream = |look| Fault {
-            cut: self.cut.clone(),
-            peer,
-            lost: lost.clone(),
-            look,
-        };
+        let stream = |look| Fault { cut: self.cut.clone(), peer, lost: lost.clone(), look };
         Duplex {
-            read: Box::new(FaultyRead {
-                fault: stream(interval(LOOK_EVERY)),
-                stream: duplex.read,
-            }),
-            write: Box::new(FaultyWrite {
-                fault: stream(interval(LOOK_EVERY)),
-                stream: duplex.write,
-            }),
+            read: Box::new(FaultyRead { fault: stream(interval(LOOK_EVERY)), stream: duplex.read }),
+            write: Box::new(FaultyWrite { fault: stream(interval(LOOK_EVERY)), stream: duplex.write }),
         }
     }
 }

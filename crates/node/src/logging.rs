@@ -9,10 +9,8 @@ use crate::config::{ConfigError, LogFormat, NodeSection};
 pub(crate) fn start(node: &NodeSection) -> Result<(), ConfigError> {
     let filter = EnvFilter::try_new(&node.log)
         .map_err(|error| ConfigError::new(format!("[node] log = {:?}: {error}", node.log)))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = match node.log_format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -32,9 +32,7 @@ impl Registry {
     pub fn built_in() -> Registry {
         let mut registry = Registry::default();
         registry.storage(quorate_storage_lmdb::NAME, quorate_storage_lmdb::open);
-        registry.storage(quorate_storage_memory::NAME, |config, _| {
-            quorate_storage_memory::open(config)
-        });
+        registry.storage(quorate_storage_memory::NAME, |config, _| quorate_storage_memory::open(config));
         registry.resolver(quorate_resolver_siblings::NAME, quorate_resolver_siblings::open);
         registry.resolver(quorate_resolver_lww::NAME, quorate_resolver_lww::open);
         registry.membership(quorate_membership_static::NAME, quorate_membership_static::open);
@@ -52,9 +50,7 @@ impl Registry {
             let open = open.clone();
             Ok(Box::new(move |folder| {
                 let engine = open(config, folder);
-                Ok(Arc::new(engine.map_err(|error| {
-                    ConfigError::new(format!("[storage] {error}"))
-                })?))
+                Ok(Arc::new(engine.map_err(|error| ConfigError::new(format!("[storage] {error}")))?))
             }))
         };
         self.storage.insert(name.to_owned(), Box::new(read));
@@ -62,8 +58,7 @@ impl Registry {
 
     /// Adds a conflict resolver: `[buckets.X] resolver = "NAME"`.
     pub fn resolver<C: Default, R: ConflictResolver>(&mut self, name: &str, open: impl Fn(C) -> R + 'static) {
-        self.resolvers
-            .insert(name.to_owned(), Box::new(move || Arc::new(open(C::default()))));
+        self.resolvers.insert(name.to_owned(), Box::new(move || Arc::new(open(C::default()))));
     }
 
     /// Adds a membership: `[membership] plugin = "NAME"`. The rest of the section is its configuration.
@@ -73,9 +68,7 @@ impl Registry {
         open: impl Fn(C, &Member) -> Result<M, String> + 'static,
     ) {
         let open = move |table: Table, this: &Member| -> Result<Box<dyn Membership>, ConfigError> {
-            Ok(Box::new(
-                open(section("membership", table)?, this).map_err(ConfigError::new)?,
-            ))
+            Ok(Box::new(open(section("membership", table)?, this).map_err(ConfigError::new)?))
         };
         self.membership.insert(name.to_owned(), Box::new(open));
     }

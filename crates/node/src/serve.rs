@@ -38,17 +38,12 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
     logging::start(&config.node)?;
     abort_on_panic();
     let listener = TcpListener::bind(config.node.listen).map_err(|error| {
-        ConfigError::new(format!(
-            "cannot listen on {} ([node] listen): {error}",
-            config.node.listen
-        ))
+        ConfigError::new(format!("cannot listen on {} ([node] listen): {error}", config.node.listen))
     })?;
     let cut = Arc::new(Cut::default());
     let shared = open(&config, registry)?;
-    let workers = config
-        .node
-        .workers
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let workers =
+        config.node.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let connections = Arc::new(AtomicUsize::new(0));
     let workers: Vec<Worker> = (0..workers)
         .map(|number| {
@@ -61,21 +56,29 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
         .build()
         .map_err(|error| ConfigError::new(format!("cannot start the event loop: {error}")))?;
     let served = runtime.block_on(accept(listener, &workers, &connections, &config));
-    for worker in workers {
-        worker.stop();
+    // All are told first, so that they drain side by side.
+    let threads: Vec<JoinHandle<()>> = workers.into_iter().map(Worker::stop).collect();
+    for thread in threads {
+        let _ = thread.join();
     }
-    // The last owner: what was submitted is committed and the folder is left ready.
-    drop(shared);
+    close_engine(shared);
     tracing::info!("stopped");
     served
 }
 
+/// Updates that wait for their commit share the node's state. Once they have heard of it this is the last owner, and
+/// dropping the engine here commits what is left and leaves the folder ready.
+fn close_engine(shared: Arc<Shared>) {
+    let patience = DRAIN.as_millis() as u64 + shared.environment.monotonic_ms();
+    while Arc::strong_count(&shared) > 1 && shared.environment.monotonic_ms() < patience {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(shared);
+}
+
 fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError> {
-    let engine = registry.open_storage(
-        &config.storage.name,
-        config.storage.rest.clone(),
-        &config.node.data,
-    )?;
+    let engine =
+        registry.open_storage(&config.storage.name, config.storage.rest.clone(), &config.node.data)?;
     claim_folder(&*engine, config)?;
     let mut resolvers = BTreeMap::new();
     for (_, bucket) in config.buckets.iter() {
@@ -109,10 +112,7 @@ fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError
 
 /// A data folder belongs to one node of one cluster: starting another one in it is refused, not mixed up.
 fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), ConfigError> {
-    let owner = format!(
-        "{}/{} Q={}",
-        config.cluster.id, config.node.name, config.cluster.partitions
-    );
+    let owner = format!("{}/{} Q={}", config.cluster.id, config.node.name, config.cluster.partitions);
     let failed = |error: StorageError| ConfigError::new(format!("[storage] {error}"));
     let key = StorageKey::of_table(Table::Facts, b"owner");
     match engine.get(&key).map_err(failed)? {
@@ -124,14 +124,8 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), Confi
         ))),
         None => {
             let (sender, receiver) = std::sync::mpsc::channel();
-            engine.update(vec![Box::new(Claim {
-                key,
-                owner,
-                done: sender,
-            })]);
-            let lost = StorageError::Io {
-                detail: "the engine dropped a write".into(),
-            };
+            engine.update(vec![Box::new(Claim { key, owner, done: sender })]);
+            let lost = StorageError::Io { detail: "the engine dropped a write".into() };
             receiver.recv().unwrap_or(Err(lost)).map_err(failed)
         }
     }
@@ -243,9 +237,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("quorate-{number}"))
             .spawn(move || {
-                let runtime = Builder::new_current_thread()
-                    .enable_all()
-                    .build_local(LocalOptions::default());
+                let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 let runtime = runtime.expect("an event loop can be started");
                 runtime.block_on(run(shared, faults, incoming, connections));
             })
@@ -257,9 +249,9 @@ impl Worker {
         let _ = self.streams.send(stream);
     }
 
-    fn stop(self) {
-        drop(self.streams);
-        let _ = self.thread.join();
+    /// Tells the worker to end; its thread ends once it has drained.
+    fn stop(self) -> JoinHandle<()> {
+        self.thread
     }
 }
 
@@ -274,13 +266,8 @@ async fn run(
         Some(cut) => Rc::new(FaultyTcp { cut: cut.clone() }),
         None => Rc::new(Tcp),
     };
-    let others: Vec<Member> = shared
-        .layout
-        .members()
-        .iter()
-        .filter(|member| member.id != shared.node())
-        .cloned()
-        .collect();
+    let others: Vec<Member> =
+        shared.layout.members().iter().filter(|member| member.id != shared.node()).cloned().collect();
     let peers = Peers::start(
         others,
         shared.identity.clone(),
@@ -305,6 +292,7 @@ async fn run(
             serve_stream(stream, &shared, service, network, peers).await;
         });
     }
+    node.stop_taking();
     let drained = async {
         while node.in_flight() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -325,19 +313,12 @@ async fn serve_stream(
     let Ok(stream) = TcpStream::from_std(stream) else {
         return;
     };
-    let from = stream
-        .peer_addr()
-        .map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
+    let from = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string());
     let Ok(duplex) = duplex(stream) else { return };
     let on_peer = |peer| peers.hurry(peer);
     if let Some(kind) = serve_connection(duplex, &from, &shared.identity, service, network, on_peer).await {
         let at_ms = shared.environment.wall_ms();
-        let event = Event {
-            at_ms,
-            node: shared.node(),
-            request: None,
-            kind,
-        };
+        let event = Event { at_ms, node: shared.node(), request: None, kind };
         EventSink::emit(&*shared.events, event);
     }
 }

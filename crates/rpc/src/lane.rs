@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use quorate_core::seams::ReplyTo;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::connection;
 use crate::network::Duplex;
+use crate::stream::SignsOfLife;
 
 /// Calls under way at a time: one that the other side works on, one on the wire.
 const MAX_CALLS: usize = 2;
@@ -25,7 +27,7 @@ pub const MAX_OUTSTANDING: usize = 16_384;
 /// Most bytes that may wait to be sent on one lane.
 pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// The other side answers a call within [`crate::session::LONGEST_HOLD`], be it with nothing. After this many of these
-/// looks without any answer it is taken for dead.
+/// looks in which nothing came from it, and nothing went to it that it had to make room for, it is taken for dead.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 const SILENT_LOOKS: u32 = 5;
 /// An idle lane that is to notice a dead peer asks for a sign of life after this many looks.
@@ -52,6 +54,9 @@ pub trait Protocol: 'static {
     /// What an operation is answered with if the connection is gone.
     fn disconnected() -> Self::Reply;
 
+    /// What an operation is answered with whose deadline passed before it was sent.
+    fn expired() -> Self::Reply;
+
     /// What an operation is answered with if the lane is full.
     fn overloaded(what: &str, limit: usize) -> Self::Reply;
 }
@@ -60,10 +65,17 @@ pub trait Protocol: 'static {
 pub struct Queued<Q> {
     /// Its number.
     pub id: u64,
-    /// What is left of its deadline.
-    pub timeout: Duration,
+    /// When it is too late for it.
+    pub deadline: Instant,
     /// What to do.
     pub request: Q,
+}
+
+impl<Q> Queued<Q> {
+    /// What is left of its deadline.
+    pub fn timeout(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
 }
 
 /// The sending side of one connection.
@@ -75,7 +87,6 @@ pub struct Lane<P: Protocol> {
     next_id: Cell<u64>,
     calls: Cell<usize>,
     pump_scheduled: Cell<bool>,
-    answers: Cell<u64>,
     closed: RefCell<Option<String>>,
     on_close: Notify,
 }
@@ -84,7 +95,8 @@ impl<P: Protocol> Lane<P> {
     /// Opens a lane on a stream that has passed its preamble. The connection lives as long as the lane, or until it
     /// fails. `watched`: an idle lane asks for signs of life (between nodes).
     pub fn open(duplex: Duplex, watched: bool) -> Rc<Lane<P>> {
-        let (port, driver) = connection::dial::<P::Port>(duplex);
+        let signs = SignsOfLife::default();
+        let (port, driver) = connection::dial::<P::Port>(duplex, signs.clone());
         let lane = Rc::new(Lane {
             port,
             queue: RefCell::default(),
@@ -93,12 +105,11 @@ impl<P: Protocol> Lane<P> {
             next_id: Cell::new(1),
             calls: Cell::new(0),
             pump_scheduled: Cell::new(false),
-            answers: Cell::new(0),
             closed: RefCell::new(None),
             on_close: Notify::new(),
         });
         let theirs = Rc::downgrade(&lane);
-        let watch = Lane::watch(Rc::downgrade(&lane), watched);
+        let watch = Lane::watch(Rc::downgrade(&lane), signs, watched);
         tokio::task::spawn_local(async move {
             let reason = tokio::select! {
                 biased;
@@ -119,17 +130,14 @@ impl<P: Protocol> Lane<P> {
         }
         let bytes = P::bytes_of(&request);
         if self.waiting.borrow().len() >= MAX_OUTSTANDING {
-            return reply.send(P::overloaded(
-                "operations waiting on one connection",
-                MAX_OUTSTANDING,
-            ));
+            return reply.send(P::overloaded("operations waiting on one connection", MAX_OUTSTANDING));
         }
         if self.queued_bytes.get() + bytes > MAX_QUEUED_BYTES {
             return reply.send(P::overloaded("bytes queued for one connection", MAX_QUEUED_BYTES));
         }
         let id = self.next_id.replace(self.next_id.get() + 1);
         self.queued_bytes.set(self.queued_bytes.get() + bytes);
-        self.queue.borrow_mut().push_back(Queued { id, timeout, request });
+        self.queue.borrow_mut().push_back(Queued { id, deadline: Instant::now() + timeout, request });
         self.waiting.borrow_mut().insert(id, reply);
         if !self.pump_scheduled.replace(true) {
             let lane = self.clone();
@@ -188,7 +196,6 @@ impl<P: Protocol> Lane<P> {
         tokio::task::spawn_local(async move {
             let answer = answer.await;
             lane.calls.set(lane.calls.get() - 1);
-            lane.answers.set(lane.answers.get() + 1);
             match answer {
                 Ok(results) => {
                     for (id, result) in results {
@@ -207,6 +214,7 @@ impl<P: Protocol> Lane<P> {
     fn take_batch(&self) -> Vec<Queued<P::Request>> {
         let mut queue = self.queue.borrow_mut();
         let mut batch = Vec::new();
+        let mut expired = Vec::new();
         let mut bytes = 0;
         while let Some(next) = queue.front() {
             let next_bytes = P::bytes_of(&next.request);
@@ -216,7 +224,19 @@ impl<P: Protocol> Lane<P> {
                 break;
             }
             bytes += next_bytes;
-            batch.extend(queue.pop_front());
+            let Some(next) = queue.pop_front() else { break };
+            if next.timeout().is_zero() {
+                expired.push(next.id);
+            } else {
+                batch.push(next);
+            }
+        }
+        drop(queue);
+        for id in expired {
+            let waiting = self.waiting.borrow_mut().remove(&id);
+            if let Some(reply) = waiting {
+                reply.send(P::expired());
+            }
         }
         self.queued_bytes.set(self.queued_bytes.get() - bytes);
         batch
@@ -224,17 +244,17 @@ impl<P: Protocol> Lane<P> {
 
     /// Returns when the other side has been silent for too long. Counts looks, not time: a process that was stopped,
     /// or a client that does not run between its calls, must not take its own absence for the other side's.
-    async fn watch(lane: std::rc::Weak<Lane<P>>, watched: bool) -> String {
+    async fn watch(lane: std::rc::Weak<Lane<P>>, signs: SignsOfLife, watched: bool) -> String {
         let mut every = tokio::time::interval(WATCH_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut answers, mut silent, mut idle) = (0, 0, 0);
+        let (mut seen, mut silent, mut idle) = (0, 0, 0);
         loop {
             every.tick().await;
             let Some(lane) = lane.upgrade() else {
                 return "dropped".into();
             };
-            if lane.calls.get() == 0 || lane.answers.get() != answers {
-                answers = lane.answers.get();
+            if lane.calls.get() == 0 || signs.count() != seen {
+                seen = signs.count();
                 silent = 0;
                 idle = if lane.calls.get() == 0 { idle + 1 } else { 0 };
                 if watched && idle >= IDLE_LOOKS {
@@ -245,10 +265,7 @@ impl<P: Protocol> Lane<P> {
             }
             silent += 1;
             if silent >= SILENT_LOOKS {
-                return format!(
-                    "no answer for {} ms",
-                    WATCH_EVERY.as_millis() * u128::from(SILENT_LOOKS)
-                );
+                return format!("no answer for {} ms", WATCH_EVERY.as_millis() * u128::from(SILENT_LOOKS));
             }
         }
     }

@@ -58,10 +58,7 @@ impl Peers {
                 latency: Latency::default(),
             })
         };
-        let links: BTreeMap<_, _> = peers
-            .into_iter()
-            .map(|member| (member.id, link(member)))
-            .collect();
+        let links: BTreeMap<_, _> = peers.into_iter().map(|member| (member.id, link(member))).collect();
         for link in links.values() {
             let dialler = Dialler {
                 ours: ours.clone(),
@@ -92,11 +89,7 @@ impl PeerTransport for Peers {
             return reply.send(Err(PeerError::Disconnected));
         };
         if matches!(request, PeerRequest::Read(_)) {
-            let timed = Timed {
-                link: link.clone(),
-                sent: Instant::now(),
-                reply: Cell::new(Some(reply)),
-            };
+            let timed = Timed { link: link.clone(), sent: Instant::now(), reply: Cell::new(Some(reply)) };
             lane.send(request, timeout, ReplyTo::new(Rc::new(timed), 0));
         } else {
             lane.send(request, timeout, reply);
@@ -104,15 +97,11 @@ impl PeerTransport for Peers {
     }
 
     fn is_up(&self, node: NodeId) -> bool {
-        self.links
-            .get(&node)
-            .is_some_and(|link| link.lane.borrow().is_some())
+        self.links.get(&node).is_some_and(|link| link.lane.borrow().is_some())
     }
 
     fn trouble(&self, node: NodeId) -> Option<String> {
-        self.links
-            .get(&node)
-            .and_then(|link| link.trouble.borrow().clone())
+        self.links.get(&node).and_then(|link| link.trouble.borrow().clone())
     }
 
     fn usual_latency(&self, node: NodeId) -> Option<Duration> {
@@ -219,31 +208,20 @@ impl Dialler {
             Ok(Ok(duplex)) => duplex,
             Ok(Err(error)) => return Err(format!("{}: {error}", member.address)),
             Err(_) => {
-                return Err(format!(
-                    "{}: no connection within {CONNECT_TIMEOUT:?}",
-                    member.address
-                ));
+                return Err(format!("{}: no connection within {CONNECT_TIMEOUT:?}", member.address));
             }
         };
         let theirs = introduce(&mut duplex, Some(&self.ours))
             .await
             .map_err(|error| format!("{}: {error}", member.address))?;
         if theirs.node != member.id {
-            return Err(format!(
-                "{} answers as {:?}, not as {:?}",
-                member.address, theirs.name, member.name
-            ));
+            return Err(format!("{} answers as {:?}, not as {:?}", member.address, theirs.name, member.name));
         }
         Ok(Lane::open(duplex, true))
     }
 
     fn emit(&self, kind: EventKind) {
         let at_ms = self.environment.wall_ms();
-        self.events.emit(Event {
-            at_ms,
-            node: self.ours.node,
-            request: None,
-            kind,
-        });
+        self.events.emit(Event { at_ms, node: self.ours.node, request: None, kind });
     }
 }

@@ -49,19 +49,13 @@ pub enum PreambleError {
 pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<Identity, PreambleError> {
     let exchange = async {
         let role = ours.map_or(Role::Client, |identity| Role::Node(identity.clone()));
-        let body = encode(&Introduction {
-            oldest: OLDEST_PROTOCOL,
-            newest: NEWEST_PROTOCOL,
-            role,
-        });
+        let body = encode(&Introduction { oldest: OLDEST_PROTOCOL, newest: NEWEST_PROTOCOL, role });
         write_frame(duplex, None, &body).await?;
         read_magic(duplex).await?;
         let status = duplex.read.read_u8().await?;
         let body = read_body(duplex).await?;
         if status == REFUSED {
-            return Err(PreambleError::Refused(
-                String::from_utf8_lossy(&body).into_owned(),
-            ));
+            return Err(PreambleError::Refused(String::from_utf8_lossy(&body).into_owned()));
         }
         let theirs = decode(&body)?;
         if let Some(ours) = ours {
@@ -72,9 +66,7 @@ pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<I
             Role::Client => Err(malformed()),
         }
     };
-    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange)
-        .await
-        .unwrap_or(Err(PreambleError::Timeout))
+    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange).await.unwrap_or(Err(PreambleError::Timeout))
 }
 
 /// Hears out whoever opened a connection, and admits or refuses them.
@@ -88,11 +80,7 @@ pub async fn welcome(duplex: &mut Duplex, ours: &Identity) -> Result<Role, Pream
         match admit(ours, &theirs) {
             Ok(_) => {
                 let role = Role::Node(ours.clone());
-                let body = encode(&Introduction {
-                    oldest: OLDEST_PROTOCOL,
-                    newest: NEWEST_PROTOCOL,
-                    role,
-                });
+                let body = encode(&Introduction { oldest: OLDEST_PROTOCOL, newest: NEWEST_PROTOCOL, role });
                 write_frame(duplex, Some(WELCOME), &body).await?;
                 Ok(theirs.role)
             }
@@ -102,9 +90,7 @@ pub async fn welcome(duplex: &mut Duplex, ours: &Identity) -> Result<Role, Pream
             }
         }
     };
-    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange)
-        .await
-        .unwrap_or(Err(PreambleError::Timeout))
+    tokio::time::timeout(PREAMBLE_TIMEOUT, exchange).await.unwrap_or(Err(PreambleError::Timeout))
 }
 
 async fn write_frame(duplex: &mut Duplex, status: Option<u8>, body: &[u8]) -> io::Result<()> {
@@ -124,17 +110,13 @@ async fn read_magic(duplex: &mut Duplex) -> Result<(), PreambleError> {
     while have < magic.len() {
         let count = duplex.read.read(&mut magic[have..]).await?;
         if count == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the other side closed the connection",
-            )
-            .into());
+            return Err(
+                io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed the connection").into()
+            );
         }
         have += count;
         if magic[..have] != MAGIC[..have] {
-            return Err(PreambleError::Stranger {
-                sent: magic[..have].escape_ascii().to_string(),
-            });
+            return Err(PreambleError::Stranger { sent: magic[..have].escape_ascii().to_string() });
         }
     }
     Ok(())
@@ -151,9 +133,7 @@ async fn read_body(duplex: &mut Duplex) -> Result<Vec<u8>, PreambleError> {
 }
 
 fn malformed() -> PreambleError {
-    PreambleError::Stranger {
-        sent: "a malformed introduction".into(),
-    }
+    PreambleError::Stranger { sent: "a malformed introduction".into() }
 }
 
 fn encode(introduction: &Introduction) -> Vec<u8> {
@@ -224,11 +204,7 @@ mod tests {
             layout_digest: 3,
             buckets_digest: 4,
         };
-        let introduction = Introduction {
-            oldest: 1,
-            newest: 2,
-            role: Role::Node(identity),
-        };
+        let introduction = Introduction { oldest: 1, newest: 2, role: Role::Node(identity) };
         let bytes = encode(&introduction);
         assert_eq!(decode(&bytes).unwrap(), introduction);
         for end in 0..bytes.len() {

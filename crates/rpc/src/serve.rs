@@ -14,6 +14,7 @@ use quorate_core::{RequestError, request};
 use crate::connection;
 use crate::convert::{client as client_wire, peer as peer_wire};
 use crate::generated::{client_capnp, peer_capnp};
+use crate::lane::MAX_BATCH_OPERATIONS;
 use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};
 use crate::session::Session;
@@ -39,33 +40,32 @@ pub async fn serve_connection(
             on_peer(peer.node);
             let duplex = network.accepted(peer.node, duplex);
             let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
-            let port = PeerPort {
-                from: peer.node,
-                service,
-                session,
-            };
+            let port = PeerPort { from: peer.node, service, session };
             let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
             connection::serve(duplex, port.client).await;
             None
         }
-        Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused {
-            peer: from.to_owned(),
-            reason,
-        }),
+        Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused { peer: from.to_owned(), reason }),
         // Opened and closed without a word: a port check.
         Err(PreambleError::Io(_)) => None,
-        Err(error) => Some(EventKind::StrangerRefused {
-            address: from.to_owned(),
-            reason: error.to_string(),
-        }),
+        Err(error) => {
+            Some(EventKind::StrangerRefused { address: from.to_owned(), reason: error.to_string() })
+        }
     }
 }
 
 fn abandoned_by_client_side() -> ClientResult {
-    Err(RequestError::Indeterminate {
-        needed: 0,
-        received: 0,
-    })
+    Err(RequestError::Indeterminate { needed: 0, received: 0 })
+}
+
+/// A sender keeps to a bound, too: one that does not is no sender of ours.
+fn check_length(operations: u32) -> Result<(), Error> {
+    if operations as usize > MAX_BATCH_OPERATIONS {
+        return Err(Error::failed(format!(
+            "{operations} operations in a call: at most {MAX_BATCH_OPERATIONS}"
+        )));
+    }
+    Ok(())
 }
 
 struct ClientPort {
@@ -80,6 +80,7 @@ impl client_capnp::node::Server for ClientPort {
         mut results: client_capnp::node::ExchangeResults,
     ) -> Result<(), Error> {
         let operations = params.get()?.get_operations()?;
+        check_length(operations.len())?;
         let mut batch = Vec::with_capacity(operations.len() as usize);
         for operation in operations {
             let id = operation.get_id();
@@ -97,21 +98,11 @@ impl client_capnp::node::Server for ClientPort {
             match self.session.admit(id, client_wire::request_bytes(&request)) {
                 Ok(reply) => {
                     let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
-                    batch.push(Incoming {
-                        request,
-                        timeout,
-                        reply,
-                    });
+                    batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
                     let what = "requests under way on this connection".to_owned();
-                    self.session.push(
-                        id,
-                        Err(RequestError::Overloaded {
-                            what,
-                            limit: limit as u64,
-                        }),
-                    );
+                    self.session.push(id, Err(RequestError::Overloaded { what, limit: limit as u64 }));
                 }
             }
         }
@@ -141,6 +132,7 @@ impl peer_capnp::peer::Server for PeerPort {
         mut results: peer_capnp::peer::ExchangeResults,
     ) -> Result<(), Error> {
         let operations = params.get()?.get_operations()?;
+        check_length(operations.len())?;
         let mut batch = Vec::with_capacity(operations.len() as usize);
         for operation in operations {
             let id = operation.get_id();
@@ -155,27 +147,14 @@ impl peer_capnp::peer::Server for PeerPort {
                     continue;
                 }
             };
-            match self
-                .session
-                .admit(id, operation.total_size()?.word_count as usize * 8)
-            {
+            match self.session.admit(id, operation.total_size()?.word_count as usize * 8) {
                 Ok(reply) => {
                     let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
-                    batch.push(Incoming {
-                        request,
-                        timeout,
-                        reply,
-                    });
+                    batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
                     let what = "requests under way from this peer".to_owned();
-                    self.session.push(
-                        id,
-                        Err(PeerError::Overloaded {
-                            what,
-                            limit: limit as u64,
-                        }),
-                    );
+                    self.session.push(id, Err(PeerError::Overloaded { what, limit: limit as u64 }));
                 }
             }
         }

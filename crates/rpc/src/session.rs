@@ -14,7 +14,8 @@ use crate::lane::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
 pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
 /// Calls of one connection that may wait for results at a time; further ones are answered at once.
 const MAX_HELD_CALLS: usize = 8;
-/// Operations under way of one connection may take this many bytes together.
+/// Operations under way of one connection, and results that it has not collected, may take this many bytes together:
+/// beyond it, new operations are refused.
 const MAX_OUTSTANDING_BYTES: usize = 128 * 1024 * 1024;
 
 /// What a connection owes: results that are ready, and operations under way.
@@ -22,6 +23,7 @@ pub struct Session<A> {
     ready: RefCell<VecDeque<(u64, A)>>,
     outstanding: Cell<usize>,
     outstanding_bytes: Cell<usize>,
+    ready_bytes: Cell<usize>,
     held: Cell<usize>,
     arrived: Notify,
     abandoned: fn() -> A,
@@ -41,6 +43,7 @@ impl<A: 'static> Session<A> {
             ready: RefCell::default(),
             outstanding: Cell::new(0),
             outstanding_bytes: Cell::new(0),
+            ready_bytes: Cell::new(0),
             held: Cell::new(0),
             arrived: Notify::new(),
             abandoned,
@@ -50,25 +53,20 @@ impl<A: 'static> Session<A> {
 
     /// Admits an operation of `bytes`: where its result goes, or the limit that it would pass.
     pub fn admit(self: &Rc<Self>, id: u64, bytes: usize) -> Result<ReplyTo<A>, usize> {
-        if self.outstanding.get() >= MAX_OUTSTANDING {
+        if self.outstanding.get() + self.ready.borrow().len() >= MAX_OUTSTANDING {
             return Err(MAX_OUTSTANDING);
         }
-        if self.outstanding_bytes.get() + bytes > MAX_OUTSTANDING_BYTES {
+        if self.outstanding_bytes.get() + self.ready_bytes.get() + bytes > MAX_OUTSTANDING_BYTES {
             return Err(MAX_OUTSTANDING_BYTES);
         }
         self.outstanding.set(self.outstanding.get() + 1);
         self.outstanding_bytes.set(self.outstanding_bytes.get() + bytes);
-        Ok(ReplyTo::new(
-            Rc::new(Slot {
-                session: self.clone(),
-                bytes,
-            }),
-            id,
-        ))
+        Ok(ReplyTo::new(Rc::new(Slot { session: self.clone(), bytes }), id))
     }
 
     /// Puts a result where the next call finds it.
     pub fn push(&self, id: u64, result: A) {
+        self.ready_bytes.set(self.ready_bytes.get() + (self.bytes_of)(&result));
         let first = {
             let mut ready = self.ready.borrow_mut();
             ready.push_back((id, result));
@@ -105,6 +103,7 @@ impl<A: 'static> Session<A> {
             bytes += next_bytes;
             results.extend(ready.pop_front());
         }
+        self.ready_bytes.set(self.ready_bytes.get() - bytes);
         results
     }
 }
@@ -121,9 +120,7 @@ impl<A: 'static> ReplySink<A> for Slot<A> {
     fn reply(&self, id: u64, answer: Option<A>) {
         let session = &self.session;
         session.outstanding.set(session.outstanding.get() - 1);
-        session
-            .outstanding_bytes
-            .set(session.outstanding_bytes.get() - self.bytes);
+        session.outstanding_bytes.set(session.outstanding_bytes.get() - self.bytes);
         session.push(id, answer.unwrap_or_else(session.abandoned));
     }
 }

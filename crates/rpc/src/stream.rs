@@ -1,7 +1,7 @@
 //! Between Cap'n Proto and the byte stream: reads are buffered, and flushes are put off to the end of the event loop's
 //! turn, since capnp-rpc flushes every message by itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,22 +15,33 @@ const HIGH_WATER_BYTES: usize = 256 * 1024;
 /// A buffer that grew larger than this is given back when it is empty.
 const KEEP_BYTES: usize = 256 * 1024;
 
+/// Counts what shows that the other side is there: bytes that came from it, and bytes that it made room for after the
+/// stream had been full. (What merely fits the local buffers shows nothing.)
+#[derive(Clone, Default)]
+pub(crate) struct SignsOfLife(Rc<Cell<u64>>);
+
+impl SignsOfLife {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn add(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
 /// Reads from a tokio stream, for a library that wants the `futures` trait.
 pub(crate) struct BufferedRead {
     stream: Box<dyn AsyncRead + Unpin>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    signs: SignsOfLife,
 }
 
 impl BufferedRead {
-    pub(crate) fn new(stream: Box<dyn AsyncRead + Unpin>) -> BufferedRead {
-        BufferedRead {
-            stream,
-            buffer: vec![0; READ_BUFFER_BYTES].into(),
-            start: 0,
-            end: 0,
-        }
+    pub(crate) fn new(stream: Box<dyn AsyncRead + Unpin>, signs: SignsOfLife) -> BufferedRead {
+        BufferedRead { stream, buffer: vec![0; READ_BUFFER_BYTES].into(), start: 0, end: 0, signs }
     }
 }
 
@@ -42,10 +53,12 @@ impl futures::io::AsyncRead for BufferedRead {
                 // A large value goes straight to where it belongs.
                 let mut direct = ReadBuf::new(out);
                 ready!(Pin::new(&mut this.stream).poll_read(cx, &mut direct))?;
+                this.signs.add();
                 return Poll::Ready(Ok(direct.filled().len()));
             }
             let mut buffer = ReadBuf::new(&mut this.buffer);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer))?;
+            this.signs.add();
             this.start = 0;
             this.end = buffer.filled().len();
         }
@@ -65,6 +78,7 @@ pub(crate) struct DeferredWrite {
 pub(crate) struct Flusher {
     shared: Rc<RefCell<Shared>>,
     stream: Box<dyn AsyncWrite + Unpin>,
+    signs: SignsOfLife,
 }
 
 #[derive(Default)]
@@ -84,14 +98,9 @@ impl Shared {
     }
 }
 
-pub(crate) fn deferred(stream: Box<dyn AsyncWrite + Unpin>) -> (DeferredWrite, Flusher) {
+pub(crate) fn deferred(stream: Box<dyn AsyncWrite + Unpin>, signs: SignsOfLife) -> (DeferredWrite, Flusher) {
     let shared = Rc::new(RefCell::new(Shared::default()));
-    (
-        DeferredWrite {
-            shared: shared.clone(),
-        },
-        Flusher { shared, stream },
-    )
+    (DeferredWrite { shared: shared.clone() }, Flusher { shared, stream, signs })
 }
 
 impl futures::io::AsyncWrite for DeferredWrite {
@@ -183,9 +192,23 @@ impl Flusher {
         }
     }
 
-    async fn write_out(&mut self, bytes: &[u8]) -> io::Result<()> {
-        use tokio::io::AsyncWriteExt;
-        self.stream.write_all(bytes).await?;
-        self.stream.flush().await
+    async fn write_out(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut was_full = false;
+            let written = std::future::poll_fn(|cx| {
+                let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+                was_full |= polled.is_pending();
+                polled
+            })
+            .await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            if was_full {
+                self.signs.add();
+            }
+            bytes = &bytes[written..];
+        }
+        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await
     }
 }

@@ -19,20 +19,14 @@ pub const NAME: &str = "static";
 /// # Errors
 /// If this node is not in the list, or a name is there twice: with what to write.
 pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
-    let mut members: Vec<Member> = config
-        .members
-        .iter()
-        .map(|entry| Member::new(&entry.name, &entry.address, &entry.zone))
-        .collect();
+    let mut members: Vec<Member> =
+        config.members.iter().map(|entry| Member::new(&entry.name, &entry.address, &entry.zone)).collect();
     if members.is_empty() {
         members.push(this.clone());
     }
     members.sort_by_key(|member| member.id);
     if let Some(same) = members.windows(2).find(|w| w[0].id == w[1].id) {
-        return Err(format!(
-            "[membership] members: {:?} is there twice; names must differ",
-            same[0].name
-        ));
+        return Err(format!("[membership] members: {:?} is there twice; names must differ", same[0].name));
     }
     if !members.iter().any(|member| member.id == this.id) {
         return Err(format!(
@@ -40,11 +34,7 @@ pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
             this.name, this.name, this.address
         ));
     }
-    Ok(StaticMembership {
-        this: this.id,
-        members,
-        published: BTreeMap::new(),
-    })
+    Ok(StaticMembership { this: this.id, members, published: BTreeMap::new() })
 }
 
 /// A fixed list of members.
@@ -67,10 +57,7 @@ impl Membership for StaticMembership {
     }
 
     fn view(&self) -> Vec<MemberView> {
-        let view = |member: &Member| MemberView {
-            member: member.clone(),
-            state: MemberState::Alive,
-        };
+        let view = |member: &Member| MemberView { member: member.clone(), state: MemberState::Alive };
         self.members.iter().map(view).collect()
     }
 
@@ -80,11 +67,7 @@ impl Membership for StaticMembership {
 
     /// Facts do not spread: only this node's own are known.
     fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
-        if of == self.this {
-            self.published.clone().into_iter().collect()
-        } else {
-            Vec::new()
-        }
+        if of == self.this { self.published.clone().into_iter().collect() } else { Vec::new() }
     }
 
     fn join(&mut self, _member: Member) -> Result<(), String> {

@@ -9,9 +9,7 @@ fn config(members: &[Member]) -> Config {
         address: member.address.clone(),
         zone: member.zone.clone(),
     };
-    Config {
-        members: members.iter().map(entry).collect(),
-    }
+    Config { members: members.iter().map(entry).collect() }
 }
 
 #[test]
@@ -27,12 +25,7 @@ fn wrong_lists_are_refused() {
     let this = Member::new("n1", "127.0.0.1:7401", "");
     let other = Member::new("n2", "127.0.0.1:7402", "");
     let error = open(config(std::slice::from_ref(&other)), &this).err().unwrap();
-    assert!(
-        error.contains(r#"add { name = "n1", address = "127.0.0.1:7401" }"#),
-        "{error}"
-    );
-    let error = open(config(&[this.clone(), other.clone(), other]), &this)
-        .err()
-        .unwrap();
+    assert!(error.contains(r#"add { name = "n1", address = "127.0.0.1:7401" }"#), "{error}");
+    let error = open(config(&[this.clone(), other.clone(), other]), &this).err().unwrap();
     assert!(error.contains("twice"), "{error}");
 }

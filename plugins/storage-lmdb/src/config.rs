@@ -16,12 +16,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            durability: Durability::Fsync,
-            interval_ms: 100,
-            map_size_mib: 65_536,
-            reserve_mib: 16,
-        }
+        Config { durability: Durability::Fsync, interval_ms: 100, map_size_mib: 65_536, reserve_mib: 16 }
     }
 }
 

@@ -40,22 +40,14 @@ impl FsyncWriter {
                 }
             })
             .expect("a thread can be started");
-        FsyncWriter {
-            queue,
-            thread: Some(thread),
-        }
+        FsyncWriter { queue, thread: Some(thread) }
     }
 
     pub(crate) fn update(&self, batch: Vec<Box<dyn Update>>) {
         let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.updates.len() + batch.len() > MAX_QUEUED_UPDATES {
             drop(state);
-            refuse(
-                batch,
-                &StorageError::QueueFull {
-                    limit: MAX_QUEUED_UPDATES as u64,
-                },
-            );
+            refuse(batch, &StorageError::QueueFull { limit: MAX_QUEUED_UPDATES as u64 });
             return;
         }
         let idle = state.updates.is_empty();
@@ -69,11 +61,7 @@ impl FsyncWriter {
 
 impl Drop for FsyncWriter {
     fn drop(&mut self) {
-        self.queue
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closing = true;
+        self.queue.state.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
         self.queue.wake.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

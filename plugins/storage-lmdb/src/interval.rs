@@ -42,6 +42,8 @@ struct State {
     bytes: usize,
     /// Updates in `active` that want to hear when they are durable.
     waiting: Vec<Box<dyn Update>>,
+    /// Bytes that the file has room for, as of the last commit; what is buffered must fit.
+    room: u64,
     /// What the last commit failed with.
     failing: Option<StorageError>,
     closing: bool,
@@ -55,21 +57,15 @@ impl State {
 
 impl IntervalWriter {
     pub(crate) fn start(map: Arc<Map>, interval_ms: u64) -> IntervalWriter {
-        let shared = Arc::new(Shared {
-            map,
-            state: Mutex::new(State::default()),
-            wake: Condvar::new(),
-        });
+        let state = State { room: map.room().unwrap_or(0), ..State::default() };
+        let shared = Arc::new(Shared { map, state: Mutex::new(state), wake: Condvar::new() });
         let theirs = shared.clone();
-        let interval = Duration::from_millis(interval_ms.clamp(1, 60_000));
+        let interval = Duration::from_millis(interval_ms);
         let thread = std::thread::Builder::new()
             .name("quorate-lmdb".into())
             .spawn(move || while theirs.wait_and_commit(interval) {})
             .expect("a thread can be started");
-        IntervalWriter {
-            shared,
-            thread: Some(thread),
-        }
+        IntervalWriter { shared, thread: Some(thread) }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
@@ -104,9 +100,7 @@ impl IntervalWriter {
             return Err(error.clone());
         }
         if state.waiting.len() >= MAX_QUEUED_UPDATES || state.bytes >= MAX_OVERLAY_BYTES {
-            return Err(StorageError::QueueFull {
-                limit: MAX_QUEUED_UPDATES as u64,
-            });
+            return Err(StorageError::QueueFull { limit: MAX_QUEUED_UPDATES as u64 });
         }
         let key = update.key().clone();
         let stored = match state.newer(key.as_bytes()) {
@@ -115,7 +109,14 @@ impl IntervalWriter {
         };
         let newer = match update.change(stored)? {
             Change::Keep => return Ok(()),
-            Change::Put(value) => Some(value),
+            Change::Put(value) => {
+                // A B+ tree of pages takes about twice what is in it.
+                let bytes = state.bytes + key.as_bytes().len() + value.len();
+                if bytes as u64 * 2 > state.room {
+                    return Err(self.shared.map.room().err().unwrap_or_else(|| self.shared.map.map_full()));
+                }
+                Some(value)
+            }
             Change::Remove => None,
         };
         state.bytes += key.as_bytes().len() + newer.as_ref().map_or(0, Bytes::len);
@@ -129,13 +130,10 @@ impl IntervalWriter {
         let mut overlay = Overlay::new();
         for part in [&*state.committing, &state.active] {
             let from = std::ops::Bound::Included(range.start);
-            let to = range
-                .end
-                .map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+            let to = range.end.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
             if range.end.is_none_or(|end| end > range.start) {
                 overlay.extend(
-                    part.range::<[u8], _>((from, to))
-                        .map(|(key, value)| (key.clone(), value.clone())),
+                    part.range::<[u8], _>((from, to)).map(|(key, value)| (key.clone(), value.clone())),
                 );
             }
         }
@@ -164,10 +162,8 @@ impl Shared {
         let idle = |state: &mut State| {
             !state.closing && (state.bytes < COMMIT_EARLY_BYTES || state.failing.is_some())
         };
-        let (mut state, _) = self
-            .wake
-            .wait_timeout_while(state, interval, idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) =
+            self.wake.wait_timeout_while(state, interval, idle).unwrap_or_else(PoisonError::into_inner);
         let closing = state.closing;
         if state.active.is_empty() && state.failing.is_none() {
             let waiting = std::mem::take(&mut state.waiting);
@@ -183,7 +179,9 @@ impl Shared {
 
         let outcome = self.commit(&committing);
         drop(committing);
+        let room = self.map.room().unwrap_or(0);
         let mut state = self.lock();
+        state.room = room;
         let committed = std::mem::take(&mut state.committing);
         match outcome {
             Ok(()) => {

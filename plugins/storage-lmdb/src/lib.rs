@@ -35,6 +35,10 @@ pub const MAX_QUEUED_UPDATES: usize = 65_536;
 /// # Errors
 /// If the folder is in use by another process, holds a newer format, or cannot be written.
 pub fn open(config: Config, folder: &Path) -> Result<LmdbStorage, StorageError> {
+    if !(1..=60_000).contains(&config.interval_ms) {
+        let detail = format!("interval_ms = {}: use 1 to 60000", config.interval_ms);
+        return Err(StorageError::Io { detail });
+    }
     let map = Arc::new(Map::open(&config, folder)?);
     let writer = match config.durability {
         Durability::Fsync => Writer::Fsync(FsyncWriter::start(map.clone())),
@@ -82,10 +86,6 @@ impl StorageEngine for LmdbStorage {
 
     fn capability(&self) -> Capability {
         let durable = matches!(self.writer, Writer::Fsync(_));
-        Capability {
-            durable,
-            ack_when_durable: durable,
-            survives_restart: true,
-        }
+        Capability { durable, ack_when_durable: durable, survives_restart: true }
     }
 }

@@ -19,6 +19,9 @@ const FORMAT: u32 = 1;
 const LOCK_FILE: &str = "quorate.lock";
 const MAX_READERS: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
+/// 16 TiB.
+const MAX_MAP_MIB: u64 = 16 * 1024 * 1024;
+const COUNT_FREE_PAGES_BELOW: u64 = 64 * MIB;
 /// Cursor operations by LMDB's numbers (`MDB_cursor_op`).
 const SET_RANGE: u32 = 17;
 const NEXT: u32 = 8;
@@ -50,7 +53,11 @@ impl Map {
             });
         }
         check_format(folder)?;
-        let map_bytes = config.map_size_mib.max(1) * MIB;
+        if !(1..=MAX_MAP_MIB).contains(&config.map_size_mib) {
+            let detail = format!("map_size_mib = {}: use 1 to {MAX_MAP_MIB}", config.map_size_mib);
+            return Err(StorageError::Io { detail });
+        }
+        let map_bytes = config.map_size_mib * MIB;
         let environment = Environment::new()
             .set_flags(EnvironmentFlags::NO_TLS | EnvironmentFlags::NO_READAHEAD)
             .set_max_readers(MAX_READERS)
@@ -60,15 +67,8 @@ impl Map {
         let database = environment
             .create_db(None, DatabaseFlags::empty())
             .map_err(|error| failed("cannot open the tree in", &error))?;
-        let reserve_bytes = (config.reserve_mib * MIB).min(map_bytes / 8);
-        Ok(Map {
-            environment,
-            database,
-            folder: folder.to_owned(),
-            map_bytes,
-            reserve_bytes,
-            _lock: lock,
-        })
+        let reserve_bytes = config.reserve_mib.saturating_mul(MIB).min(map_bytes / 8);
+        Ok(Map { environment, database, folder: folder.to_owned(), map_bytes, reserve_bytes, _lock: lock })
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
@@ -125,8 +125,7 @@ impl Map {
                     return Ok(page);
                 }
                 bytes += key.len() + value.len();
-                page.records
-                    .push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                page.records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
             }
             if stored.is_some_and(|(stored_key, _)| stored_key <= key) {
                 stored = match cursor.get(None, None, NEXT) {
@@ -140,15 +139,17 @@ impl Map {
 
     /// Begins a batch that will be committed as one.
     pub(crate) fn begin(&self) -> Result<Batch<'_>, StorageError> {
-        Ok(Batch {
-            transaction: self.environment.begin_rw_txn().map_err(io)?,
-            database: self.database,
-        })
+        Ok(Batch { transaction: self.environment.begin_rw_txn().map_err(io)?, database: self.database })
     }
 
     /// An error if a batch that stores something must not begin: the disk or the map is nearly full. What is refused
     /// here was not begun, so nothing of it can be half done.
     pub(crate) fn check_room(&self) -> Result<(), StorageError> {
+        self.room().map(|_| ())
+    }
+
+    /// Bytes that may still be stored before the reserve is touched, or why there are none.
+    pub(crate) fn room(&self) -> Result<u64, StorageError> {
         let free_disk = fs4::available_space(&self.folder).unwrap_or(u64::MAX);
         if free_disk < self.reserve_bytes {
             return Err(StorageError::Full {
@@ -162,13 +163,15 @@ impl Map {
         }
         let page_bytes = u64::from(self.environment.stat().map_err(io)?.page_size());
         let used = self.environment.info().map_err(io)?.last_pgno() as u64 * page_bytes;
-        if used + self.reserve_bytes > self.map_bytes {
-            let free = self.environment.freelist().map_err(io)? as u64 * page_bytes;
-            if used + self.reserve_bytes > self.map_bytes + free {
-                return Err(self.map_full());
-            }
+        let mut left = self.map_bytes.saturating_sub(used);
+        // Pages that were freed count, too. Counting them takes a while, so only when it matters.
+        if left < self.reserve_bytes + COUNT_FREE_PAGES_BELOW {
+            left += self.environment.freelist().map_err(io)? as u64 * page_bytes;
         }
-        Ok(())
+        match left.checked_sub(self.reserve_bytes) {
+            None | Some(0) => Err(self.map_full()),
+            Some(room) => Ok(room.min(free_disk - self.reserve_bytes)),
+        }
     }
 
     pub(crate) fn map_full(&self) -> StorageError {
@@ -187,11 +190,7 @@ impl Map {
             detail: format!("checkpoint to {}: {error}", folder.display()),
         };
         fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-        if fs::read_dir(folder)
-            .map_err(|error| failed(error.to_string()))?
-            .next()
-            .is_some()
-        {
+        if fs::read_dir(folder).map_err(|error| failed(error.to_string()))?.next().is_some() {
             return Err(failed("the folder is not empty".into()));
         }
         let path = CString::new(folder.as_os_str().as_bytes()).map_err(|error| failed(error.to_string()))?;
@@ -224,9 +223,7 @@ impl Batch<'_> {
     pub(crate) fn apply(&mut self, key: &[u8], change: &Change) -> Result<(), StorageError> {
         let done = match change {
             Change::Keep => Ok(()),
-            Change::Put(value) => self
-                .transaction
-                .put(self.database, &key, value, WriteFlags::empty()),
+            Change::Put(value) => self.transaction.put(self.database, &key, value, WriteFlags::empty()),
             Change::Remove => match self.transaction.del(self.database, &key, None) {
                 Err(lmdb::Error::NotFound) => Ok(()),
                 other => other,
@@ -246,25 +243,25 @@ fn io(error: lmdb::Error) -> StorageError {
             detail: "the map is full: raise [storage] map_size_mib and restart the node".into(),
         },
         // ENOSPC and EDQUOT.
-        lmdb::Error::Other(28 | 122) => StorageError::Full {
-            detail: format!("the disk is full: {error}"),
-        },
-        other => StorageError::Io {
-            detail: format!("lmdb: {other}"),
-        },
+        lmdb::Error::Other(28 | 122) => StorageError::Full { detail: format!("the disk is full: {error}") },
+        other => StorageError::Io { detail: format!("lmdb: {other}") },
     }
 }
 
 fn check_format(folder: &Path) -> Result<(), StorageError> {
     let path = folder.join(FORMAT_FILE);
-    let Ok(text) = fs::read_to_string(&path) else {
-        return write_format(folder);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !folder.join("data.mdb").exists() => {
+            return write_format(folder);
+        }
+        Err(error) => {
+            return Err(StorageError::Io {
+                detail: format!("cannot read the format mark {}: {error}", path.display()),
+            });
+        }
     };
-    match text
-        .trim()
-        .strip_prefix("quorate-lmdb ")
-        .and_then(|version| version.parse::<u32>().ok())
-    {
+    match text.trim().strip_prefix("quorate-lmdb ").and_then(|version| version.parse::<u32>().ok()) {
         Some(version) if version <= FORMAT => Ok(()),
         Some(version) => Err(StorageError::Io {
             detail: format!(
@@ -273,10 +270,7 @@ fn check_format(folder: &Path) -> Result<(), StorageError> {
             ),
         }),
         None => Err(StorageError::Io {
-            detail: format!(
-                "{} is not a format mark of quorate: is this its data folder?",
-                path.display()
-            ),
+            detail: format!("{} is not a format mark of quorate: is this its data folder?", path.display()),
         }),
     }
 }

@@ -11,12 +11,7 @@ use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_storage_lmdb::{Config, Durability, LmdbStorage, open};
 
 fn config(durability: Durability) -> Config {
-    Config {
-        durability,
-        interval_ms: 5,
-        map_size_mib: 256,
-        reserve_mib: 1,
-    }
+    Config { durability, interval_ms: 5, map_size_mib: 256, reserve_mib: 1 }
 }
 
 #[test]
@@ -58,19 +53,12 @@ impl Update for Put {
 fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
     let (done, outcome) = channel();
     let key = StorageKey::of_table(Table::Facts, name.as_bytes());
-    engine.update(vec![Box::new(Put {
-        key,
-        value: Bytes::copy_from_slice(value),
-        done,
-    })]);
+    engine.update(vec![Box::new(Put { key, value: Bytes::copy_from_slice(value), done })]);
     outcome.recv().unwrap()
 }
 
 fn error_of(folder: &Path) -> String {
-    open(config(Durability::Fsync), folder)
-        .err()
-        .expect("refused")
-        .to_string()
+    open(config(Durability::Fsync), folder).err().expect("refused").to_string()
 }
 
 /// LMDB must not be opened twice: the second one is refused, the first goes on.
@@ -99,11 +87,7 @@ fn a_newer_format_is_refused() {
 fn a_full_map_loses_nothing() {
     for durability in [Durability::Fsync, Durability::Interval] {
         let folder = tempfile::tempdir().unwrap();
-        let small = Config {
-            map_size_mib: 2,
-            reserve_mib: 0,
-            ..config(durability)
-        };
+        let small = Config { map_size_mib: 2, reserve_mib: 0, ..config(durability) };
         let engine = open(small, folder.path()).unwrap();
         let mut stored = 0;
         let error = loop {

@@ -23,7 +23,7 @@ pub const NAME: &str = "memory";
 pub fn open(config: Config) -> Result<MemoryStorage, StorageError> {
     Ok(MemoryStorage {
         records: Mutex::new(Records::default()),
-        max_bytes: config.max_mib.map(|mib| mib * 1024 * 1024),
+        max_bytes: config.max_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
     })
 }
 
@@ -41,10 +41,7 @@ struct Records {
 
 impl Records {
     fn apply(&mut self, key: &[u8], change: Change, max_bytes: Option<u64>) -> Result<(), StorageError> {
-        let freed = self
-            .by_key
-            .get(key)
-            .map_or(0, |old| (key.len() + old.len()) as u64);
+        let freed = self.by_key.get(key).map_or(0, |old| (key.len() + old.len()) as u64);
         match change {
             Change::Keep => {}
             Change::Remove => {
@@ -106,11 +103,7 @@ impl StorageEngine for MemoryStorage {
     }
 
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
-        let start = if range.after {
-            Bound::Excluded(range.start)
-        } else {
-            Bound::Included(range.start)
-        };
+        let start = if range.after { Bound::Excluded(range.start) } else { Bound::Included(range.start) };
         let end = range.end.map_or(Bound::Unbounded, Bound::Excluded);
         let mut page = Page::default();
         if range.end.is_some_and(|end| end <= range.start) {
@@ -129,16 +122,10 @@ impl StorageEngine for MemoryStorage {
     }
 
     fn checkpoint(&self, _: &Path) -> Result<(), StorageError> {
-        Err(StorageError::Io {
-            detail: "the memory engine has nothing durable to copy; use \"lmdb\"".into(),
-        })
+        Err(StorageError::Io { detail: "the memory engine has nothing durable to copy; use \"lmdb\"".into() })
     }
 
     fn capability(&self) -> Capability {
-        Capability {
-            durable: false,
-            ack_when_durable: false,
-            survives_restart: false,
-        }
+        Capability { durable: false, ack_when_durable: false, survives_restart: false }
     }
 }

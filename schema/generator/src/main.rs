@@ -35,11 +35,7 @@ mod tests {
     /// The code that is committed is what the schema makes.
     #[test]
     fn committed_code_is_current() {
-        if std::process::Command::new("capnp")
-            .arg("--version")
-            .output()
-            .is_err()
-        {
+        if std::process::Command::new("capnp").arg("--version").output().is_err() {
             println!("skipped: the Cap'n Proto compiler is not installed (Debian: capnproto)");
             return;
         }
@@ -50,15 +46,9 @@ mod tests {
             let kept = std::fs::read_to_string(committed().join(name)).expect("committed");
             // The compiler writes its own version into a comment.
             let body = |text: &str| {
-                text.lines()
-                    .filter(|line| !line.starts_with("//"))
-                    .collect::<Vec<_>>()
-                    .join("\n")
+                text.lines().filter(|line| !line.starts_with("//")).collect::<Vec<_>>().join("\n")
             };
-            assert!(
-                body(&made) == body(&kept),
-                "{name} is stale: run `make schema` and commit the result"
-            );
+            assert!(body(&made) == body(&kept), "{name} is stale: run `make schema` and commit the result");
         }
     }
 }

@@ -23,11 +23,8 @@ pub(crate) async fn explain(
     for &replica in &place.replicas {
         ask_one(node, &place, replica, deadline, &gather);
     }
-    let mut holdings: Vec<ReplicaState> = place
-        .replicas
-        .iter()
-        .map(|&replica| unknown(layout.name_of(replica)))
-        .collect();
+    let mut holdings: Vec<ReplicaState> =
+        place.replicas.iter().map(|&replica| unknown(layout.name_of(replica))).collect();
     for _ in &place.replicas {
         let Some((from, answer)) = gather.next(deadline).await else {
             break;
@@ -36,9 +33,8 @@ pub(crate) async fn explain(
             holdings[at] = describe(layout.name_of(from), object_of(answer));
         }
     }
-    let agree = holdings
-        .iter()
-        .all(|h| (h.state == "held" || h.state == "absent") && h.digest == holdings[0].digest);
+    let agree =
+        holdings.iter().all(|h| (h.state == "held" || h.state == "absent") && h.digest == holdings[0].digest);
     let names = |nodes: &[NodeId]| nodes.iter().map(|&node| layout.name_of(node)).collect();
     Ok(Explanation {
         bucket: key.bucket().to_owned(),
@@ -60,28 +56,13 @@ pub(crate) async fn explain(
 }
 
 fn unknown(node: String) -> ReplicaState {
-    ReplicaState {
-        node,
-        state: "no answer in time".to_owned(),
-        digest: None,
-        versions: Vec::new(),
-    }
+    ReplicaState { node, state: "no answer in time".to_owned(), digest: None, versions: Vec::new() }
 }
 
 fn describe(node: String, answer: Result<Option<Object>, String>) -> ReplicaState {
     match answer {
-        Err(reason) => ReplicaState {
-            node,
-            state: reason,
-            digest: None,
-            versions: Vec::new(),
-        },
-        Ok(None) => ReplicaState {
-            node,
-            state: "absent".to_owned(),
-            digest: None,
-            versions: Vec::new(),
-        },
+        Err(reason) => ReplicaState { node, state: reason, digest: None, versions: Vec::new() },
+        Ok(None) => ReplicaState { node, state: "absent".to_owned(), digest: None, versions: Vec::new() },
         Ok(Some(object)) => ReplicaState {
             node,
             state: "held".to_owned(),

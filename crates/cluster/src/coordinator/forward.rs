@@ -19,12 +19,7 @@ pub(crate) async fn forward(
     let gather = Gather::default();
     for &replica in &replicas {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        node.transport.send(
-            replica,
-            PeerRequest::Forward(request.clone()),
-            timeout,
-            gather.slot(replica),
-        );
+        node.transport.send(replica, PeerRequest::Forward(request.clone()), timeout, gather.slot(replica));
         match gather.next(deadline).await {
             Some((_, Ok(PeerReply::Client(result)))) => return result,
             Some((_, Err(PeerError::Refused { detail }))) => {
@@ -35,16 +30,10 @@ pub(crate) async fn forward(
             }
             // A write that was passed on may have been done; only a read may be asked of another one.
             _ if is_write => {
-                return Err(RequestError::Indeterminate {
-                    needed: 1,
-                    received: 0,
-                });
+                return Err(RequestError::Indeterminate { needed: 1, received: 0 });
             }
             _ => {}
         }
     }
-    Err(RequestError::NotAttempted {
-        needed: 1,
-        reachable: 0,
-    })
+    Err(RequestError::NotAttempted { needed: 1, reachable: 0 })
 }

@@ -42,13 +42,7 @@ impl Place {
         let bucket = node.shared.buckets.get(key.bucket()).clone();
         let replicas = layout.replicas_of(partition, bucket.n).to_vec();
         let long_key = key.is_long().then(|| Bytes::copy_from_slice(key.bytes()));
-        Place {
-            key: StorageKey::of(partition, key),
-            long_key,
-            key_hash,
-            bucket,
-            replicas,
-        }
+        Place { key: StorageKey::of(partition, key), long_key, key_hash, bucket, replicas }
     }
 
     pub(crate) fn partition(&self) -> PartitionId {
@@ -63,11 +57,7 @@ impl Place {
 
 /// The live ones of some replicas, this node before the others.
 pub(crate) fn live_first(node: &Node, replicas: &[NodeId]) -> Vec<NodeId> {
-    let mut live: Vec<NodeId> = replicas
-        .iter()
-        .copied()
-        .filter(|&replica| node.is_live(replica))
-        .collect();
+    let mut live: Vec<NodeId> = replicas.iter().copied().filter(|&replica| node.is_live(replica)).collect();
     let this = node.shared.node();
     live.sort_by_key(|&replica| replica != this);
     live
@@ -87,9 +77,6 @@ pub(crate) fn shown(node: &Node, bucket: &Bucket, object: &Object) -> Vec<Siblin
     };
     versions
         .into_iter()
-        .map(|version| Sibling {
-            stamp: version.dot.stamp,
-            value: value(&version.payload),
-        })
+        .map(|version| Sibling { stamp: version.dot.stamp, value: value(&version.payload) })
         .collect()
 }

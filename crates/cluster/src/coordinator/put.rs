@@ -69,9 +69,7 @@ impl<'a> Attempt<'a> {
         let definition = &place.bucket.definition;
         let required = place.bucket.required(request.w, definition.w, "w")?;
         if !place.replicas.contains(&node.shared.node()) {
-            return Err(RequestError::invalid(
-                "this node is no replica of the key; refresh the layout",
-            ));
+            return Err(RequestError::invalid("this node is no replica of the key; refresh the layout"));
         }
         if let Payload::Value(value) = &request.payload
             && value.len() > definition.max_value_bytes as usize
@@ -84,35 +82,16 @@ impl<'a> Attempt<'a> {
         }
         let reachable = place.live(node).len() as u8;
         if reachable < required {
-            return Err(RequestError::NotAttempted {
-                needed: required,
-                reachable,
-            });
+            return Err(RequestError::NotAttempted { needed: required, reachable });
         }
         let replaces = match &request.replacing {
-            Replacing::WhatIsThere { seen } => Replaces::WhatIsThere {
-                seen: context_of(node, place, seen)?,
-            },
+            Replacing::WhatIsThere { seen } => Replaces::WhatIsThere { seen: context_of(node, place, seen)? },
             Replacing::Exactly { context } => Replaces::Exactly(context_of(node, place, context)?),
         };
-        let write = Write {
-            request: request.request,
-            payload: request.payload.clone(),
-            replaces,
-        };
+        let write = Write { request: request.request, payload: request.payload.clone(), replaces };
         let retry = request.attempt > 0;
         let gather = Gather::default();
-        Ok(Attempt {
-            node,
-            place,
-            write,
-            required,
-            retry,
-            begun,
-            deadline,
-            gather,
-            sent: Vec::new(),
-        })
+        Ok(Attempt { node, place, write, required, retry, begun, deadline, gather, sent: Vec::new() })
     }
 
     /// Makes the object that the replicas are to hold: minted here, or, for a retry that a quorum knows, as it is.
@@ -128,29 +107,24 @@ impl<'a> Attempt<'a> {
             self.place.key.clone(),
             self.place.long_key.clone(),
             self.write.clone(),
+            self.deadline.saturating_duration_since(Instant::now()),
             self.gather.slot(this),
         );
         match tokio::time::timeout_at(self.deadline, applied).await {
             Ok(Ok(Ok(applied))) => Ok((applied.written, applied.object)),
             Ok(Ok(Err(failure))) => Err(failure.for_client()),
             // Submitted, and not heard of: it may still be applied.
-            Ok(Err(_)) | Err(_) => Err(RequestError::Indeterminate {
-                needed: self.required,
-                received: 0,
-            }),
+            Ok(Err(_)) | Err(_) => Err(RequestError::Indeterminate { needed: self.required, received: 0 }),
         }
     }
 
     /// Asks R replicas, if they can be had, whether the write's id is live or was replaced.
     async fn find_earlier_attempt(&self) -> Option<(Written, Bytes)> {
-        let required = self
-            .place
-            .bucket
-            .required(Default::default(), self.place.bucket.definition.r, "r")
-            .ok()?;
-        let read = read_replicas(self.node, self.place, required, self.deadline)
-            .await
-            .ok()?;
+        let now = Instant::now();
+        let half = now + self.deadline.saturating_duration_since(now) / 2;
+        let required =
+            self.place.bucket.required(Default::default(), self.place.bucket.definition.r, "r").ok()?;
+        let read = read_replicas(self.node, self.place, required, half).await.ok()?;
         let object = read.encoded.filter(|_| read.merged.knows(self.write.request))?;
         Some((read.merged.already_written(&self.write), object))
     }
@@ -159,14 +133,7 @@ impl<'a> Attempt<'a> {
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
         for replica in self.place.live(self.node) {
             if !self.sent.contains(&replica) {
-                push(
-                    self.node,
-                    self.place,
-                    &object,
-                    replica,
-                    self.deadline,
-                    &self.gather,
-                );
+                push(self.node, self.place, &object, replica, self.deadline, &self.gather);
                 self.sent.push(replica);
             }
         }
@@ -199,10 +166,7 @@ impl<'a> Attempt<'a> {
 
     fn give_up(&self, received: u8, reply: Option<ReplyTo<ClientResult>>) {
         let needed = self.required;
-        self.node.shared.emit(
-            Some(self.write.request),
-            EventKind::WriteIndeterminate { needed, received },
-        );
+        self.node.shared.emit(Some(self.write.request), EventKind::WriteIndeterminate { needed, received });
         if let Some(reply) = reply {
             reply.send(Err(RequestError::Indeterminate { needed, received }));
         }
@@ -229,10 +193,7 @@ impl<'a> Attempt<'a> {
 fn context_of(node: &Node, place: &Place, bytes: &[u8]) -> Result<CausalContext, RequestError> {
     let context = decode_context(bytes, place.key_hash)
         .map_err(|error| RequestError::invalid(format!("context of {} bytes: {error}", bytes.len())))?;
-    let ahead = context
-        .newest()
-        .wall_ms()
-        .saturating_sub(node.shared.environment.wall_ms());
+    let ahead = context.newest().wall_ms().saturating_sub(node.shared.environment.wall_ms());
     let limit = node.shared.config.max_clock_skew_ms;
     if ahead > limit {
         return Err(RequestError::invalid(format!(

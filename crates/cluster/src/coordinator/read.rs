@@ -1,7 +1,8 @@
 //! Asking R replicas for an object: what get, delete, a retry and explain begin with.
 
 use bytes::Bytes;
-use quorate_core::codec::decode_object;
+use quorate_core::codec::{CodecError, decode_object, encode_object};
+use quorate_core::event::EventKind;
 use quorate_core::quorum::{ReadQuorum, Step};
 use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult};
 use quorate_core::{NodeId, Object, RequestError};
@@ -37,27 +38,32 @@ pub(crate) async fn read_replicas(
     deadline: Instant,
 ) -> Result<Read, RequestError> {
     let begun = Instant::now();
-    let mut quorum =
-        ReadQuorum::new(required, place.live(node)).map_err(|reachable| RequestError::NotAttempted {
-            needed: required,
-            reachable,
-        })?;
+    let mut quorum = ReadQuorum::new(required, place.live(node))
+        .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
     let gather = Gather::default();
     for &replica in quorum.first_asked() {
         ask(node, place, replica, deadline, &gather);
     }
     let mut hedge_at = hedge_time(node, &quorum);
-    let mut replies: Vec<(NodeId, Option<Bytes>)> = Vec::with_capacity(required as usize);
+    let mut replies: Vec<Reply> = Vec::with_capacity(required as usize);
     let mut last_failure = None;
     loop {
         let until = hedge_at.unwrap_or(deadline).min(deadline);
         let step = match gather.next(until).await {
-            Some((from, Ok(PeerReply::Object(object)))) => {
-                if !replies.iter().any(|(node, _)| *node == from) {
-                    replies.push((from, object));
+            Some((from, Ok(PeerReply::Object(bytes)))) => match Reply::decode(from, bytes, &replies) {
+                Ok(reply) => {
+                    replies.push(reply);
+                    quorum.reply(from)
                 }
-                quorum.reply(from)
-            }
+                // An unreadable record is not an absent one: another replica has to say.
+                Err(error) => {
+                    let detail =
+                        format!("record {:?} of {}: {error}", place.key, node.shared.layout.name_of(from));
+                    node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
+                    last_failure = Some(PeerError::Storage { detail });
+                    quorum.failure()
+                }
+            },
             Some((_, Ok(_))) => quorum.failure(),
             Some((_, Err(error))) => {
                 last_failure = Some(error);
@@ -79,7 +85,7 @@ pub(crate) async fn read_replicas(
         match step {
             Step::Ask(replica) => ask(node, place, replica, deadline, &gather),
             Step::Wait => {}
-            Step::Reached => return merge(node, place, replies),
+            Step::Reached => return Ok(merge(node, place, replies)),
             Step::Impossible => return Err(too_few(required, replies.len(), last_failure)),
         }
     }
@@ -91,20 +97,14 @@ fn ask(node: &Node, place: &Place, replica: NodeId, deadline: Instant, gather: &
         slot.send(node.replica.read(&place.key));
     } else {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        node.transport
-            .send(replica, PeerRequest::Read(place.key.clone()), timeout, slot);
+        node.transport.send(replica, PeerRequest::Read(place.key.clone()), timeout, slot);
     }
 }
 
 /// When the slowest of those asked is later than usual.
 fn hedge_time(node: &Node, quorum: &ReadQuorum) -> Option<Instant> {
-    let others = quorum
-        .first_asked()
-        .iter()
-        .filter(|&&replica| replica != node.shared.node());
-    let usual = others
-        .map(|&replica| node.transport.usual_latency(replica))
-        .max()??;
+    let others = quorum.first_asked().iter().filter(|&&replica| replica != node.shared.node());
+    let usual = others.map(|&replica| node.transport.usual_latency(replica)).max()??;
     Some(Instant::now() + usual.max(SHORTEST_HEDGE))
 }
 
@@ -112,60 +112,46 @@ fn too_few(required: u8, received: usize, last: Option<PeerError>) -> RequestErr
     match last {
         Some(PeerError::Storage { detail }) => RequestError::StorageFailed { detail },
         Some(PeerError::Overloaded { what, limit }) => RequestError::Overloaded { what, limit },
-        _ => RequestError::NotAttempted {
-            needed: required,
-            reachable: received as u8,
-        },
+        _ => RequestError::NotAttempted { needed: required, reachable: received as u8 },
     }
 }
 
-/// Joins the replies. Equal bytes, the usual case, are decoded once.
-fn merge(node: &Node, place: &Place, replies: Vec<(NodeId, Option<Bytes>)>) -> Result<Read, RequestError> {
-    let damaged = |detail: String| RequestError::StorageFailed { detail };
-    let replied: Vec<NodeId> = replies.iter().map(|(from, _)| *from).collect();
-    let decode =
-        |bytes: &Bytes| decode_object(bytes).map_err(|error| damaged(format!("{:?}: {error}", place.key)));
-    let (_, first) = &replies[0];
-    if replies.iter().all(|(_, object)| object == first) {
-        let merged = first
-            .as_ref()
-            .map(decode)
-            .transpose()?
-            .map(|record| record.object)
-            .unwrap_or_default();
-        return Ok(Read {
-            merged,
-            encoded: first.clone(),
-            replied,
-            stale: Vec::new(),
-        });
+/// One replica's answer.
+struct Reply {
+    from: NodeId,
+    bytes: Option<Bytes>,
+    /// `None`: the same as the first reply's, the usual case, which is decoded once.
+    object: Option<Object>,
+}
+
+impl Reply {
+    fn decode(from: NodeId, bytes: Option<Bytes>, others: &[Reply]) -> Result<Reply, CodecError> {
+        let object = match (&bytes, others.first()) {
+            (same, Some(first)) if *same == first.bytes => None,
+            (Some(bytes), _) => Some(decode_object(bytes)?.object),
+            (None, _) => Some(Object::default()),
+        };
+        Ok(Reply { from, bytes, object })
+    }
+}
+
+/// Joins the replies.
+fn merge(node: &Node, place: &Place, mut replies: Vec<Reply>) -> Read {
+    let replied: Vec<NodeId> = replies.iter().map(|reply| reply.from).collect();
+    let first = replies[0].object.take().unwrap_or_default();
+    if replies.iter().all(|reply| reply.object.is_none()) {
+        return Read { merged: first, encoded: replies[0].bytes.take(), replied, stale: Vec::new() };
     }
     let rule = node.shared.merge_rule(place.key.bucket());
-    let mut merged = Object::default();
-    let mut digests = Vec::with_capacity(replies.len());
-    for (from, object) in &replies {
-        let object = object
-            .as_ref()
-            .map(decode)
-            .transpose()?
-            .map(|record| record.object)
-            .unwrap_or_default();
-        merged.merge(&object, rule);
-        digests.push((*from, object.digest()));
+    let mut merged = first.clone();
+    for object in replies.iter().filter_map(|reply| reply.object.as_ref()) {
+        merged.merge(object, rule);
     }
     let digest = merged.digest();
-    let stale = digests
-        .into_iter()
-        .filter(|(_, held)| *held != digest)
-        .map(|(from, _)| from)
-        .collect();
-    let encoded = quorate_core::codec::encode_object(&merged, place.long_key.as_deref());
-    Ok(Read {
-        merged,
-        encoded: Some(encoded),
-        replied,
-        stale,
-    })
+    let is_stale = |reply: &&Reply| reply.object.as_ref().unwrap_or(&first).digest() != digest;
+    let stale = replies.iter().filter(is_stale).map(|reply| reply.from).collect();
+    let encoded = encode_object(&merged, place.long_key.as_deref());
+    Read { merged, encoded: Some(encoded), replied, stale }
 }
 
 /// One replica's answer to a read that is not part of a quorum (explain).
@@ -177,9 +163,9 @@ pub(crate) fn ask_one(node: &Node, place: &Place, replica: NodeId, deadline: Ins
 pub(crate) fn object_of(answer: PeerResult) -> Result<Option<Object>, String> {
     match answer {
         Ok(PeerReply::Object(None)) => Ok(None),
-        Ok(PeerReply::Object(Some(bytes))) => decode_object(&bytes)
-            .map(|record| Some(record.object))
-            .map_err(|error| error.to_string()),
+        Ok(PeerReply::Object(Some(bytes))) => {
+            decode_object(&bytes).map(|record| Some(record.object)).map_err(|error| error.to_string())
+        }
         Ok(_) => Err("unexpected answer".to_owned()),
         Err(error) => Err(error.to_string()),
     }

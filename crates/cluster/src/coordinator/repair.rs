@@ -31,12 +31,7 @@ pub(crate) async fn repair(
     if policy == ReadRepair::Off {
         return Ok(Vec::new());
     }
-    node.shared.emit(
-        None,
-        EventKind::ReadRepaired {
-            replicas: read.stale.len(),
-        },
-    );
+    node.shared.emit(None, EventKind::ReadRepaired { replicas: read.stale.len() });
     let gather = Gather::default();
     for &replica in &read.stale {
         push(node, place, object, replica, deadline, &gather);
@@ -47,24 +42,13 @@ pub(crate) async fn repair(
 
     let begun = Instant::now();
     let mut pushed = read.stale.clone();
-    let spares: Vec<NodeId> = place
-        .live(node)
-        .into_iter()
-        .filter(|other| !read.replied.contains(other))
-        .collect();
+    let spares: Vec<NodeId> =
+        place.live(node).into_iter().filter(|other| !read.replied.contains(other)).collect();
     let mut spares = spares.into_iter();
-    let mut holding = WriteQuorum::new(required, read.replied.len() + spares.len()).map_err(|reachable| {
-        RequestError::NotAttempted {
-            needed: required,
-            reachable,
-        }
-    })?;
+    let mut holding = WriteQuorum::new(required, read.replied.len() + spares.len())
+        .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
     let mut step = Step::Wait;
-    for &replica in read
-        .replied
-        .iter()
-        .filter(|replica| !read.stale.contains(replica))
-    {
+    for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
         step = holding.ack(replica);
     }
     while step != Step::Reached {
@@ -83,11 +67,7 @@ pub(crate) async fn repair(
         if step == Step::Impossible {
             let received = holding.acked().len() as u8;
             let after_ms = begun.elapsed().as_millis() as u32;
-            return Err(RequestError::DeadlineExceeded {
-                needed: required,
-                received,
-                after_ms,
-            });
+            return Err(RequestError::DeadlineExceeded { needed: required, received, after_ms });
         }
     }
     Ok(pushed)
@@ -105,14 +85,9 @@ pub(crate) fn push(
     let timeout = deadline.saturating_duration_since(Instant::now());
     let slot = gather.slot(replica);
     if replica == node.shared.node() {
-        node.replica
-            .merge(place.key.clone(), object.clone(), timeout, slot);
+        node.replica.merge(place.key.clone(), object.clone(), timeout, slot);
     } else {
-        let request = PeerRequest::Write {
-            key: place.key.clone(),
-            object: object.clone(),
-            hint_for: None,
-        };
+        let request = PeerRequest::Write { key: place.key.clone(), object: object.clone(), hint_for: None };
         node.transport.send(replica, request, timeout, slot);
     }
 }

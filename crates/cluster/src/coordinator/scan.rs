@@ -7,12 +7,12 @@ use bytes::Bytes;
 use quorate_core::codec::{decode_object, encode_context};
 use quorate_core::quorum::{ReadQuorum, Step};
 use quorate_core::request::{
-    PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest,
+    PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest, scan_cursor,
 };
-use quorate_core::{Key, NodeId, PartitionId, RequestError, StorageKey};
+use quorate_core::{Key, NodeId, Object, PartitionId, RequestError, StorageKey};
 use tokio::time::Instant;
 
-use super::read::Read;
+use super::read::{Read, read_replicas};
 use super::repair::repair;
 use super::{Place, live_first, shown};
 use crate::gather::Gather;
@@ -37,22 +37,14 @@ pub(crate) async fn scan(
     let mut position = Position::decode(&request.cursor, partitions)?;
     let bucket = node.shared.buckets.get(request.bucket.as_str()).clone();
     let required = bucket.required(request.r, bucket.definition.r, "r")?;
-    let limit = if request.limit == 0 {
-        DEFAULT_ENTRIES
-    } else {
-        request.limit.min(MAX_ENTRIES)
-    } as usize;
+    let limit = if request.limit == 0 { DEFAULT_ENTRIES } else { request.limit.min(MAX_ENTRIES) } as usize;
     let mut entries: Vec<ScanEntry> = Vec::new();
     let mut bytes = 0;
     let mut window = FIRST_WINDOW;
     while position.partition < partitions && entries.len() < limit && bytes < MAX_PAGE_BYTES {
         let last = (position.partition + window as u32).min(partitions);
         let reads = (position.partition..last).map(|partition| {
-            let after = if partition == position.partition {
-                position.after.clone()
-            } else {
-                Bytes::new()
-            };
+            let after = if partition == position.partition { position.after.clone() } else { Bytes::new() };
             let partition = PartitionId(partition as u16);
             let scan = ScanPartition {
                 partition,
@@ -78,18 +70,11 @@ pub(crate) async fn scan(
             if slice.more {
                 break;
             }
-            position = Position {
-                partition: position.partition + 1,
-                after: Bytes::new(),
-            };
+            position = Position { partition: position.partition + 1, after: Bytes::new() };
         }
         window = (window * 2).min(LARGEST_WINDOW);
     }
-    let cursor = if position.partition < partitions {
-        position.encode()
-    } else {
-        Bytes::new()
-    };
+    let cursor = if position.partition < partitions { position.encode() } else { Bytes::new() };
     Ok(ScanReply { entries, cursor })
 }
 
@@ -102,16 +87,10 @@ struct Position {
 impl Position {
     fn decode(cursor: &Bytes, partitions: u32) -> Result<Position, RequestError> {
         if cursor.is_empty() {
-            return Ok(Position {
-                partition: 0,
-                after: Bytes::new(),
-            });
+            return Ok(Position { partition: 0, after: Bytes::new() });
         }
         let invalid = || {
-            RequestError::invalid(format!(
-                "cursor of {} bytes: not one that a scan returned",
-                cursor.len()
-            ))
+            RequestError::invalid(format!("cursor of {} bytes: not one that a scan returned", cursor.len()))
         };
         let (number, after) = cursor.split_first_chunk::<2>().ok_or_else(invalid)?;
         let partition = u32::from(u16::from_be_bytes(*number));
@@ -120,16 +99,11 @@ impl Position {
         if partition >= partitions || !of_partition {
             return Err(invalid());
         }
-        Ok(Position {
-            partition,
-            after: cursor.slice(2..),
-        })
+        Ok(Position { partition, after: cursor.slice(2..) })
     }
 
     fn encode(&self) -> Bytes {
-        let mut cursor = (self.partition as u16).to_be_bytes().to_vec();
-        cursor.extend_from_slice(&self.after);
-        cursor.into()
+        scan_cursor(PartitionId(self.partition as u16), &self.after)
     }
 }
 
@@ -150,17 +124,11 @@ async fn read_partition(
     let replicas = node.shared.layout.replicas_of(scan.partition, bucket.n);
     let pages = read_pages(node, replicas, &scan, required, deadline).await?;
     // Beyond the end of a page that was cut, nothing is known of that replica.
-    let cut = pages
-        .iter()
-        .filter(|(_, page)| page.more)
-        .filter_map(|(_, page)| page.records.last());
+    let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
     let bound: Option<Bytes> = cut.map(|(key, _)| key.clone()).min();
     let mut keys: BTreeMap<&Bytes, Vec<(NodeId, Option<&Bytes>)>> = BTreeMap::new();
     for (_, page) in &pages {
-        for (key, _) in page
-            .records
-            .iter()
-            .filter(|(key, _)| bound.as_ref().is_none_or(|bound| key <= bound))
+        for (key, _) in page.records.iter().filter(|(key, _)| bound.as_ref().is_none_or(|bound| key <= bound))
         {
             keys.entry(key).or_default();
         }
@@ -171,14 +139,10 @@ async fn read_partition(
             replies.push((*from, held.get(key).copied()));
         }
     }
-    let entries = keys
-        .into_iter()
-        .map(|(key, replies)| show(node, request, key, replies, required, deadline));
+    let entries =
+        keys.into_iter().map(|(key, replies)| show(node, request, key, replies, required, deadline));
     let entries = futures::future::try_join_all(entries).await?;
-    Ok(Slice {
-        entries,
-        more: bound.is_some(),
-    })
+    Ok(Slice { entries, more: bound.is_some() })
 }
 
 async fn read_pages(
@@ -189,12 +153,8 @@ async fn read_pages(
     deadline: Instant,
 ) -> Result<Vec<(NodeId, ScanPage)>, RequestError> {
     let begun = Instant::now();
-    let mut quorum = ReadQuorum::new(required, live_first(node, replicas)).map_err(|reachable| {
-        RequestError::NotAttempted {
-            needed: required,
-            reachable,
-        }
-    })?;
+    let mut quorum = ReadQuorum::new(required, live_first(node, replicas))
+        .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
     let gather = Gather::default();
     let ask = |replica: NodeId| {
         let slot = gather.slot(replica);
@@ -202,8 +162,7 @@ async fn read_pages(
             slot.send(node.replica.scan(scan));
         } else {
             let timeout = deadline.saturating_duration_since(Instant::now());
-            node.transport
-                .send(replica, PeerRequest::ScanPartition(scan.clone()), timeout, slot);
+            node.transport.send(replica, PeerRequest::ScanPartition(scan.clone()), timeout, slot);
         }
     };
     for &replica in quorum.first_asked() {
@@ -220,11 +179,7 @@ async fn read_pages(
             Some(_) => quorum.failure(),
             None => {
                 let after_ms = begun.elapsed().as_millis() as u32;
-                return Err(RequestError::DeadlineExceeded {
-                    needed: required,
-                    received,
-                    after_ms,
-                });
+                return Err(RequestError::DeadlineExceeded { needed: required, received, after_ms });
             }
         };
         match step {
@@ -232,10 +187,7 @@ async fn read_pages(
             Step::Wait => {}
             Step::Reached => return Ok(pages),
             Step::Impossible => {
-                return Err(RequestError::NotAttempted {
-                    needed: required,
-                    reachable: received,
-                });
+                return Err(RequestError::NotAttempted { needed: required, reachable: received });
             }
         }
     }
@@ -254,15 +206,19 @@ async fn show(
     let named =
         StorageKey::from_peer(storage_key).ok_or_else(|| failed("a replica sent a malformed key".into()))?;
     let rule = node.shared.merge_rule(request.bucket.as_str());
-    let mut merged = quorate_core::Object::default();
+    let mut merged = Object::default();
     let mut long_key = None;
     let mut digests = Vec::with_capacity(replies.len());
+    let mut damaged = false;
     for (from, object) in &replies {
-        let mut held = quorate_core::Object::default();
-        if let Some(bytes) = object {
-            let record = decode_object(bytes).map_err(|error| failed(format!("{named:?}: {error}")))?;
-            held = record.object;
-            long_key = long_key.or(record.long_key);
+        let mut held = Object::default();
+        match object.map(decode_object) {
+            None => {}
+            Some(Ok(record)) => {
+                held = record.object;
+                long_key = long_key.or(record.long_key);
+            }
+            Some(Err(_)) => damaged = true,
         }
         digests.push((*from, held.digest()));
         merged.merge(&held, rule);
@@ -274,20 +230,19 @@ async fn show(
     };
     let key = Key::new(request.bucket.as_str().as_bytes(), &client_key)?;
     let digest = merged.digest();
-    if digests.iter().any(|(_, held)| *held != digest) {
+    if damaged {
+        // An unreadable record is not an absent one: this key is read by itself, from replicas that can.
+        let place = Place::of(node, &key);
+        let read = read_replicas(node, &place, required, deadline).await?;
+        repair(node, &place, &read, required, deadline).await?;
+        merged = read.merged;
+    } else if digests.iter().any(|(_, held)| *held != digest) {
         let place = Place::of(node, &key);
         let read = Read {
-            encoded: Some(quorate_core::codec::encode_object(
-                &merged,
-                place.long_key.as_deref(),
-            )),
+            encoded: Some(quorate_core::codec::encode_object(&merged, place.long_key.as_deref())),
             merged: merged.clone(),
             replied: digests.iter().map(|(from, _)| *from).collect(),
-            stale: digests
-                .iter()
-                .filter(|(_, held)| *held != digest)
-                .map(|(from, _)| *from)
-                .collect(),
+            stale: digests.iter().filter(|(_, held)| *held != digest).map(|(from, _)| *from).collect(),
         };
         repair(node, &place, &read, required, deadline).await?;
     }
@@ -297,17 +252,11 @@ async fn show(
         return Ok((storage_key.clone(), None));
     }
     if request.keys_only {
-        siblings
-            .iter_mut()
-            .for_each(|sibling| sibling.value = Bytes::new());
+        siblings.iter_mut().for_each(|sibling| sibling.value = Bytes::new());
     }
     let context = encode_context(&merged.context(), key.hash()).into();
     Ok((
         storage_key.clone(),
-        Some(ScanEntry {
-            key: client_key,
-            siblings,
-            context,
-        }),
+        Some(ScanEntry { partition: named.partition(), key: client_key, siblings, context }),
     ))
 }

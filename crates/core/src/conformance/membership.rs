@@ -12,9 +12,8 @@ const MESSAGES_PER_MEMBER: usize = 4;
 /// With the sentence of the contract that is broken.
 pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member]) -> Box<M>) {
     for count in [1, 2, 5] {
-        let members: Vec<Member> = (0..count)
-            .map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), ""))
-            .collect();
+        let members: Vec<Member> =
+            (0..count).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "")).collect();
         knows_everybody(&mut *open(&members), &members);
         is_deterministic(&mut *open(&members), &mut *open(&members), &members);
         ignores_malformed_messages(&mut *open(&members), &members);
@@ -32,28 +31,15 @@ fn knows_everybody<M: Membership + ?Sized>(membership: &mut M, members: &[Member
     let mut expected: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     expected.sort();
     let seen: Vec<NodeId> = view.iter().map(|view| view.member.id).collect();
-    assert_eq!(
-        seen, expected,
-        "the view names every member once, in order of node id, however silent"
-    );
-    let this = view
-        .iter()
-        .find(|view| view.member.id == members[0].id)
-        .expect("this node is in its view");
+    assert_eq!(seen, expected, "the view names every member once, in order of node id, however silent");
+    let this = view.iter().find(|view| view.member.id == members[0].id).expect("this node is in its view");
     assert_eq!(this.state, MemberState::Alive, "this node is alive");
-    assert!(
-        view.iter().all(|view| view.state != MemberState::Left),
-        "silence is no leave"
-    );
+    assert!(view.iter().all(|view| view.state != MemberState::Left), "silence is no leave");
 }
 
 fn is_deterministic<M: Membership + ?Sized>(one: &mut M, other: &mut M, members: &[Member]) {
     for now in (0..10_000).step_by(250) {
-        assert_eq!(
-            one.tick(now),
-            other.tick(now),
-            "the same calls give the same messages"
-        );
+        assert_eq!(one.tick(now), other.tick(now), "the same calls give the same messages");
         let from = members[now as usize / 250 % members.len()].id;
         let message = now.to_le_bytes();
         assert_eq!(
@@ -75,11 +61,7 @@ fn ignores_malformed_messages<M: Membership + ?Sized>(membership: &mut M, member
             }
         }
     }
-    assert_eq!(
-        membership.view().len(),
-        members.len(),
-        "a malformed message changes no membership"
-    );
+    assert_eq!(membership.view().len(), members.len(), "a malformed message changes no membership");
 }
 
 fn publishes_facts<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
@@ -88,18 +70,9 @@ fn publishes_facts<M: Membership + ?Sized>(membership: &mut M, members: &[Member
     membership.publish("hint", b"");
     let mut facts = membership.facts(members[0].id);
     facts.sort();
-    let expected = vec![
-        ("hint".to_owned(), Vec::new()),
-        ("layout".to_owned(), b"two".to_vec()),
-    ];
-    assert_eq!(
-        facts, expected,
-        "a fact takes the place of an earlier one of its name"
-    );
-    assert!(
-        membership.facts(NodeId(0xdead)).is_empty(),
-        "a stranger has no facts"
-    );
+    let expected = vec![("hint".to_owned(), Vec::new()), ("layout".to_owned(), b"two".to_vec())];
+    assert_eq!(facts, expected, "a fact takes the place of an earlier one of its name");
+    assert!(membership.facts(NodeId(0xdead)).is_empty(), "a stranger has no facts");
 }
 
 fn check_messages(messages: &[Outgoing], members: &[Member]) {
@@ -108,8 +81,5 @@ fn check_messages(messages: &[Outgoing], members: &[Member]) {
         "a call returns a bounded number of messages"
     );
     let known = |to: NodeId| members.iter().any(|member| member.id == to);
-    assert!(
-        messages.iter().all(|message| known(message.to)),
-        "messages go to members only"
-    );
+    assert!(messages.iter().all(|message| known(message.to)), "messages go to members only");
 }

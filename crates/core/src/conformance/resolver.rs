@@ -24,15 +24,8 @@ pub fn run(resolver: &dyn ConflictResolver) {
 
 fn version(number: u64) -> Version {
     // Actors in another order than stamps.
-    let dot = Dot {
-        actor: Actor((number * 5 + 3) % 7),
-        stamp: Stamp(10 + number),
-    };
-    Version {
-        dot,
-        request: RequestId(number),
-        payload: Payload::Value(vec![number as u8; 3].into()),
-    }
+    let dot = Dot { actor: Actor((number * 5 + 3) % 7), stamp: Stamp(10 + number) };
+    Version { dot, request: RequestId(number), payload: Payload::Value(vec![number as u8; 3].into()) }
 }
 
 fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
@@ -42,10 +35,7 @@ fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
         shown.iter().all(|version| versions.contains(version)),
         "a resolver shows only versions it was given"
     );
-    assert!(
-        shown.is_sorted_by_key(|version| version.dot.stamp),
-        "what is shown is in stamp order"
-    );
+    assert!(shown.is_sorted_by_key(|version| version.dot.stamp), "what is shown is in stamp order");
     let set = |shown: &[&Version]| {
         let mut dots: Vec<Dot> = shown.iter().map(|version| version.dot).collect();
         dots.sort();
@@ -60,26 +50,12 @@ fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
             "the order of versions changes nothing"
         );
         turned.reverse();
-        assert_eq!(
-            set(&resolver.resolve(turned)),
-            set(&shown),
-            "the order of versions changes nothing"
-        );
+        assert_eq!(set(&resolver.resolve(turned)), set(&shown), "the order of versions changes nothing");
     }
-    assert_eq!(
-        set(&resolver.resolve(versions.iter().collect())),
-        set(&shown),
-        "a resolver is deterministic"
-    );
-    assert_eq!(
-        set(&resolver.resolve(shown.clone())),
-        set(&shown),
-        "resolving what was shown shows it again"
-    );
+    assert_eq!(set(&resolver.resolve(versions.iter().collect())), set(&shown), "a resolver is deterministic");
+    assert_eq!(set(&resolver.resolve(shown.clone())), set(&shown), "resolving what was shown shows it again");
     if resolver.merge_rule() == MergeRule::KeepNewest {
-        let newest = versions
-            .iter()
-            .max_by_key(|version| (version.dot.stamp, version.dot.actor));
+        let newest = versions.iter().max_by_key(|version| (version.dot.stamp, version.dot.actor));
         assert_eq!(
             set(&shown),
             set(&newest.into_iter().collect::<Vec<_>>()),

@@ -25,7 +25,7 @@ impl Explain {
             print_json(&serde_json::to_value(&explanation).expect("plain data"));
             return Ok(());
         }
-        println!(
+        say!(
             "{}/{} lies in partition {} of layout {} (n={} r={} w={})",
             explanation.bucket,
             explanation.key,
@@ -35,17 +35,16 @@ impl Explain {
             explanation.r,
             explanation.w
         );
-        println!("replicas: {}", explanation.replicas.join(", "));
+        say!("replicas: {}", explanation.replicas.join(", "));
         if !explanation.fallbacks.is_empty() {
-            println!("fallbacks: {}", explanation.fallbacks.join(", "));
+            say!("fallbacks: {}", explanation.fallbacks.join(", "));
         }
         let mut out = table(&["replica", "state", "digest", "version (actor@ms+count)", "bytes"]);
         for holding in &explanation.holdings {
             let digest = holding.digest.clone().unwrap_or_else(|| "-".into());
             let mut rows = holding.versions.iter().map(|version| {
-                let bytes = version
-                    .value_bytes
-                    .map_or_else(|| "tombstone".to_owned(), |bytes| bytes.to_string());
+                let bytes =
+                    version.value_bytes.map_or_else(|| "tombstone".to_owned(), |bytes| bytes.to_string());
                 (version.dot.clone(), bytes)
             });
             let (dot, bytes) = rows.next().unwrap_or_else(|| ("-".into(), "-".into()));
@@ -54,14 +53,10 @@ impl Explain {
                 out.add_row([String::new(), String::new(), String::new(), dot, bytes]);
             }
         }
-        println!("{out}");
-        println!(
+        say!("{out}");
+        say!(
             "{}",
-            if explanation.agree {
-                "the replicas agree"
-            } else {
-                "the replicas differ: a read repairs them"
-            }
+            if explanation.agree { "the replicas agree" } else { "the replicas differ: a read repairs them" }
         );
         Ok(())
     }
@@ -81,7 +76,7 @@ impl Status {
             print_json(&serde_json::to_value(&status).expect("plain data"));
             return Ok(());
         }
-        println!(
+        say!(
             "cluster {:?} as {} sees it: layout {} ({}), {} partitions, {} replicas, storage {}, up for {:.1} s",
             status.cluster,
             status.node,
@@ -92,15 +87,7 @@ impl Status {
             status.storage,
             status.uptime_ms as f64 / 1000.0
         );
-        let mut out = table(&[
-            "node",
-            "address",
-            "zone",
-            "state",
-            "partitions",
-            "first",
-            "trouble",
-        ]);
+        let mut out = table(&["node", "address", "zone", "state", "partitions", "first", "trouble"]);
         let mut members = status.members;
         members.sort_by(|a, b| a.name.cmp(&b.name));
         for member in members {
@@ -114,7 +101,7 @@ impl Status {
                 member.trouble.unwrap_or_default(),
             ]);
         }
-        println!("{out}");
+        say!("{out}");
         Ok(())
     }
 }
@@ -158,7 +145,7 @@ impl Ring {
             }));
             return Ok(());
         }
-        println!(
+        say!(
             "layout {} ({:016x}): {} partitions, {} replicas each",
             layout.number(),
             layout.digest(),
@@ -181,9 +168,9 @@ impl Ring {
                 format!("{:5.1} % {bar}", share * 100.0),
             ]);
         }
-        println!("{out}");
+        say!("{out}");
         if let Some(partition) = place {
-            println!(
+            say!(
                 "{}/{} lies in partition {}: replicas {}; fallbacks {}",
                 self.bucket,
                 self.key.as_deref().unwrap_or_default(),

@@ -46,15 +46,7 @@ impl Get {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let key = self.named.key()?;
         let client = self.connection.connect().await?;
-        let read = client
-            .get(
-                &key,
-                &ReadOptions {
-                    r: self.r.unwrap_or_default(),
-                    timeout: None,
-                },
-            )
-            .await?;
+        let read = client.get(&key, &ReadOptions { r: self.r.unwrap_or_default(), timeout: None }).await?;
         if self.connection.output == Output::Json {
             print_json(&json!({
                 "key": shown(key.bytes()),
@@ -81,9 +73,9 @@ impl Get {
                     shown(&sibling.value),
                 ]);
             }
-            println!("{out}");
+            say!("{out}");
             if read.siblings.len() > 1 {
-                println!(
+                say!(
                     "{} siblings lie side by side: put with --context {} to replace them",
                     read.siblings.len(),
                     hex(&read.context)
@@ -130,19 +122,12 @@ impl Put {
             value => Bytes::from(value.to_owned()),
         };
         let replacing = match &self.context {
-            Some(context) => Replacing::Exactly {
-                context: unhex(context)?,
-            },
+            Some(context) => Replacing::Exactly { context: unhex(context)? },
             None => Replacing::WhatIsThere { seen: Bytes::new() },
         };
         let client = self.connection.connect().await?;
-        let options = WriteOptions {
-            w: self.w.unwrap_or_default(),
-            ..WriteOptions::default()
-        };
-        let put = client
-            .put(&key, Payload::Value(value), replacing, &options)
-            .await?;
+        let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
+        let put = client.put(&key, Payload::Value(value), replacing, &options).await?;
         print_write(&put, self.connection.output);
         Ok(())
     }
@@ -167,10 +152,7 @@ impl Delete {
         let key = self.named.key()?;
         let context = self.context.as_deref().map(unhex).transpose()?;
         let client = self.connection.connect().await?;
-        let options = WriteOptions {
-            w: self.w.unwrap_or_default(),
-            ..WriteOptions::default()
-        };
+        let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
         let put = client.delete(&key, context, &options).await?;
         print_write(&put, self.connection.output);
         Ok(())
@@ -203,10 +185,7 @@ impl Scan {
         let bucket = BucketName::new(&self.bucket)?;
         let client = self.connection.connect().await?;
         let mut left = self.limit.unwrap_or(usize::MAX);
-        let read = ReadOptions {
-            r: self.r.unwrap_or_default(),
-            timeout: None,
-        };
+        let read = ReadOptions { r: self.r.unwrap_or_default(), timeout: None };
         let mut options = ScanOptions {
             prefix: self.prefix.clone().into(),
             keys_only: self.keys,
@@ -228,11 +207,8 @@ impl Scan {
                     .to_string(),
                     (Output::Table, true) => shown(&entry.key),
                     (Output::Table, false) => {
-                        let values: Vec<String> = entry
-                            .siblings
-                            .iter()
-                            .map(|sibling| shown(&sibling.value))
-                            .collect();
+                        let values: Vec<String> =
+                            entry.siblings.iter().map(|sibling| shown(&sibling.value)).collect();
                         format!("{}\t{}", shown(&entry.key), values.join("\t"))
                     }
                 };
@@ -260,16 +236,8 @@ fn print_write(put: &quorate_core::request::PutReply, output: Output) {
             "receipt": receipt_json(&put.receipt),
         }));
     } else {
-        let conflict = if put.conflict {
-            "; siblings lie beside it"
-        } else {
-            ""
-        };
-        println!(
-            "{} acks in {} µs{conflict}",
-            put.receipt.acked.len(),
-            put.receipt.micros
-        );
+        let conflict = if put.conflict { "; siblings lie beside it" } else { "" };
+        say!("{} acks in {} µs{conflict}", put.receipt.acked.len(), put.receipt.micros);
     }
 }
 
@@ -279,10 +247,7 @@ fn sibling_json(sibling: &Sibling) -> serde_json::Value {
 
 fn receipt_json(receipt: &Receipt) -> serde_json::Value {
     let nodes = |nodes: &[quorate_core::NodeId]| {
-        nodes
-            .iter()
-            .map(|node| format!("{:016x}", node.0))
-            .collect::<Vec<_>>()
+        nodes.iter().map(|node| format!("{:016x}", node.0)).collect::<Vec<_>>()
     };
     json!({
         "coordinator": format!("{:016x}", receipt.coordinator.0),
@@ -306,11 +271,6 @@ fn unhex(text: &str) -> Result<Bytes, Failure> {
     if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return Err(wrong());
     }
-    let pairs = (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16));
-    pairs
-        .collect::<Result<Vec<u8>, _>>()
-        .map(Bytes::from)
-        .map_err(|_| wrong())
+    let pairs = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+    pairs.collect::<Result<Vec<u8>, _>>().map(Bytes::from).map_err(|_| wrong())
 }

@@ -1,5 +1,13 @@
 //! The command line: the node and its tools.
 
+/// Prints a line. A reader that has gone (`| head`) is no failure.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
+
 mod exit;
 mod inspect;
 mod keys;
@@ -66,12 +74,7 @@ enum ConfigCommand {
 #[derive(Args)]
 struct Connection {
     /// Nodes to begin with: host:port,host:port,…
-    #[arg(
-        long,
-        env = "QUORATE_URL",
-        default_value = "127.0.0.1:7400",
-        value_name = "URL"
-    )]
+    #[arg(long, env = "QUORATE_URL", default_value = "127.0.0.1:7400", value_name = "URL")]
     nodes: String,
     /// How long the operation may take, in seconds, retries included.
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
@@ -136,7 +139,7 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Serve { config } => Ok(serve::serve(load(&config)?, registry)?),
         Command::Config(ConfigCommand::Check { file }) => {
             let config = load(&file)?;
-            println!(
+            say!(
                 "{}: valid. Node {} of cluster {:?}, {} members, {} partitions, {} replicas, storage {}.",
                 file.display(),
                 config.node.name,
@@ -167,7 +170,7 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
 }
 
 fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 fn table(header: &[&str]) -> comfy_table::Table {

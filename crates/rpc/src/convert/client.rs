@@ -38,16 +38,13 @@ impl Protocol for ClientProtocol {
         let mut operations = call.get().init_operations(batch.len() as u32);
         for (at, queued) in batch.into_iter().enumerate() {
             let builder = operations.reborrow().get(at as u32);
-            write_operation(builder, queued.id, queued.timeout, &queued.request);
+            write_operation(builder, queued.id, queued.timeout(), &queued.request);
         }
         let answer = call.send().promise;
         async move {
             let answer = answer.await?;
             let results = answer.get()?.get_results()?;
-            results
-                .iter()
-                .map(|result| Ok((result.get_id(), Some(read_result(result)?))))
-                .collect()
+            results.iter().map(|result| Ok((result.get_id(), Some(read_result(result)?)))).collect()
         }
     }
 
@@ -55,11 +52,12 @@ impl Protocol for ClientProtocol {
         None
     }
 
+    fn expired() -> Option<ClientResult> {
+        Some(Err(RequestError::Overloaded { what: "the queue to the node".to_owned(), limit: 0 }))
+    }
+
     fn overloaded(what: &str, limit: usize) -> Option<ClientResult> {
-        Some(Err(RequestError::Overloaded {
-            what: what.to_owned(),
-            limit: limit as u64,
-        }))
+        Some(Err(RequestError::Overloaded { what: what.to_owned(), limit: limit as u64 }))
     }
 }
 
@@ -70,12 +68,10 @@ pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
         + match request {
             ClientRequest::Get(get) => get.key.bytes().len(),
             ClientRequest::Put(put) => {
-                let value = if let Payload::Value(value) = &put.payload {
-                    value.len()
-                } else {
-                    0
-                };
-                put.key.bytes().len() + value
+                let value = if let Payload::Value(value) = &put.payload { value.len() } else { 0 };
+                let (Replacing::WhatIsThere { seen: context } | Replacing::Exactly { context }) =
+                    &put.replacing;
+                put.key.bytes().len() + value + context.len()
             }
             ClientRequest::Scan(scan) => scan.prefix.len() + scan.cursor.len(),
             _ => 0,
@@ -84,21 +80,14 @@ pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
 
 /// About how many bytes a result takes.
 pub(crate) fn result_bytes(result: &ClientResult) -> usize {
-    let of = |siblings: &[Sibling]| {
-        siblings
-            .iter()
-            .map(|sibling| sibling.value.len() + 32)
-            .sum::<usize>()
-    };
+    let of = |siblings: &[Sibling]| siblings.iter().map(|sibling| sibling.value.len() + 32).sum::<usize>();
     let fixed = 192;
     fixed
         + match result {
             Ok(ClientReply::Get(reply)) => of(&reply.siblings) + reply.context.len(),
-            Ok(ClientReply::Scan(page)) => page
-                .entries
-                .iter()
-                .map(|e| e.key.len() + e.context.len() + 64 + of(&e.siblings))
-                .sum(),
+            Ok(ClientReply::Scan(page)) => {
+                page.entries.iter().map(|e| e.key.len() + e.context.len() + 64 + of(&e.siblings)).sum()
+            }
             Ok(ClientReply::Report(text)) => text.len(),
             Ok(ClientReply::Layout(bytes)) => bytes.len(),
             Ok(ClientReply::Fingerprint(partitions)) => partitions.len() * 24,
@@ -199,14 +188,7 @@ pub(crate) fn read_operation(
             let (prefix, cursor) = (copy(scan.get_prefix()?), copy(scan.get_cursor()?));
             let (limit, keys_only) = (scan.get_limit(), scan.get_keys_only());
             BucketName::new(&bucket).map(|bucket| {
-                ClientRequest::Scan(ScanRequest {
-                    bucket,
-                    prefix,
-                    cursor,
-                    limit,
-                    keys_only,
-                    r: quorum,
-                })
+                ClientRequest::Scan(ScanRequest { bucket, prefix, cursor, limit, keys_only, r: quorum })
             })
         }
         operation::Explain(()) => key()?.map(ClientRequest::Explain),
@@ -221,11 +203,8 @@ pub(crate) fn read_operation(
 }
 
 fn read_put(put: put::Reader<'_>, key: Key, w: QuorumSize) -> Result<PutRequest, Error> {
-    let payload = if put.get_tombstone() {
-        Payload::Tombstone
-    } else {
-        Payload::Value(copy(put.get_value()?))
-    };
+    let payload =
+        if put.get_tombstone() { Payload::Tombstone } else { Payload::Value(copy(put.get_value()?)) };
     let context = copy(put.get_context()?);
     let replacing = match put.get_replaces().map_err(unknown)? {
         put::Replaces::WhatIsThere => Replacing::WhatIsThere { seen: context },
@@ -237,15 +216,7 @@ fn read_put(put: put::Reader<'_>, key: Key, w: QuorumSize) -> Result<PutRequest,
         put::Choice::No => Some(false),
     };
     let request = RequestId(put.get_request_id());
-    Ok(PutRequest {
-        key,
-        payload,
-        replacing,
-        request,
-        w,
-        sloppy,
-        attempt: put.get_attempt(),
-    })
+    Ok(PutRequest { key, payload, replacing, request, w, sloppy, attempt: put.get_attempt() })
 }
 
 pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &ClientResult) {
@@ -254,10 +225,7 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &Clien
         Ok(ClientReply::Get(reply)) => {
             let mut got = out.init_got();
             got.set_context(&reply.context);
-            write_siblings(
-                got.reborrow().init_siblings(reply.siblings.len() as u32),
-                &reply.siblings,
-            );
+            write_siblings(got.reborrow().init_siblings(reply.siblings.len() as u32), &reply.siblings);
             write_receipt(got.init_receipt(), &reply.receipt);
         }
         Ok(ClientReply::Put(reply)) => {
@@ -273,12 +241,10 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &Clien
             let mut entries = page.init_entries(reply.entries.len() as u32);
             for (at, entry) in reply.entries.iter().enumerate() {
                 let mut builder = entries.reborrow().get(at as u32);
+                builder.set_partition(entry.partition.0);
                 builder.set_key(&entry.key);
                 builder.set_context(&entry.context);
-                write_siblings(
-                    builder.init_siblings(entry.siblings.len() as u32),
-                    &entry.siblings,
-                );
+                write_siblings(builder.init_siblings(entry.siblings.len() as u32), &entry.siblings);
             }
         }
         Ok(ClientReply::Report(json)) => out.set_report(json.as_str()),
@@ -288,6 +254,7 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &Clien
             for (at, partition) in partitions.iter().enumerate() {
                 let mut builder = list.reborrow().get(at as u32);
                 builder.set_partition(partition.partition.0);
+                builder.set_replicas(partition.n);
                 builder.set_records(partition.records);
                 builder.set_digest(partition.digest);
             }
@@ -322,21 +289,20 @@ pub(crate) fn read_result(result: result::Reader<'_>) -> Result<ClientResult, Er
             let mut entries = Vec::new();
             for entry in page.get_entries()? {
                 entries.push(ScanEntry {
+                    partition: PartitionId(entry.get_partition()),
                     key: copy(entry.get_key()?),
                     siblings: read_siblings(entry.get_siblings()?)?,
                     context: copy(entry.get_context()?),
                 });
             }
-            ClientReply::Scan(ScanReply {
-                entries,
-                cursor: copy(page.get_cursor()?),
-            })
+            ClientReply::Scan(ScanReply { entries, cursor: copy(page.get_cursor()?) })
         }
         result::Report(json) => ClientReply::Report(text(json)?),
         result::Layout(bytes) => ClientReply::Layout(copy(bytes?)),
         result::Fingerprint(list) => {
             let read = |f: wire::fingerprint::Reader<'_>| PartitionFingerprint {
                 partition: PartitionId(f.get_partition()),
+                n: f.get_replicas(),
                 records: f.get_records(),
                 digest: f.get_digest(),
             };
@@ -360,12 +326,7 @@ fn write_siblings(mut list: capnp::struct_list::Builder<'_, wire::sibling::Owned
 
 fn read_siblings(list: capnp::struct_list::Reader<'_, wire::sibling::Owned>) -> Result<Vec<Sibling>, Error> {
     list.iter()
-        .map(|sibling| {
-            Ok(Sibling {
-                stamp: Stamp(sibling.get_stamp()),
-                value: copy(sibling.get_value()?),
-            })
-        })
+        .map(|sibling| Ok(Sibling { stamp: Stamp(sibling.get_stamp()), value: copy(sibling.get_value()?) }))
         .collect()
 }
 
@@ -439,11 +400,7 @@ fn write_failure(mut out: failure::Builder<'_>, error: &RequestError) {
             out.set_limit(*limit);
             out.set_detail(what.as_str());
         }
-        RequestError::DeadlineExceeded {
-            needed,
-            received,
-            after_ms,
-        } => {
+        RequestError::DeadlineExceeded { needed, received, after_ms } => {
             out.set_kind(Kind::DeadlineExceeded);
             out.set_needed(*needed);
             out.set_received(*received);
@@ -470,29 +427,12 @@ fn read_failure(failure: failure::Reader<'_>) -> Result<RequestError, Error> {
     let (needed, received) = (failure.get_needed(), failure.get_received());
     let (number, limit) = (failure.get_number() as u32, failure.get_limit());
     Ok(match failure.get_kind().map_err(unknown)? {
-        Kind::NotAttempted => RequestError::NotAttempted {
-            needed,
-            reachable: received,
-        },
+        Kind::NotAttempted => RequestError::NotAttempted { needed, reachable: received },
         Kind::Indeterminate => RequestError::Indeterminate { needed, received },
-        Kind::Overloaded => RequestError::Overloaded {
-            what: text(failure.get_detail())?,
-            limit,
-        },
-        Kind::DeadlineExceeded => RequestError::DeadlineExceeded {
-            needed,
-            received,
-            after_ms: number,
-        },
-        Kind::TooManySiblings => RequestError::TooManySiblings {
-            siblings: number,
-            limit: limit as u32,
-        },
-        Kind::StorageFailed => RequestError::StorageFailed {
-            detail: text(failure.get_detail())?,
-        },
-        Kind::InvalidRequest => RequestError::InvalidRequest {
-            detail: text(failure.get_detail())?,
-        },
+        Kind::Overloaded => RequestError::Overloaded { what: text(failure.get_detail())?, limit },
+        Kind::DeadlineExceeded => RequestError::DeadlineExceeded { needed, received, after_ms: number },
+        Kind::TooManySiblings => RequestError::TooManySiblings { siblings: number, limit: limit as u32 },
+        Kind::StorageFailed => RequestError::StorageFailed { detail: text(failure.get_detail())? },
+        Kind::InvalidRequest => RequestError::InvalidRequest { detail: text(failure.get_detail())? },
     })
 }

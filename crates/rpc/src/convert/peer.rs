@@ -42,10 +42,7 @@ impl Protocol for PeerProtocol {
         async move {
             let answer = answer.await?;
             let results = answer.get()?.get_results()?;
-            results
-                .iter()
-                .map(|result| Ok((result.get_id(), read_result(result)?)))
-                .collect()
+            results.iter().map(|result| Ok((result.get_id(), read_result(result)?))).collect()
         }
     }
 
@@ -53,11 +50,12 @@ impl Protocol for PeerProtocol {
         Err(PeerError::Disconnected)
     }
 
+    fn expired() -> PeerResult {
+        Err(PeerError::Expired)
+    }
+
     fn overloaded(what: &str, limit: usize) -> PeerResult {
-        Err(PeerError::Overloaded {
-            what: what.to_owned(),
-            limit: limit as u64,
-        })
+        Err(PeerError::Overloaded { what: what.to_owned(), limit: limit as u64 })
     }
 }
 
@@ -67,11 +65,9 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
     fixed
         + match result {
             Ok(PeerReply::Object(Some(object))) => object.len(),
-            Ok(PeerReply::Page(page)) => page
-                .records
-                .iter()
-                .map(|(key, object)| key.len() + object.len() + 32)
-                .sum(),
+            Ok(PeerReply::Page(page)) => {
+                page.records.iter().map(|(key, object)| key.len() + object.len() + 32).sum()
+            }
             Ok(PeerReply::Client(result)) => client::result_bytes(result),
             _ => 0,
         }
@@ -79,14 +75,10 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
 
 fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>) {
     out.set_id(queued.id);
-    out.set_timeout_ms(timeout_ms(queued.timeout));
+    out.set_timeout_ms(timeout_ms(queued.timeout()));
     match &queued.request {
         PeerRequest::Read(key) => out.set_read(key.as_bytes()),
-        PeerRequest::Write {
-            key,
-            object,
-            hint_for,
-        } => {
+        PeerRequest::Write { key, object, hint_for } => {
             let mut write = out.init_write();
             write.set_key(key.as_bytes());
             write.set_object(object);
@@ -101,7 +93,7 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
             builder.set_max_bytes(scan.max_bytes);
         }
         PeerRequest::Forward(request) => {
-            client::write_operation(out.init_forward(), queued.id, queued.timeout, request);
+            client::write_operation(out.init_forward(), queued.id, queued.timeout(), request);
         }
     }
 }
@@ -110,9 +102,7 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
 pub(crate) fn read_operation(
     operation: operation::Reader<'_>,
 ) -> Result<Result<Option<PeerRequest>, PeerError>, Error> {
-    let refused = |detail: &str| PeerError::Refused {
-        detail: detail.into(),
-    };
+    let refused = |detail: &str| PeerError::Refused { detail: detail.into() };
     let key = |bytes: &[u8]| StorageKey::from_peer(bytes).ok_or_else(|| refused("malformed storage key"));
     Ok(match operation.which().map_err(unknown)? {
         operation::Ping(()) => Ok(None),
@@ -121,13 +111,7 @@ pub(crate) fn read_operation(
             let write = write?;
             let object = Bytes::copy_from_slice(write.get_object()?);
             let hint_for = Some(write.get_hint_for()).filter(|&node| node != 0).map(NodeId);
-            key(write.get_key()?).map(|key| {
-                Some(PeerRequest::Write {
-                    key,
-                    object,
-                    hint_for,
-                })
-            })
+            key(write.get_key()?).map(|key| Some(PeerRequest::Write { key, object, hint_for }))
         }
         operation::Scan(scan) => {
             let scan = scan?;
@@ -181,10 +165,7 @@ fn read_result(result: result::Reader<'_>) -> Result<PeerResult, Error> {
                     Bytes::copy_from_slice(record.get_object()?),
                 ));
             }
-            PeerReply::Page(ScanPage {
-                records,
-                more: page.get_more(),
-            })
+            PeerReply::Page(ScanPage { records, more: page.get_more() })
         }
         result::Forwarded(result) => PeerReply::Client(client::read_result(result?)?),
         result::Failure(failure) => return Ok(Err(read_failure(failure?)?)),
@@ -218,10 +199,7 @@ fn read_failure(failure: failure::Reader<'_>) -> Result<PeerError, Error> {
     Ok(match failure.get_kind().map_err(unknown)? {
         Kind::Disconnected => PeerError::Disconnected,
         Kind::Expired => PeerError::Expired,
-        Kind::Overloaded => PeerError::Overloaded {
-            what: detail()?,
-            limit: failure.get_limit(),
-        },
+        Kind::Overloaded => PeerError::Overloaded { what: detail()?, limit: failure.get_limit() },
         Kind::Storage => PeerError::Storage { detail: detail()? },
         Kind::Refused => PeerError::Refused { detail: detail()? },
     })

@@ -200,7 +200,8 @@ impl Object {
 
     /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`.
     ///
-    /// Commutative, associative and idempotent (property-tested). `rule` must be the bucket's.
+    /// Commutative, associative and idempotent in what is replaced and what is live (property-tested); the remembered
+    /// request ids are outside of that, as they are outside the digest. `rule` must be the bucket's.
     pub fn merge(&mut self, other: &Object, rule: MergeRule) {
         self.replaced.union(&other.replaced);
         let replaced = &self.replaced;
@@ -367,7 +368,7 @@ impl Object {
             && let Some(newest) = self.live.iter().max_by_key(|v| (v.dot.stamp, v.dot.actor)).cloned()
         {
             let lost = std::mem::replace(&mut self.live, vec![newest.clone()]);
-            // A retry of what lost must be known, too. The time is the write's own, so that merging stays a join.
+            // A retry of what lost must be known, too. The time is the write's own: merging reads no clock.
             for version in lost.into_iter().filter(|version| version.dot != newest.dot) {
                 let replaced_ms = version.dot.stamp.wall_ms();
                 self.remember(ReplacedRequest { request: version.request, replaced_ms });

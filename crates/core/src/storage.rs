@@ -130,6 +130,10 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// Submits updates. Returns at once; each update is told what became of it.
     fn update(&self, batch: Vec<Box<dyn Update>>);
 
+    /// Asks an engine that buffers to commit now what was submitted before, instead of at its time. Returns at once; each
+    /// update is told as always. Called when a node starts and stops.
+    fn flush(&self) {}
+
     /// Records of a range, in order.
     ///
     /// # Errors

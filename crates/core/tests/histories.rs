@@ -311,10 +311,18 @@ fn merge_is_commutative_associative_and_idempotent() {
             };
             // A state under a rule is one that was merged under it.
             let [a, b, c] = [&a, &b, &c].map(|object| join(&Object::default(), object));
-            assert_eq!(join(&a, &b), join(&b, &a));
-            assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));
+            // What is replaced and what is live. The ids of late requests are a bounded memory beside that: under
+            // KeepNewest it depends on the order whether a version was seen to lose or to be replaced.
+            let state =
+                |object: &Object| (object.replaced().clone(), object.live().to_vec(), object.digest());
+            assert_eq!(state(&join(&a, &b)), state(&join(&b, &a)));
+            assert_eq!(state(&join(&join(&a, &b), &c)), state(&join(&a, &join(&b, &c))));
             assert_eq!(join(&a, &a), a);
-            assert_eq!(join(&join(&a, &b), &b), join(&a, &b));
+            assert_eq!(state(&join(&join(&a, &b), &b)), state(&join(&a, &b)));
+            if rule == MergeRule::KeepAll {
+                assert_eq!(join(&a, &b), join(&b, &a));
+                assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));
+            }
         }
     }
 }

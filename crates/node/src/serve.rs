@@ -32,6 +32,8 @@ use crate::registry::Registry;
 
 /// How long requests under way may go on once the node is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long the last commit may take.
+const LAST_COMMIT: Duration = Duration::from_secs(60);
 
 /// Runs a node until SIGTERM or SIGINT.
 pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigError> {
@@ -69,7 +71,8 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
 /// Updates that wait for their commit share the node's state. Once they have heard of it this is the last owner, and
 /// dropping the engine here commits what is left and leaves the folder ready.
 fn close_engine(shared: Arc<Shared>) {
-    let patience = DRAIN.as_millis() as u64 + shared.environment.monotonic_ms();
+    let patience = LAST_COMMIT.as_millis() as u64 + shared.environment.monotonic_ms();
+    shared.engine.flush();
     while Arc::strong_count(&shared) > 1 && shared.environment.monotonic_ms() < patience {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -125,6 +128,7 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), Confi
         None => {
             let (sender, receiver) = std::sync::mpsc::channel();
             engine.update(vec![Box::new(Claim { key, owner, done: sender })]);
+            engine.flush();
             let lost = StorageError::Io { detail: "the engine dropped a write".into() };
             receiver.recv().unwrap_or(Err(lost)).map_err(failed)
         }

@@ -10,6 +10,7 @@
 mod connection;
 mod convert;
 #[allow(missing_docs, clippy::all, unused_qualifications)]
+#[rustfmt::skip]
 mod generated {
     pub mod client_capnp;
     pub mod peer_capnp;

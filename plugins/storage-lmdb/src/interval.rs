@@ -46,6 +46,8 @@ struct State {
     room: u64,
     /// What the last commit failed with.
     failing: Option<StorageError>,
+    /// Commit now, not when the interval is over.
+    hurry: bool,
     closing: bool,
 }
 
@@ -124,6 +126,11 @@ impl IntervalWriter {
         Ok(())
     }
 
+    pub(crate) fn flush(&self) {
+        self.shared.lock().hurry = true;
+        self.shared.wake.notify_one();
+    }
+
     pub(crate) fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
         // Held until the page is read: overlay and file belong to one moment. Pages are bounded.
         let state = self.shared.lock();
@@ -160,11 +167,12 @@ impl Shared {
     fn wait_and_commit(&self, interval: Duration) -> bool {
         let state = self.lock();
         let idle = |state: &mut State| {
-            !state.closing && (state.bytes < COMMIT_EARLY_BYTES || state.failing.is_some())
+            !state.closing && !state.hurry && (state.bytes < COMMIT_EARLY_BYTES || state.failing.is_some())
         };
         let (mut state, _) =
             self.wake.wait_timeout_while(state, interval, idle).unwrap_or_else(PoisonError::into_inner);
         let closing = state.closing;
+        state.hurry = false;
         if state.active.is_empty() && state.failing.is_none() {
             let waiting = std::mem::take(&mut state.waiting);
             drop(state);

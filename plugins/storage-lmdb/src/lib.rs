@@ -73,6 +73,12 @@ impl StorageEngine for LmdbStorage {
         }
     }
 
+    fn flush(&self) {
+        if let Writer::Interval(writer) = &self.writer {
+            writer.flush();
+        }
+    }
+
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
         match &self.writer {
             Writer::Fsync(_) => self.map.scan(range, None),

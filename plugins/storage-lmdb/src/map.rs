@@ -23,6 +23,7 @@ const MIB: u64 = 1024 * 1024;
 const MAX_MAP_MIB: u64 = 16 * 1024 * 1024;
 const COUNT_FREE_PAGES_BELOW: u64 = 64 * MIB;
 /// Cursor operations by LMDB's numbers (`MDB_cursor_op`).
+const FIRST: u32 = 0;
 const SET_RANGE: u32 = 17;
 const NEXT: u32 = 8;
 
@@ -86,7 +87,12 @@ impl Map {
     pub(crate) fn scan(&self, range: Range<'_>, overlay: Option<&Overlay>) -> Result<Page, StorageError> {
         let transaction = self.environment.begin_ro_txn().map_err(io)?;
         let cursor = transaction.open_ro_cursor(self.database).map_err(io)?;
-        let mut stored = match cursor.get(Some(range.start), None, SET_RANGE) {
+        // LMDB takes no empty key to seek to.
+        let first = match range.start {
+            [] => cursor.get(None, None, FIRST),
+            start => cursor.get(Some(start), None, SET_RANGE),
+        };
+        let mut stored = match first {
             Ok((Some(key), value)) => Some((key, value)),
             Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
             Err(error) => return Err(io(error)),

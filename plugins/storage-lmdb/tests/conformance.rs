@@ -87,7 +87,7 @@ fn a_newer_format_is_refused() {
 fn a_full_map_loses_nothing() {
     for durability in [Durability::Fsync, Durability::Interval] {
         let folder = tempfile::tempdir().unwrap();
-        let small = Config { map_size_mib: 2, reserve_mib: 0, ..config(durability) };
+        let small = Config { map_size_mib: 4, reserve_mib: 1, ..config(durability) };
         let engine = open(small, folder.path()).unwrap();
         let mut stored = 0;
         let error = loop {
@@ -95,7 +95,7 @@ fn a_full_map_loses_nothing() {
                 Ok(()) => stored += 1,
                 Err(error) => break error,
             }
-            assert!(stored < 1_000, "the map has 2 MiB");
+            assert!(stored < 1_000, "the map has 4 MiB");
         };
         assert!(
             matches!(&error, StorageError::Full { detail } if detail.contains("map_size_mib")),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import airportsdata
+
 from quorate import Bucket, Client, LocalCluster
 
 BATCH = 256

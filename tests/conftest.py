@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+
 from quorate import Client, LocalCluster
 
 _numbers = itertools.count()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 import quorate
 from quorate import Client, InvalidRequest, LocalCluster, Unavailable
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 import quorate
 from quorate import InvalidRequest, LocalCluster, QuorateError, Unavailable
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 import quorate
 from quorate import Client, LocalCluster
 

@@ -132,8 +132,17 @@ def test_errors_have_the_same_names_everywhere() -> None:
     for name in names:
         assert f"`{name}`" in table
         assert name[0].lower() + name[1:] in schema
-    for python in ["Unavailable", "Indeterminate", "Overloaded", "DeadlineExceeded", "TooManySiblings", "StorageFailed", "InvalidRequest"]:
-        assert issubclass(getattr(quorate, python), quorate.QuorateError) and f"`{python}`" in table
+    for python in [
+        quorate.Unavailable,
+        quorate.Indeterminate,
+        quorate.Overloaded,
+        quorate.DeadlineExceeded,
+        quorate.TooManySiblings,
+        quorate.StorageFailed,
+        quorate.InvalidRequest,
+    ]:
+        assert issubclass(python, quorate.QuorateError) and f"`{python.__name__}`" in table
+
 
 
 def test_json_of_status_is_plain() -> None:

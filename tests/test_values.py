@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
 import quorate
 from quorate import EMPTY, Client, ConflictError, ConflictWarning, Context, InvalidRequest, LocalCluster
 

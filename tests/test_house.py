@@ -144,7 +144,6 @@ def test_errors_have_the_same_names_everywhere() -> None:
         assert issubclass(python, quorate.QuorateError) and f"`{python.__name__}`" in table
 
 
-
 def test_json_of_status_is_plain() -> None:
     with LocalCluster(nodes=1) as cluster, cluster.connect() as db:
         json.dumps(db.status())

@@ -53,9 +53,10 @@ impl WriteFailure {
             WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(
                 "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write with the context of that read"
             )),
-            WriteFailure::Expired => {
-                RequestError::Overloaded { what: "the storage engine's queue".into(), limit: 0 }
-            }
+            WriteFailure::Expired => RequestError::Overloaded {
+                what: "what the storage engine does before a deadline".into(),
+                limit: 0,
+            },
             WriteFailure::Storage(StorageError::QueueFull { limit }) => {
                 RequestError::Overloaded { what: "the storage engine's queue".into(), limit: *limit }
             }
@@ -253,6 +254,10 @@ impl Update for Merge {
         }
         let stored = match decode_object(&stored) {
             Ok(record) => record,
+            // Not damaged, only beyond this build: it stays as it is.
+            Err(error @ CodecError::NewerVersion { .. }) => {
+                return Err(self.acking.damaged(&self.key, error));
+            }
             // What was here can't be read any more, which is a lost disk for this key: what others hold takes its
             // place, and the actor that may be forgotten with it never speaks again.
             Err(error) => {

@@ -38,7 +38,7 @@ def test_quorums_are_never_clamped(db: Client, name: str) -> None:
     with pytest.raises(InvalidRequest, match="r=0"):
         bucket.get("k", r=0)
     with pytest.raises(InvalidRequest, match="most"):
-        db.bucket(name, w="most")  # type: ignore[call-overload]
+        db.bucket(name, w="most")  # type: ignore[call-overload]  # wrong on purpose
     with pytest.raises(InvalidRequest, match=r"w=3.*n=2"):
         db.bucket("two").put("k", b"v", w=3)
 
@@ -259,9 +259,9 @@ def test_limits_are_named_before_anything_is_sent(db: Client, name: str) -> None
     with pytest.raises(InvalidRequest, match="A-Z a-z 0-9"):
         db.bucket("no spaces").get("k")
     with pytest.raises(InvalidRequest, match="takes bytes"):
-        bucket.put("k", {"a": 1})  # type: ignore[arg-type]
+        bucket.put("k", {"a": 1})  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InvalidRequest, match="key=7"):
-        bucket.get(7)  # type: ignore[arg-type]
+        bucket.get(7)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InvalidRequest, match="timeout"):
         bucket.get("k", timeout=0)
     assert bucket.get("k", timeout=timedelta(seconds=1)) is None
@@ -279,7 +279,7 @@ def test_contexts_are_opaque_picklable_and_good_for_one_key(db: Client, name: st
     with pytest.raises(InvalidRequest, match="damaged"):
         bucket.put("k", b"v", context=Context(bytes(damaged)))
     with pytest.raises(InvalidRequest, match=r"entry\.context"):
-        bucket.put("k", b"v", context=b"raw")  # type: ignore[arg-type]
+        bucket.put("k", b"v", context=b"raw")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_codecs(db: Client, name: str) -> None:
@@ -303,7 +303,7 @@ def test_codecs(db: Client, name: str) -> None:
     custom.put("k", {"b": 1, "a": 2})
     assert db.bucket(name).get_value("k") == b'{"a": 2, "b": 1}'
     with pytest.raises(InvalidRequest, match="codec='xml'"):
-        db.bucket(name, codec="xml")  # type: ignore[call-overload]
+        db.bucket(name, codec="xml")  # type: ignore[call-overload]  # wrong on purpose
 
 
 def test_explain_shows_where_a_key_lies_and_what_replicas_hold(db: Client, cluster: LocalCluster, name: str) -> None:

@@ -74,7 +74,7 @@ class _Watcher:
 class Node:
     """One node of a `LocalCluster`."""
 
-    def __init__(self, name: str, address: str, folder: Path, watcher: _Watcher) -> None:
+    def __init__(self, name: str, address: str, folder: Path, watcher: _Watcher, command: Sequence[str]) -> None:
         self.name = name
         """Its name in the cluster."""
         self.address = address
@@ -82,6 +82,7 @@ class Node:
         self.folder = folder
         """Its configuration, its log, and its data."""
         self._watcher = watcher
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
 
@@ -114,7 +115,7 @@ class Node:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("QUORATE__")}
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quorate", "serve", "--config", str(self.folder / "node.toml")],
+                [*self._command, "serve", "--config", str(self.folder / "node.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -206,6 +207,7 @@ class LocalCluster:
         membership: the membership plugin: "static".
         config: any keys of a node's configuration, section by section, for all nodes.
         folder: where to keep data and logs. Default: a temporary folder, removed at the end.
+        command: what runs a node, for one with plugins of your own: ["target/release/my-node"]. Default: this Python's quorate.
     """
 
     def __init__(
@@ -215,9 +217,13 @@ class LocalCluster:
         membership: str = "static",
         config: Mapping[str, Any] | None = None,
         folder: str | os.PathLike[str] | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
         if isinstance(nodes, bool) or not isinstance(nodes, int) or not 1 <= nodes <= 64:
             raise InvalidRequest(f"nodes={nodes!r}: use 1 to 64")
+        if isinstance(command, str) or (command is not None and not command):
+            raise InvalidRequest(f"command={command!r}: use a list, a program and its arguments")
+        command = [sys.executable, "-m", "quorate"] if command is None else [str(part) for part in command]
         for name, section in (config or {}).items():
             if not isinstance(section, Mapping):
                 raise InvalidRequest(f"config[{name!r}]={section!r}: use a section, {{key: value}}")
@@ -245,7 +251,7 @@ class LocalCluster:
             }
             _merge(own, config or {})
             (place / "node.toml").write_text(dumps(own))
-            self.nodes.append(Node(name, address, place, self._watcher))
+            self.nodes.append(Node(name, address, place, self._watcher, command))
         try:
             for node in self.nodes:
                 node.start()

@@ -10,6 +10,7 @@
 //! }
 //! ```
 
+mod bench;
 mod cli;
 pub mod config;
 mod faults;

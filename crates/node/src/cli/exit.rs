@@ -9,13 +9,16 @@ use crate::config::ConfigError;
 
 pub(super) const HELP: &str = "\
 Exit codes: 0 done; 1 the key is absent; 2 usage, configuration or invalid request; 3 unavailable or unreachable; \
-4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings.";
+4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings; \
+9 a wrong or missing read (bench --verify).";
 
 /// Why a command failed.
 pub(super) enum Failure {
     Absent,
     Usage(String),
     Client(ClientError),
+    /// Reads that were wrong or missing, in words.
+    Verification(Vec<String>),
 }
 
 impl Failure {
@@ -27,6 +30,7 @@ impl Failure {
         let (code, message) = match self {
             Failure::Absent => return ExitCode::from(1),
             Failure::Usage(message) => (2, message),
+            Failure::Verification(wrong) => (9, format!("wrong or missing reads: {}", wrong.join("; "))),
             Failure::Client(error) => {
                 let code = match &error {
                     ClientError::Unreachable { .. }

@@ -8,6 +8,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod exit;
 mod inspect;
 mod keys;
@@ -58,6 +59,8 @@ enum Command {
     Status(inspect::Status),
     /// Show how the ring's partitions are spread, or where a key lies.
     Ring(inspect::Ring),
+    /// Measure a cluster under load.
+    Bench(bench::Bench),
 }
 
 #[derive(Subcommand)]
@@ -158,6 +161,7 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Explain(explain) => block_on(explain.run()),
         Command::Status(status) => block_on(status.run()),
         Command::Ring(ring) => block_on(ring.run()),
+        Command::Bench(bench) => bench.run(),
     }
 }
 

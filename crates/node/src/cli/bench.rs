@@ -1,0 +1,262 @@
+//! `quorate bench`: measures a cluster.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use quorate_client::{Client, ReadOptions, WriteOptions};
+use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
+use quorate_core::request::QuorumSize;
+use serde_json::json;
+
+use super::exit::Failure;
+use super::{Connection, Output, block_on, print_json, table};
+use crate::bench::{Distribution, MIN_VERIFIED_BYTES, Plan, Progress, Report, Workload, run};
+
+const MAX_IN_FLIGHT: usize = 65_536;
+const MAX_CONNECTIONS: usize = 10_000;
+const MAX_RATE: f64 = 10_000_000.0;
+
+/// Measures a cluster: operations a second and latencies, under a load that you choose.
+#[derive(Args)]
+pub(super) struct Bench {
+    /// What to do. get and the YCSB workloads a (half reads), b (95 % reads) and c (reads) load their keys first.
+    #[arg(long, value_enum, default_value_t = Workload::Put)]
+    workload: Workload,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 100, value_name = "BYTES")]
+    value_bytes: usize,
+    /// How many different keys.
+    #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
+    keys: u32,
+    /// How often each key is used. Default: zipfian for a, b and c, else uniform.
+    #[arg(long, value_enum)]
+    distribution: Option<Distribution>,
+    /// Connections in all, rounded up to whole clients: a client holds one to each node, and sends to a key's first replica.
+    #[arg(long, default_value_t = 4, value_name = "COUNT")]
+    connections: usize,
+    /// Operations in flight over all connections. With --rate: at most.
+    #[arg(long, default_value_t = 64, value_name = "COUNT")]
+    in_flight: usize,
+    /// How long to measure.
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
+    seconds: f64,
+    /// How long to run before measuring.
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    warm_up: f64,
+    /// Open loop: this many operations a second are due, and latencies count from then. Default: closed loop.
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+    /// Replicas that must answer a read: a number, quorum or all. Default: the bucket's.
+    #[arg(long)]
+    r: Option<QuorumSize>,
+    /// Replicas that must ack a write: a number, quorum or all. Default: the bucket's.
+    #[arg(long)]
+    w: Option<QuorumSize>,
+    /// The bucket to work in. Its keys are overwritten.
+    #[arg(long, default_value = "bench", value_name = "NAME")]
+    bucket: String,
+    /// Check every value read: that it was written, to this key, and is not older than what was acked before the read
+    /// began. Exit code 9 if one is wrong or missing. Needs R + W > N, and the keys to itself.
+    #[arg(long)]
+    verify: bool,
+    /// Do not load the keys: an earlier run did.
+    #[arg(long)]
+    skip_load: bool,
+    /// Threads of the generator.
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    threads: usize,
+    /// Seed of the choice of keys and operations.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Bench {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        self.check()?;
+        let mut nodes = 0;
+        block_on(async {
+            let client = Client::connect(self.connection.config()?).await?;
+            nodes = client.layout().await?.members().len();
+            Ok(())
+        })?;
+        let plan = self.plan(nodes)?;
+        let progress = Arc::new(Progress::default());
+        let bar = Bar::new(&plan, progress.clone());
+        let report = run(&plan, &progress, || bar.tick());
+        bar.end();
+        let report = report?;
+        let connections = plan.clients * nodes;
+        match self.connection.output {
+            Output::Json => print_json(&self.json(&plan, connections, &report)),
+            Output::Table => self.print(&plan, connections, &report),
+        }
+        if self.verify && !report.wrong.is_empty() {
+            return Err(Failure::Verification(report.wrong));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        BucketName::new(&self.bucket)?;
+        let whole = |name: &str, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Failure::usage(format!("--{name} {value}: use {least} to {most}")))
+        };
+        whole("value-bytes", self.value_bytes, 0, MAX_VALUE_BYTES)?;
+        whole("keys", self.keys as usize, 1, u32::MAX as usize)?;
+        whole("connections", self.connections, 1, MAX_CONNECTIONS)?;
+        whole("in-flight", self.in_flight, 1, MAX_IN_FLIGHT)?;
+        whole("threads", self.threads, 1, self.in_flight)?;
+        let seconds = |name: &str, value: f64, least: f64| {
+            if value >= least && value <= 86_400.0 {
+                return Ok(());
+            }
+            Err(Failure::usage(format!("--{name} {value}: use {least} to 86400")))
+        };
+        seconds("seconds", self.seconds, 0.1)?;
+        seconds("warm-up", self.warm_up, 0.0)?;
+        if let Some(rate) = self.rate
+            && !(rate > 0.0 && rate <= MAX_RATE)
+        {
+            return Err(Failure::usage(format!("--rate {rate}: use more than 0 and at most {MAX_RATE}")));
+        }
+        if self.verify && self.value_bytes < MIN_VERIFIED_BYTES {
+            return Err(Failure::usage(format!(
+                "--verify with --value-bytes {}: a value that can be checked has at least {MIN_VERIFIED_BYTES}",
+                self.value_bytes
+            )));
+        }
+        if self.verify && u64::from(self.keys) <= self.in_flight as u64 {
+            return Err(Failure::usage(format!(
+                "--verify with --keys {} and --in-flight {}: writes of one key take turns, use more keys than that",
+                self.keys, self.in_flight
+            )));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, nodes: usize) -> Result<Plan, Failure> {
+        let clients = self.connections.div_ceil(nodes.max(1)).max(self.threads).min(self.in_flight);
+        Ok(Plan {
+            client: self.connection.config()?,
+            bucket: self.bucket.clone(),
+            workload: self.workload,
+            distribution: self.distribution.unwrap_or(self.workload.usual_distribution()),
+            value_bytes: self.value_bytes,
+            keys: self.keys,
+            clients,
+            threads: self.threads,
+            in_flight: self.in_flight,
+            warm_up: Duration::from_secs_f64(self.warm_up),
+            measured: Duration::from_secs_f64(self.seconds),
+            rate: self.rate,
+            read: ReadOptions { r: self.r.unwrap_or_default(), timeout: None },
+            write: WriteOptions { w: self.w.unwrap_or_default(), sloppy: None, timeout: None },
+            load: self.workload.reads() && !self.skip_load,
+            verify: self.verify,
+            seed: self.seed,
+        })
+    }
+
+    fn json(&self, plan: &Plan, connections: usize, report: &Report) -> serde_json::Value {
+        let mut document = report.json();
+        let mib_per_s = report.ops_per_s() * self.value_bytes as f64 / f64::from(1 << 20);
+        let fields = json!({
+            "workload": self.workload.name(),
+            "value_bytes": self.value_bytes,
+            "keys": self.keys,
+            "connections": connections,
+            "in_flight": self.in_flight,
+            "rate": self.rate,
+            "verified": self.verify,
+            "threads": plan.threads,
+            "mib_per_s": (mib_per_s * 10.0).round() / 10.0,
+            "wrong": report.wrong,
+        });
+        crate::bench::extend(&mut document, fields);
+        document
+    }
+
+    fn print(&self, plan: &Plan, connections: usize, report: &Report) {
+        let loop_kind =
+            self.rate.map_or("closed loop".to_owned(), |rate| format!("open loop, {rate} due a second"));
+        say!(
+            "{} over {} keys of {} bytes, {connections} connections, {} in flight, {loop_kind}, {} s",
+            self.workload.name(),
+            self.keys,
+            self.value_bytes,
+            self.in_flight,
+            plan.measured.as_secs_f64()
+        );
+        say!("{:.0} operations a second", report.ops_per_s());
+        let mut out = table(&["µs", "p50", "p90", "p99", "p99.9", "max"]);
+        for (name, latencies) in [("get", &report.reads), ("put", &report.writes)] {
+            if latencies.is_empty() {
+                continue;
+            }
+            let at = |quantile| latencies.value_at_quantile(quantile).to_string();
+            out.add_row([
+                name.to_owned(),
+                at(0.5),
+                at(0.9),
+                at(0.99),
+                at(0.999),
+                latencies.max().to_string(),
+            ]);
+        }
+        say!("{out}");
+        if report.errors.is_empty() {
+            say!("no errors{}", if self.verify { ", every read right" } else { "" });
+        }
+        for (name, count) in &report.errors {
+            say!("{count} errors: {name}");
+        }
+    }
+}
+
+/// Progress on a terminal; nothing elsewhere.
+struct Bar {
+    bar: ProgressBar,
+    keys: u64,
+    progress: Arc<Progress>,
+}
+
+impl Bar {
+    fn new(plan: &Plan, progress: Arc<Progress>) -> Bar {
+        let keys = if plan.load { u64::from(plan.keys) } else { 0 };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let total = (plan.warm_up + plan.measured).as_millis() as u64;
+        let bar = ProgressBar::with_draw_target(Some(if keys > 0 { keys } else { total }), target);
+        let style = ProgressStyle::with_template("{msg:<28} {wide_bar} {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Bar { bar, keys, progress }
+    }
+
+    fn tick(&self) {
+        let loaded = self.progress.loaded.load(Ordering::Relaxed);
+        let done = self.progress.done.load(Ordering::Relaxed);
+        if loaded < self.keys {
+            self.bar.set_message(format!("loading: {loaded} keys"));
+            self.bar.set_position(loaded);
+        } else {
+            self.bar.set_message(format!("{done} operations"));
+            self.bar.tick();
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -73,14 +73,8 @@ impl Attempts<'_> {
             if known.maybe_written.is_some() && begun.elapsed() > RETRY_WINDOW {
                 break;
             }
-            let candidates = self.routes.candidates(key_hash);
-            if candidates.iter().all(|route| tried.iter().any(|other| Rc::ptr_eq(other, route))) {
-                tried.clear();
-            }
-            let untried = candidates.iter().find(|route| !tried.iter().any(|other| Rc::ptr_eq(other, route)));
-            let Some(route) = untried else { break };
-            tried.push(route.clone());
-            let outcome = self.attempt(route, &request, attempt_deadline).await;
+            let Some((route, none_left)) = self.next_route(key_hash, &mut tried) else { break };
+            let outcome = self.attempt(&route, &request, attempt_deadline).await;
             match outcome {
                 Outcome::Answered(Ok(reply)) => return Ok(reply),
                 Outcome::Answered(Err(error)) if !error.is_retryable() => {
@@ -109,13 +103,32 @@ impl Attempts<'_> {
                     if !known.unreachable.contains(&reason) {
                         known.unreachable.push(reason);
                     }
-                    if tried.len() == candidates.len() {
+                    if none_left {
                         self.rest(&mut pause).await;
                     }
                 }
             }
         }
         Err(self.final_error(known, is_write))
+    }
+
+    /// The best node that was not tried yet, or the best of all once each was; and whether no other is left then.
+    fn next_route(&self, key_hash: Option<u64>, tried: &mut Vec<Rc<Route>>) -> Option<(Rc<Route>, bool)> {
+        if tried.is_empty()
+            && let Some(route) = key_hash.and_then(|hash| self.routes.first(hash))
+        {
+            tried.push(route.clone());
+            return Some((route, false));
+        }
+        let was_tried =
+            |tried: &[Rc<Route>], route: &Rc<Route>| tried.iter().any(|other| Rc::ptr_eq(other, route));
+        let candidates = self.routes.candidates(key_hash);
+        if candidates.iter().all(|route| was_tried(tried, route)) {
+            tried.clear();
+        }
+        let route = candidates.iter().find(|route| !was_tried(tried, route))?;
+        tried.push(route.clone());
+        Some((route.clone(), tried.len() == candidates.len()))
     }
 
     /// Between half the pause and all of it, so that clients that were refused together do not come back together.

@@ -1,5 +1,6 @@
 //! The client's operations.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,19 @@ pub struct Client {
     routes: Routes,
     network: Rc<dyn Network>,
     environment: Arc<dyn Environment>,
+    request_ids: RequestIds,
+}
+
+/// Numbers for this client's writes, which nobody else's are likely to have: begun at random, one step further each.
+/// (A client is not used on in a forked process: its event loop cannot be.)
+struct RequestIds(Cell<u64>);
+
+impl RequestIds {
+    /// An odd step visits all 2^64 numbers before it repeats one, and is far from those of clients begun nearby.
+    fn next(&self) -> RequestId {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        RequestId(self.0.replace(self.0.get().wrapping_add(STEP)))
+    }
 }
 
 impl Client {
@@ -83,7 +97,8 @@ impl Client {
         environment: Arc<dyn Environment>,
     ) -> Result<Rc<Client>, ClientError> {
         let routes = Routes::new(&config.nodes);
-        let client = Rc::new(Client { config, routes, network, environment });
+        let request_ids = RequestIds(Cell::new(environment.random()));
+        let client = Rc::new(Client { config, routes, network, environment, request_ids });
         if client.config.follow {
             let layout = client.layout().await?;
             client.routes.follow(layout);
@@ -127,7 +142,7 @@ impl Client {
             key: key.clone(),
             payload,
             replacing,
-            request: RequestId(self.environment.random()),
+            request: self.request_ids.next(),
             w: options.w,
             sloppy: options.sloppy,
             attempt: 0,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quorate_core::Layout;
+use quorate_core::{Layout, PartitionId};
 use quorate_rpc::ClientProtocol;
 use quorate_rpc::lane::Lane;
 use quorate_rpc::network::Network;
@@ -103,13 +103,20 @@ pub(crate) struct Routes {
     seeds: Vec<Rc<Route>>,
     known: RefCell<BTreeMap<String, Rc<Route>>>,
     layout: RefCell<Option<Layout>>,
+    /// The route to each partition's first replica.
+    first_replicas: RefCell<Vec<Option<Rc<Route>>>>,
 }
 
 impl Routes {
     pub(crate) fn new(seeds: &[String]) -> Routes {
         let seeds: Vec<Rc<Route>> = seeds.iter().map(|address| Route::new(address.clone())).collect();
         let known = seeds.iter().map(|route| (route.address.clone(), route.clone())).collect();
-        Routes { seeds, known: RefCell::new(known), layout: RefCell::new(None) }
+        Routes {
+            seeds,
+            known: RefCell::new(known),
+            layout: RefCell::new(None),
+            first_replicas: RefCell::default(),
+        }
     }
 
     pub(crate) fn follow(&self, layout: Layout) {
@@ -117,7 +124,24 @@ impl Routes {
         for member in layout.members() {
             known.entry(member.address.clone()).or_insert_with(|| Route::new(member.address.clone()));
         }
+        let first = |partition| {
+            let replica = layout.replicas_of(PartitionId(partition), 1).first()?;
+            known.get(&layout.member(*replica)?.address).cloned()
+        };
+        *self.first_replicas.borrow_mut() =
+            (0..layout.partitions()).map(|partition| first(partition as u16)).collect();
+        drop(known);
         *self.layout.borrow_mut() = Some(layout);
+    }
+
+    /// The node to try first for a key: its first replica, if that is connected and answered last time. The usual case,
+    /// without looking at any other.
+    pub(crate) fn first(&self, key_hash: u64) -> Option<Rc<Route>> {
+        let first = self.first_replicas.borrow();
+        let layout = self.layout.borrow();
+        let partition = layout.as_ref()?.partition_of(key_hash);
+        let route = first.get(partition.0 as usize)?.as_ref()?;
+        (route.avoid_until.get().is_none() && route.open_lane().is_some()).then(|| route.clone())
     }
 
     /// The nodes to try for a key (or for anything), best first: its replicas in order, then the others; those that did

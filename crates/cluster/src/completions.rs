@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use futures::task::AtomicWaker;
 use quorate_core::object::Written;
 use quorate_core::request::{PeerReply, PeerResult};
 use quorate_core::seams::ReplyTo;
+use quorate_core::storage::{StorageEngine, Update};
 use tokio::sync::oneshot;
 
 use crate::replica::WriteFailure;
@@ -33,20 +34,37 @@ pub(crate) struct Progress {
 /// Where engine threads leave what they did.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    progress: Mutex<Vec<Progress>>,
+    posted: Mutex<Posted>,
     worker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Posted {
+    progress: Vec<Progress>,
+    /// The worker is submitting, and will look itself when it has: no need to wake it.
+    submitting: bool,
 }
 
 impl Outbox {
     pub(crate) fn post(&self, progress: Progress) {
-        let first = {
-            let mut posted = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            posted.push(progress);
-            posted.len() == 1
+        let wake = {
+            let mut posted = self.lock();
+            posted.progress.push(progress);
+            posted.progress.len() == 1 && !posted.submitting
         };
-        if first {
+        if wake {
             self.worker.wake();
         }
+    }
+
+    fn take(&self) -> Vec<Progress> {
+        let mut posted = self.lock();
+        posted.submitting = false;
+        std::mem::take(&mut posted.progress)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Posted> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,8 +91,7 @@ impl Completions {
             loop {
                 let posted = std::future::poll_fn(|cx| {
                     outbox.worker.register(cx.waker());
-                    let posted =
-                        std::mem::take(&mut *outbox.progress.lock().unwrap_or_else(PoisonError::into_inner));
+                    let posted = outbox.take();
                     if posted.is_empty() { Poll::Pending } else { Poll::Ready(posted) }
                 })
                 .await;
@@ -87,6 +104,15 @@ impl Completions {
             }
         });
         completions
+    }
+
+    /// Submits updates, and delivers at once what an engine that works in place has done by then.
+    pub(crate) fn submit(&self, engine: &dyn StorageEngine, updates: Vec<Box<dyn Update>>) {
+        self.outbox.lock().submitting = true;
+        engine.update(updates);
+        for progress in self.outbox.take() {
+            self.deliver(progress);
+        }
     }
 
     /// Waits for an update's ack.

@@ -2,18 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use quorate_core::NodeId;
 use quorate_core::request::{PeerError, PeerResult};
 use quorate_core::seams::{ReplySink, ReplyTo};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 /// Collects answers. Slots are handed out, one a node asked; answers come out in the order of their arrival.
 #[derive(Default)]
 pub(crate) struct Gather {
     inbox: Rc<Inbox>,
+    /// One timer a request, kept while its answers come.
+    timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
 #[derive(Default)]
@@ -40,16 +43,18 @@ impl Gather {
 
     /// The next answer, or `None` once `until` has passed.
     pub(crate) async fn next(&self, until: Instant) -> Option<(NodeId, PeerResult)> {
-        if let Some(answer) = self.inbox.arrived.borrow_mut().pop_front() {
-            return Some(answer);
-        }
-        let arrival = std::future::poll_fn(|cx| match self.inbox.arrived.borrow_mut().pop_front() {
-            Some(answer) => Poll::Ready(answer),
-            None => {
-                *self.inbox.waker.borrow_mut() = Some(cx.waker().clone());
-                Poll::Pending
+        std::future::poll_fn(|cx| {
+            if let Some(answer) = self.inbox.arrived.borrow_mut().pop_front() {
+                return Poll::Ready(Some(answer));
             }
-        });
-        tokio::time::timeout_at(until, arrival).await.ok()
+            *self.inbox.waker.borrow_mut() = Some(cx.waker().clone());
+            let mut timer = self.timer.borrow_mut();
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if timer.deadline() != until {
+                timer.as_mut().reset(until);
+            }
+            timer.as_mut().poll(cx).map(|()| None)
+        })
+        .await
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::coordinator;
 use crate::fingerprint::fingerprint;
-use crate::replica::Replica;
+use crate::replica::{Replica, ToMerge};
 use crate::shared::Shared;
 
 /// Puts a node's faults into effect, where its configuration allows any.
@@ -194,11 +194,12 @@ impl NodeService for Service {
 
     fn peer(&self, _from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let replica = &self.0.replica;
+        let mut merges = Vec::new();
         for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Read(key) => reply.send(replica.read(&key)),
                 PeerRequest::Write { key, object, hint_for: None } => {
-                    replica.merge(key, object, timeout, reply)
+                    merges.push(ToMerge { key, object, timeout, reply });
                 }
                 PeerRequest::Write { hint_for: Some(_), .. } => {
                     reply.send(Err(PeerError::Refused { detail: "this node keeps no hints".into() }));
@@ -210,6 +211,7 @@ impl NodeService for Service {
                 }
             }
         }
+        replica.merge(merges);
     }
 }
 

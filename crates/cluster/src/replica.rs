@@ -74,6 +74,16 @@ fn storage_error_for_peer(error: &StorageError) -> PeerError {
     }
 }
 
+/// An object that a coordinator sent, to be merged into what is stored.
+pub(crate) struct ToMerge {
+    pub(crate) key: StorageKey,
+    /// Encoded.
+    pub(crate) object: Bytes,
+    /// What is left of the request's deadline.
+    pub(crate) timeout: Duration,
+    pub(crate) reply: ReplyTo<PeerResult>,
+}
+
 /// This node's records, as one worker uses them.
 pub(crate) struct Replica {
     shared: Arc<Shared>,
@@ -96,28 +106,30 @@ impl Replica {
         }
     }
 
-    /// Merges a peer's object into what is stored; `reply` is acked once the engine's promise holds.
-    pub(crate) fn merge(
-        &self,
-        key: StorageKey,
-        object: Bytes,
-        timeout: Duration,
-        reply: ReplyTo<PeerResult>,
-    ) {
+    /// Merges objects into what is stored, together; each one's `reply` is acked once the engine's promise holds.
+    pub(crate) fn merge(&self, batch: Vec<ToMerge>) {
+        let updates: Vec<Box<dyn Update>> = batch.into_iter().filter_map(|one| self.merging(one)).collect();
+        if !updates.is_empty() {
+            self.completions.submit(&*self.shared.engine, updates);
+        }
+    }
+
+    fn merging(&self, ToMerge { key, object, timeout, reply }: ToMerge) -> Option<Box<dyn Update>> {
         if key.partition().0 as u32 >= self.shared.layout.partitions() {
-            return reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
+            reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
+            return None;
         }
         let record = match decode_object(&object) {
             Ok(record) => record,
             Err(error) => {
-                return reply.send(Err(PeerError::Refused { detail: error.to_string() }));
+                reply.send(Err(PeerError::Refused { detail: error.to_string() }));
+                return None;
             }
         };
         let expires_ms = self.expires_ms(timeout);
         let rule = self.shared.merge_rule(key.bucket());
         let acking = self.acking(self.completions.for_ack(reply));
-        let merge = Merge { key, record, encoded: object, rule, expires_ms, acking };
-        self.shared.engine.update(vec![Box::new(merge)]);
+        Some(Box::new(Merge { key, record, encoded: object, rule, expires_ms, acking }))
     }
 
     /// Applies a client's write as its coordinator: minted inside the engine's update. The receiver hears when it is
@@ -150,7 +162,7 @@ impl Replica {
             outcome: None,
             applied: false,
         };
-        self.shared.engine.update(vec![Box::new(update)]);
+        self.completions.submit(&*self.shared.engine, vec![Box::new(update)]);
         applied
     }
 
@@ -266,13 +278,16 @@ impl Update for Merge {
                 return Ok(Change::Put(self.encoded.clone()));
             }
         };
-        let mut merged = stored.object.clone();
-        merged.merge(&self.record.object, self.rule);
-        if merged == stored.object {
+        let merged = &mut self.record.object;
+        if !merged.merge(&stored.object, self.rule) && self.record.long_key == stored.long_key {
+            // The usual case: what came knows all that was here.
+            return Ok(Change::Put(self.encoded.clone()));
+        }
+        if *merged == stored.object {
             return Ok(Change::Keep);
         }
         let long_key = self.record.long_key.as_deref().or(stored.long_key.as_deref());
-        Ok(Change::Put(encode_object(&merged, long_key)))
+        Ok(Change::Put(encode_object(merged, long_key)))
     }
 
     fn applied(&mut self) {

@@ -104,24 +104,31 @@ impl CausalContext {
         }
     }
 
-    /// The union with `other`.
-    pub fn union(&mut self, other: &CausalContext) {
+    /// Adds the dots of `other`. True if any was new.
+    pub fn union(&mut self, other: &CausalContext) -> bool {
+        let mut grown = false;
         if self.vector != other.vector {
             for &(actor, stamp) in &other.vector {
                 match self.vector.binary_search_by_key(&actor, |entry| entry.0) {
-                    Ok(at) => self.vector[at].1 = self.vector[at].1.max(stamp),
+                    Ok(at) if self.vector[at].1 >= stamp => continue,
+                    Ok(at) => self.vector[at].1 = stamp,
                     Err(at) => self.vector.insert(at, (actor, stamp)),
                 }
+                grown = true;
             }
         }
         for &dot in &other.extra {
-            if let Err(at) = self.extra.binary_search(&dot) {
+            if !self.contains(dot)
+                && let Err(at) = self.extra.binary_search(&dot)
+            {
                 self.extra.insert(at, dot);
+                grown = true;
             }
         }
         if !self.extra.is_empty() {
             self.drop_covered();
         }
+        grown
     }
 
     /// The newest stamp of any dot in the set.

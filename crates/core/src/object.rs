@@ -54,6 +54,13 @@ pub struct ReplacedRequest {
     pub replaced_ms: u64,
 }
 
+impl ReplacedRequest {
+    /// Newest first; among equals by id, so that merges commute.
+    fn order(&self) -> (std::cmp::Reverse<u64>, RequestId) {
+        (std::cmp::Reverse(self.replaced_ms), self.request)
+    }
+}
+
 /// Most ids of replaced writes an object remembers. On a key overwritten more often than this within the longest
 /// deadline the oldest are forgotten first, and a retry that comes later than that may show once more as a sibling.
 pub const MAX_REPLACED_REQUESTS: usize = 64;
@@ -86,6 +93,7 @@ pub enum MergeRule {
 /// # Invariants
 /// - No live version's dot is in `replaced`.
 /// - Live versions are sorted by dot, without repetitions.
+/// - Remembered request ids are sorted by (newest first, id), at most [`MAX_REPLACED_REQUESTS`].
 ///
 /// A version is gone only if somebody says that it was replaced, never because somebody does not have it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -180,7 +188,8 @@ impl Object {
         let sorted = live.windows(2).all(|w| w[0].dot < w[1].dot);
         let disjoint = live.iter().all(|version| !replaced.contains(version.dot));
         let bounded = replaced_requests.len() <= MAX_REPLACED_REQUESTS;
-        (sorted && disjoint && bounded).then_some(Object { replaced, live, replaced_requests })
+        let in_order = replaced_requests.windows(2).all(|w| w[0].order() < w[1].order());
+        (sorted && disjoint && bounded && in_order).then_some(Object { replaced, live, replaced_requests })
     }
 
     /// What has been replaced.
@@ -198,25 +207,30 @@ impl Object {
         &self.replaced_requests
     }
 
-    /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`.
+    /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`. True if this one
+    /// learnt something from the other, false if it is as it was.
     ///
     /// Commutative, associative and idempotent in what is replaced and what is live (property-tested); the remembered
     /// request ids are outside of that, as they are outside the digest. `rule` must be the bucket's.
-    pub fn merge(&mut self, other: &Object, rule: MergeRule) {
-        self.replaced.union(&other.replaced);
+    pub fn merge(&mut self, other: &Object, rule: MergeRule) -> bool {
+        let mut learnt = self.replaced.union(&other.replaced);
         let replaced = &self.replaced;
-        self.live.retain(|version| !replaced.contains(version.dot));
+        if learnt {
+            self.live.retain(|version| !replaced.contains(version.dot));
+        }
         for version in &other.live {
             if !replaced.contains(version.dot)
                 && let Err(at) = self.live.binary_search_by_key(&version.dot, |v| v.dot)
             {
                 self.live.insert(at, version.clone());
+                learnt = true;
             }
         }
-        self.keep(rule);
+        learnt |= self.keep(rule);
         for seen in &other.replaced_requests {
-            self.remember(*seen);
+            learnt |= self.remember(*seen);
         }
+        learnt
     }
 
     /// Applies a client's write: minted by `mint` beyond the newest stamp it has seen, it drops what it replaces.
@@ -362,27 +376,40 @@ impl Object {
         Digest(hash.digest())
     }
 
-    fn keep(&mut self, rule: MergeRule) {
-        if rule == MergeRule::KeepNewest
-            && self.live.len() > 1
-            && let Some(newest) = self.live.iter().max_by_key(|v| (v.dot.stamp, v.dot.actor)).cloned()
-        {
-            let lost = std::mem::replace(&mut self.live, vec![newest.clone()]);
-            // A retry of what lost must be known, too. The time is the write's own: merging reads no clock.
-            for version in lost.into_iter().filter(|version| version.dot != newest.dot) {
-                let replaced_ms = version.dot.stamp.wall_ms();
-                self.remember(ReplacedRequest { request: version.request, replaced_ms });
-            }
+    /// Applies the rule to what is live. True if this changed anything.
+    fn keep(&mut self, rule: MergeRule) -> bool {
+        if rule == MergeRule::KeepAll || self.live.len() < 2 {
+            return false;
         }
+        let newest = self.live.iter().max_by_key(|v| (v.dot.stamp, v.dot.actor)).cloned();
+        let lost = std::mem::replace(&mut self.live, newest.iter().cloned().collect());
+        // A retry of what lost must be known, too. The time is the write's own: merging reads no clock.
+        for version in lost.into_iter().filter(|version| Some(version.dot) != newest.as_ref().map(|v| v.dot))
+        {
+            let replaced_ms = version.dot.stamp.wall_ms();
+            self.remember(ReplacedRequest { request: version.request, replaced_ms });
+        }
+        true
     }
 
-    /// Newest first is kept when there are too many; order among equals is by id, so that merges commute.
-    fn remember(&mut self, seen: ReplacedRequest) {
-        match self.replaced_requests.iter_mut().find(|known| known.request == seen.request) {
-            Some(known) => known.replaced_ms = known.replaced_ms.max(seen.replaced_ms),
-            None => self.replaced_requests.push(seen),
+    /// The newest are kept when there are too many. True if this changed anything.
+    fn remember(&mut self, seen: ReplacedRequest) -> bool {
+        let Err(at) = self.replaced_requests.binary_search_by_key(&seen.order(), ReplacedRequest::order)
+        else {
+            return false;
+        };
+        // Known with another time: the later one counts.
+        if let Some(known) = self.replaced_requests.iter().position(|known| known.request == seen.request) {
+            if known < at {
+                return false;
+            }
+            self.replaced_requests.remove(known);
         }
-        self.replaced_requests.sort_by_key(|known| (std::cmp::Reverse(known.replaced_ms), known.request));
+        if at >= MAX_REPLACED_REQUESTS {
+            return false;
+        }
+        self.replaced_requests.insert(at, seen);
         self.replaced_requests.truncate(MAX_REPLACED_REQUESTS);
+        true
     }
 }

@@ -42,7 +42,8 @@ fn objects() -> impl Strategy<Value = Object> {
         versions.dedup_by_key(|version| version.dot);
         let requests = requests
             .into_iter()
-            .map(|request| ReplacedRequest { request: RequestId(request), replaced_ms: request / 3 })
+            .rev()
+            .map(|request| ReplacedRequest { request: RequestId(request), replaced_ms: request })
             .collect();
         Object::from_parts(replaced, versions, requests).unwrap()
     })

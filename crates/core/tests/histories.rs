@@ -439,7 +439,9 @@ fn last_write_wins_converges_and_respects_causality() {
         }
         let all: Vec<Object> = replicas.iter().map(|replica| replica.0.clone()).collect();
         for (object, ..) in &mut replicas {
-            all.iter().for_each(|other| object.merge(other, rule));
+            all.iter().for_each(|other| {
+                object.merge(other, rule);
+            });
             assert_eq!(object.live().len(), 1);
         }
         assert!(replicas.windows(2).all(|w| w[0].0.digest() == w[1].0.digest()));

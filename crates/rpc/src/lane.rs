@@ -73,8 +73,8 @@ pub struct Queued<Q> {
 
 impl<Q> Queued<Q> {
     /// What is left of its deadline.
-    pub fn timeout(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+    pub fn timeout(&self, now: Instant) -> Duration {
+        self.deadline.saturating_duration_since(now)
     }
 }
 
@@ -216,6 +216,7 @@ impl<P: Protocol> Lane<P> {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut bytes = 0;
+        let now = Instant::now();
         while let Some(next) = queue.front() {
             let next_bytes = P::bytes_of(&next.request);
             if batch.len() >= MAX_BATCH_OPERATIONS
@@ -225,7 +226,7 @@ impl<P: Protocol> Lane<P> {
             }
             bytes += next_bytes;
             let Some(next) = queue.pop_front() else { break };
-            if next.timeout().is_zero() {
+            if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
                 batch.push(next);

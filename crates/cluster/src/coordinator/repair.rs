@@ -11,6 +11,7 @@ use super::Place;
 use super::read::Read;
 use crate::gather::Gather;
 use crate::node::Node;
+use crate::replica::ToMerge;
 
 /// Brings the stale repliers of a read up to date, as the bucket says. Returns whom it sent the merged object.
 ///
@@ -85,7 +86,12 @@ pub(crate) fn push(
     let timeout = deadline.saturating_duration_since(Instant::now());
     let slot = gather.slot(replica);
     if replica == node.shared.node() {
-        node.replica.merge(place.key.clone(), object.clone(), timeout, slot);
+        node.replica.merge(vec![ToMerge {
+            key: place.key.clone(),
+            object: object.clone(),
+            timeout,
+            reply: slot,
+        }]);
     } else {
         let request = PeerRequest::Write { key: place.key.clone(), object: object.clone(), hint_for: None };
         node.transport.send(replica, request, timeout, slot);

@@ -12,6 +12,7 @@ use quorate_core::request::{
     PutRequest, QuorumSize, Receipt, Replacing, ScanEntry, ScanReply, ScanRequest, Sibling,
 };
 use quorate_core::{NodeId, RequestError};
+use tokio::time::Instant;
 
 use super::{text, timeout_ms, unknown};
 use crate::generated::client_capnp::{self as wire, failure, operation, put, result};
@@ -36,9 +37,10 @@ impl Protocol for ClientProtocol {
     ) -> impl Future<Output = Result<Vec<(u64, Option<ClientResult>)>, Error>> + 'static {
         let mut call = port.exchange_request();
         let mut operations = call.get().init_operations(batch.len() as u32);
+        let now = Instant::now();
         for (at, queued) in batch.into_iter().enumerate() {
             let builder = operations.reborrow().get(at as u32);
-            write_operation(builder, queued.id, queued.timeout(), &queued.request);
+            write_operation(builder, queued.id, queued.timeout(now), &queued.request);
         }
         let answer = call.send().promise;
         async move {

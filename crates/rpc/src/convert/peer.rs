@@ -6,6 +6,8 @@ use quorate_core::NodeId;
 use quorate_core::key::{PartitionId, StorageKey};
 use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult, ScanPage, ScanPartition};
 
+use tokio::time::Instant;
+
 use super::{client, text, timeout_ms, unknown};
 use crate::generated::peer_capnp::{self as wire, failure, operation, result};
 use crate::lane::{Protocol, Queued};
@@ -35,8 +37,9 @@ impl Protocol for PeerProtocol {
     ) -> impl Future<Output = Result<Vec<(u64, PeerResult)>, Error>> + 'static {
         let mut call = port.exchange_request();
         let mut operations = call.get().init_operations(batch.len() as u32);
+        let now = Instant::now();
         for (at, queued) in batch.iter().enumerate() {
-            write_operation(operations.reborrow().get(at as u32), queued);
+            write_operation(operations.reborrow().get(at as u32), queued, now);
         }
         let answer = call.send().promise;
         async move {
@@ -73,9 +76,9 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
         }
 }
 
-fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>) {
+fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>, now: Instant) {
     out.set_id(queued.id);
-    out.set_timeout_ms(timeout_ms(queued.timeout()));
+    out.set_timeout_ms(timeout_ms(queued.timeout(now)));
     match &queued.request {
         PeerRequest::Read(key) => out.set_read(key.as_bytes()),
         PeerRequest::Write { key, object, hint_for } => {
@@ -93,7 +96,7 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
             builder.set_max_bytes(scan.max_bytes);
         }
         PeerRequest::Forward(request) => {
-            client::write_operation(out.init_forward(), queued.id, queued.timeout(), request);
+            client::write_operation(out.init_forward(), queued.id, queued.timeout(now), request);
         }
     }
 }

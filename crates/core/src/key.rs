@@ -203,6 +203,11 @@ impl StorageKey {
         &self.0
     }
 
+    /// The bytes, shared.
+    pub fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+
     /// The partition of an object's storage key.
     pub fn partition(&self) -> PartitionId {
         PartitionId(u16::from_be_bytes([self.0[1], self.0[2]]))

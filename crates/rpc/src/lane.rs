@@ -17,7 +17,10 @@ use crate::network::Duplex;
 use crate::stream::SignsOfLife;
 
 /// Calls under way at a time: one that the other side works on, one on the wire.
-const MAX_CALLS: usize = 2;
+const USUAL_CALLS: usize = 2;
+/// Calls under way where the other side takes long (a commit) and this many operations have gathered behind it.
+const MAX_CALLS: usize = 8;
+const WORTH_A_CALL: usize = 8;
 /// Most operations of a call.
 pub const MAX_BATCH_OPERATIONS: usize = 1024;
 /// A call is full when its operations make this many bytes; a single larger one travels alone.
@@ -179,7 +182,7 @@ impl<P: Protocol> Lane<P> {
 
     /// Sends what has gathered, as far as calls are free; keeps one call out while results are owed.
     fn pump(self: &Rc<Self>) {
-        while self.closed.borrow().is_none() && self.calls.get() < MAX_CALLS {
+        while self.closed.borrow().is_none() && self.may_call() {
             let batch = self.take_batch();
             let collecting = self.calls.get() == 0 && !self.waiting.borrow().is_empty();
             if batch.is_empty() && !collecting {
@@ -187,6 +190,11 @@ impl<P: Protocol> Lane<P> {
             }
             self.call(batch);
         }
+    }
+
+    fn may_call(&self) -> bool {
+        let calls = self.calls.get();
+        calls < USUAL_CALLS || (calls < MAX_CALLS && self.queue.borrow().len() >= WORTH_A_CALL)
     }
 
     fn call(self: &Rc<Self>, batch: Vec<Queued<P::Request>>) {

@@ -11,7 +11,8 @@ mod connection;
 mod convert;
 #[allow(missing_docs, clippy::all, unused_qualifications)]
 #[rustfmt::skip]
-mod generated {
+#[doc(hidden)]
+pub mod generated {
     pub mod client_capnp;
     pub mod peer_capnp;
 }

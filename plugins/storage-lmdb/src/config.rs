@@ -6,7 +6,7 @@ use serde::Deserialize;
 pub struct Config {
     /// When a write is acked. Default "fsync".
     pub durability: Durability,
-    /// Under "interval": how often the overlay is committed, milliseconds. Default 100.
+    /// Under "interval": how often the overlay is committed, milliseconds. Default 1000.
     pub interval_ms: u64,
     /// Most MiB the file may grow to. Only address space is taken at once. Default 65,536 (64 GiB).
     pub map_size_mib: u64,
@@ -16,7 +16,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { durability: Durability::Fsync, interval_ms: 100, map_size_mib: 65_536, reserve_mib: 16 }
+        Config { durability: Durability::Fsync, interval_ms: 1_000, map_size_mib: 65_536, reserve_mib: 16 }
     }
 }
 

@@ -2,14 +2,13 @@
 //!
 //! - [`Config`]: durability, size.
 //! - `map.rs`: the file: opening, locking, reading (copies out, own cursor loops), committing one batch, room left.
-//! - `fsync.rs` and `interval.rs`: the two ways to group writes into commits.
+//! - `writer.rs`: how updates are applied, and gathered into commits.
 //!
 //! What is *not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
 
 mod config;
-mod fsync;
-mod interval;
 mod map;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +19,8 @@ use quorate_core::storage::{Capability, Page, Range, StorageEngine, StorageError
 
 pub use config::{Config, Durability};
 
-use fsync::FsyncWriter;
-use interval::IntervalWriter;
 use map::Map;
+use writer::Writer;
 
 /// This plugin's name in `[storage] engine`.
 pub const NAME: &str = "lmdb";
@@ -40,50 +38,32 @@ pub fn open(config: Config, folder: &Path) -> Result<LmdbStorage, StorageError> 
         return Err(StorageError::Io { detail });
     }
     let map = Arc::new(Map::open(&config, folder)?);
-    let writer = match config.durability {
-        Durability::Fsync => Writer::Fsync(FsyncWriter::start(map.clone())),
-        Durability::Interval => Writer::Interval(IntervalWriter::start(map.clone(), config.interval_ms)),
-    };
-    Ok(LmdbStorage { map, writer })
+    let writer = Writer::start(map.clone(), config.durability, config.interval_ms);
+    Ok(LmdbStorage { map, writer, durability: config.durability })
 }
 
 /// A store in a folder.
 pub struct LmdbStorage {
     map: Arc<Map>,
     writer: Writer,
-}
-
-enum Writer {
-    Fsync(FsyncWriter),
-    Interval(IntervalWriter),
+    durability: Durability,
 }
 
 impl StorageEngine for LmdbStorage {
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
-        match &self.writer {
-            Writer::Fsync(_) => self.map.get(key.as_bytes()),
-            Writer::Interval(writer) => writer.get(key.as_bytes()),
-        }
+        self.writer.get(key.as_bytes())
     }
 
     fn update(&self, batch: Vec<Box<dyn Update>>) {
-        match &self.writer {
-            Writer::Fsync(writer) => writer.update(batch),
-            Writer::Interval(writer) => writer.update(batch),
-        }
+        self.writer.update(batch);
     }
 
     fn flush(&self) {
-        if let Writer::Interval(writer) = &self.writer {
-            writer.flush();
-        }
+        self.writer.flush();
     }
 
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
-        match &self.writer {
-            Writer::Fsync(_) => self.map.scan(range, None),
-            Writer::Interval(writer) => writer.scan(range),
-        }
+        self.writer.scan(range)
     }
 
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError> {
@@ -91,7 +71,7 @@ impl StorageEngine for LmdbStorage {
     }
 
     fn capability(&self) -> Capability {
-        let durable = matches!(self.writer, Writer::Fsync(_));
+        let durable = self.durability == Durability::Fsync;
         Capability { durable, ack_when_durable: durable, survives_restart: true }
     }
 }

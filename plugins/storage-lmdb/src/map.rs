@@ -218,14 +218,6 @@ pub(crate) struct Batch<'map> {
 }
 
 impl Batch<'_> {
-    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        match self.transaction.get(self.database, &key) {
-            Ok(value) => Ok(Some(Bytes::copy_from_slice(value))),
-            Err(lmdb::Error::NotFound) => Ok(None),
-            Err(error) => Err(io(error)),
-        }
-    }
-
     pub(crate) fn apply(&mut self, key: &[u8], change: &Change) -> Result<(), StorageError> {
         let done = match change {
             Change::Keep => Ok(()),

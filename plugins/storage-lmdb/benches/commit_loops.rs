@@ -1,0 +1,60 @@
+//! The ceiling of durable writes: bare LMDB commit loops side by side, each with a file of its own on one disk, as the
+//! three replicas of a cluster on one machine have.
+//!
+//! `cargo bench -p quorate-storage-lmdb --bench commit_loops [-- FOLDER]` prints one JSON object a batch size: the puts a
+//! second of the slowest of three loops, which bounds what a cluster that commits every put three times can do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lmdb::{DatabaseFlags, Environment, EnvironmentFlags, Transaction, WriteFlags};
+use tokio::time::Instant;
+
+const LOOPS: usize = 3;
+const BATCHES: [usize; 3] = [64, 256, 512];
+const KEYS: u64 = 100_000;
+const VALUE: [u8; 100] = [7; 100];
+const MEASURED: Duration = Duration::from_secs(3);
+
+fn main() {
+    let folder = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let folder = folder.map_or_else(std::env::temp_dir, PathBuf::from);
+    for batch in BATCHES {
+        let folders: Vec<_> =
+            (0..LOOPS).map(|_| tempfile::tempdir_in(&folder).expect("the folder can be written")).collect();
+        let loops: Vec<_> = folders
+            .iter()
+            .enumerate()
+            .map(|(seed, folder)| {
+                let folder = folder.path().to_owned();
+                std::thread::spawn(move || puts_per_second(&folder, batch, seed as u64))
+            })
+            .collect();
+        let rates = loops.into_iter().map(|one| one.join().expect("a loop does not panic"));
+        let slowest = rates.fold(f64::INFINITY, f64::min);
+        println!("{{\"batch\": {batch}, \"loops\": {LOOPS}, \"puts_per_s_each\": {slowest:.0}}}");
+    }
+}
+
+fn puts_per_second(folder: &Path, batch: usize, seed: u64) -> f64 {
+    let environment = Environment::new()
+        .set_flags(EnvironmentFlags::NO_TLS | EnvironmentFlags::NO_READAHEAD)
+        .set_map_size(4 << 30)
+        .open(folder)
+        .expect("the folder can be opened");
+    let database = environment.create_db(None, DatabaseFlags::empty()).expect("the tree can be opened");
+    let mut word = seed + 1;
+    let begun = Instant::now();
+    let mut done = 0_u64;
+    while begun.elapsed() < MEASURED {
+        let mut transaction = environment.begin_rw_txn().expect("a transaction can begin");
+        for _ in 0..batch {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let key = format!("d\0\0bench\0key{:010}", (word >> 33) % KEYS);
+            transaction.put(database, &key, &VALUE, WriteFlags::empty()).expect("there is room");
+        }
+        transaction.commit().expect("the disk takes it");
+        done += batch as u64;
+    }
+    done as f64 / begun.elapsed().as_secs_f64()
+}

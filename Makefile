@@ -2,13 +2,14 @@
 #
 #   make demo    three nodes, 28,000 airports, a node killed and brought back, a conflict shown and merged
 #   make test    all tests, Rust and Python
+#   make bench   measures this machine and writes docs/benchmarks.md, about a quarter of an hour
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -name 'Cargo.toml' -not -path '*/target/*') Cargo.toml
 
-.PHONY: demo test test-rust test-python lint format schema clean
+.PHONY: demo test test-rust test-python bench lint format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
@@ -21,17 +22,21 @@ test-rust:
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest tests
 
+bench: $(VENV)/.built
+	cargo build --release --locked -p quorate-node -p quorate-example-fjall
+	$(BIN)/python bench/run.py
+
 # What must hold before a change is proposed.
 lint: $(VENV)/.built
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	$(BIN)/ruff check python/quorate tests demo
+	$(BIN)/ruff check python/quorate tests demo bench
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest quorate._native
 
 format:
 	cargo fmt --all
-	$(BIN)/ruff check --fix --quiet python/quorate tests demo
+	$(BIN)/ruff check --fix --quiet python/quorate tests demo bench
 
 # Regenerates the committed Cap'n Proto code. Needs the schema compiler (Debian: capnproto).
 schema:

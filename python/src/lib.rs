@@ -8,6 +8,10 @@ mod error;
 
 use pyo3::prelude::*;
 
+/// For the node that the `quorate` command runs, as in the Rust binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the `quorate` command with these arguments, the program's name first. Returns its exit code.
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<String>) -> u8 {

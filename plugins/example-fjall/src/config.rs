@@ -1,0 +1,15 @@
+use serde::Deserialize;
+
+/// `[storage]` with `engine = "fjall"`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Blocks of the tree that are kept in memory, MiB. Default 64.
+    pub cache_mib: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { cache_mib: 64 }
+    }
+}

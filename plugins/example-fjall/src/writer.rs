@@ -1,0 +1,149 @@
+//! From updates to commits: an update is applied at once, over what is not committed yet, and a thread commits what has
+//! gathered while the commit before was under way.
+//!
+//! A commit that fails takes with it what was applied on top of it, and ends the engine's writes: what the journal holds
+//! then is known only after it is read again, at the next start.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use quorate_core::storage::{Change, StorageError, Update};
+
+use crate::store::{Changes, Store};
+
+/// Most updates that wait for a commit; beyond it, `QueueFull`.
+const MAX_QUEUED_UPDATES: usize = 65_536;
+/// Most bytes that wait for a commit.
+const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Applied since the last commit began.
+    gathered: Changes,
+    bytes: usize,
+    /// What is being committed.
+    committing: Arc<Changes>,
+    /// Updates in `gathered`.
+    waiting: Vec<Box<dyn Update>>,
+    /// What a commit failed with.
+    broken: Option<StorageError>,
+    closing: bool,
+}
+
+impl Writer {
+    pub(crate) fn start(store: Arc<Store>) -> Writer {
+        let shared = Arc::new(Shared { store, state: Mutex::default(), wake: Condvar::new() });
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("quorate-fjall".into())
+            .spawn(move || while theirs.commit_next() {})
+            .expect("a thread can be started");
+        Writer { shared, thread: Some(thread) }
+    }
+
+    pub(crate) fn update(&self, batch: Vec<Box<dyn Update>>) {
+        let mut refused = Vec::new();
+        let mut state = self.shared.lock();
+        for mut update in batch {
+            match self.shared.apply(&mut state, &mut *update) {
+                Ok(()) => {
+                    update.applied();
+                    state.waiting.push(update);
+                }
+                Err(error) => refused.push((update, error)),
+            }
+        }
+        drop(state);
+        self.shared.wake.notify_one();
+        for (update, error) in refused {
+            update.finished(Err(error));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock is held from the read to the write: that makes the update atomic.
+    fn apply(&self, state: &mut State, update: &mut dyn Update) -> Result<(), StorageError> {
+        if let Some(error) = &state.broken {
+            return Err(error.clone());
+        }
+        if state.waiting.len() >= MAX_QUEUED_UPDATES || state.bytes >= MAX_QUEUED_BYTES {
+            return Err(StorageError::QueueFull { limit: MAX_QUEUED_UPDATES as u64 });
+        }
+        let key = update.key().to_bytes();
+        let stored = match state.gathered.get(&key).or_else(|| state.committing.get(&key)) {
+            Some(newer) => newer.clone(),
+            None => self.store.get(&key)?,
+        };
+        let newer = match update.change(stored)? {
+            Change::Keep => return Ok(()),
+            Change::Put(value) => Some(value),
+            Change::Remove => None,
+        };
+        state.bytes += key.len() + newer.as_ref().map_or(0, Bytes::len);
+        state.gathered.insert(key, newer);
+        Ok(())
+    }
+
+    /// Waits for updates and commits them. False when closing: after the last commit.
+    fn commit_next(&self) -> bool {
+        let idle = |state: &mut State| state.waiting.is_empty() && !state.closing;
+        let mut state = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        let closing = state.closing;
+        let waiting = std::mem::take(&mut state.waiting);
+        state.committing = Arc::new(std::mem::take(&mut state.gathered));
+        state.bytes = 0;
+        let committing = state.committing.clone();
+        drop(state);
+
+        let outcome = if committing.is_empty() { Ok(()) } else { self.store.commit(&committing) };
+        let mut state = self.lock();
+        state.committing = Arc::default();
+        match outcome {
+            Ok(()) => {
+                drop(state);
+                finish(waiting, &Ok(()));
+            }
+            Err(error) => {
+                // All hear of it before the lock is given up, so that nothing later begins first.
+                state.gathered.clear();
+                state.broken = Some(error.clone());
+                finish(waiting, &Err(error.clone()));
+                finish(std::mem::take(&mut state.waiting), &Err(error));
+            }
+        }
+        !closing
+    }
+}
+
+fn finish(updates: Vec<Box<dyn Update>>, outcome: &Result<(), StorageError>) {
+    for update in updates {
+        update.finished(outcome.clone());
+    }
+}

@@ -1,0 +1,10 @@
+//! The example keeps the contract of storage engines, through the same suite as the built-in ones.
+
+use std::sync::Arc;
+
+#[test]
+fn fjall_keeps_the_contract() {
+    quorate_core::conformance::storage::run(|folder| {
+        Arc::new(quorate_example_fjall::open(quorate_example_fjall::Config::default(), folder).unwrap())
+    });
+}

@@ -9,6 +9,8 @@ import pytest
 
 from quorate import Client, LocalCluster
 
+pytest_plugins = ["pytester"]
+
 _numbers = itertools.count()
 
 

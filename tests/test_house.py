@@ -16,7 +16,11 @@ import quorate
 from quorate import LocalCluster
 
 ROOT = Path(__file__).parent.parent
-PLUGINS = {path.name: f"quorate-{path.name}" for path in (ROOT / "plugins").iterdir() if path.is_dir()}
+# For strangers to start from: a plugin and a node with it, each in one crate.
+EXAMPLES = {"example-fjall": "quorate-example-fjall", "template": "my-engine"}
+PLUGINS = {
+    path.name: f"quorate-{path.name}" for path in (ROOT / "plugins").iterdir() if path.is_dir() and path.name not in EXAMPLES
+}
 
 ALLOWED = {
     "quorate-core": set[str](),
@@ -26,6 +30,7 @@ ALLOWED = {
     "quorate-node": {"quorate-core", "quorate-cluster", "quorate-rpc", "quorate-client", *PLUGINS.values()},
     "quorate-python": {"quorate-client", "quorate-node"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
+    **{example: {"quorate-core", "quorate-node"} for example in EXAMPLES.values()},
 }
 
 

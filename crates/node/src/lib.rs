@@ -32,3 +32,8 @@ pub fn run<T: Into<std::ffi::OsString> + Clone>(
 ) -> std::process::ExitCode {
     cli::run(registry, arguments)
 }
+
+/// The guide for plugins: its examples are compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/plugins.md")]
+struct PluginsGuide;

@@ -1,0 +1,109 @@
+//! A storage engine in memory, as a starting point. The contract is in the docs of [`StorageEngine`].
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quorate_core::StorageKey;
+use quorate_core::storage::{Capability, Change, Page, Range, StorageEngine, StorageError, Update};
+use serde::Deserialize;
+
+/// This plugin's name: `[storage] engine = "my-engine"`.
+pub const NAME: &str = "my-engine";
+
+/// What may stand beside `engine` in `[storage]`. Unknown keys are refused by name.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Most records; more are refused. Default: no bound.
+    pub max_records: Option<usize>,
+}
+
+/// Opens the engine. `folder` is this node's data folder: create it if you need it, lock it, and check its format.
+///
+/// # Errors
+/// With what is wrong and what to do about it.
+pub fn open(config: Config, _folder: &Path) -> Result<MyEngine, StorageError> {
+    Ok(MyEngine { config, records: Mutex::default() })
+}
+
+/// The records of one node.
+pub struct MyEngine {
+    config: Config,
+    records: Mutex<BTreeMap<Bytes, Bytes>>,
+}
+
+impl MyEngine {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Bytes, Bytes>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One read-change-write. The lock is held throughout: that makes it atomic.
+    fn apply(&self, update: &mut dyn Update) -> Result<(), StorageError> {
+        let mut records = self.lock();
+        let key = update.key().to_bytes();
+        let stored = records.get(&key).cloned();
+        let is_new = stored.is_none();
+        match update.change(stored)? {
+            Change::Keep => {}
+            Change::Remove => {
+                records.remove(&key);
+            }
+            Change::Put(value) => {
+                if let Some(limit) = self.config.max_records.filter(|&limit| is_new && records.len() >= limit) {
+                    let detail = format!("{limit} records, the limit of [storage] max_records: raise it");
+                    return Err(StorageError::Full { detail });
+                }
+                records.insert(key, value);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StorageEngine for MyEngine {
+    fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.lock().get(key.as_bytes()).cloned())
+    }
+
+    /// An engine on a disk applies the whole batch, commits it at once, and only then calls `finished`.
+    fn update(&self, batch: Vec<Box<dyn Update>>) {
+        for mut update in batch {
+            let outcome = self.apply(&mut *update);
+            if outcome.is_ok() {
+                update.applied();
+            }
+            update.finished(outcome);
+        }
+    }
+
+    fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
+        let mut page = Page::default();
+        if range.end.is_some_and(|end| end <= range.start) {
+            return Ok(page);
+        }
+        let start = if range.after { Bound::Excluded(range.start) } else { Bound::Included(range.start) };
+        let end = range.end.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut bytes = 0;
+        for (key, value) in self.lock().range::<[u8], _>((start, end)) {
+            if page.records.len() >= range.limit || (bytes >= range.max_bytes && !page.records.is_empty()) {
+                page.more = true;
+                break;
+            }
+            bytes += key.len() + value.len();
+            page.records.push((key.clone(), value.clone()));
+        }
+        Ok(page)
+    }
+
+    fn checkpoint(&self, _folder: &Path) -> Result<(), StorageError> {
+        Err(StorageError::Io { detail: "my-engine has nothing durable to copy".into() })
+    }
+
+    /// What you promise here, the suite checks.
+    fn capability(&self) -> Capability {
+        Capability { durable: false, ack_when_durable: false, survives_restart: false }
+    }
+}

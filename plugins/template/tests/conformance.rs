@@ -1,0 +1,10 @@
+//! Runs the suite that every storage engine of Quorate passes.
+
+use std::sync::Arc;
+
+use my_engine::{Config, open};
+
+#[test]
+fn keeps_the_contract() {
+    quorate_core::conformance::storage::run(|folder| Arc::new(open(Config::default(), folder).unwrap()));
+}

@@ -31,7 +31,7 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(50);
 
 pub(crate) struct Attempts<'a> {
     pub(crate) routes: &'a Routes,
-    pub(crate) network: &'a dyn Network,
+    pub(crate) network: &'a Rc<dyn Network>,
     pub(crate) environment: &'a dyn Environment,
     pub(crate) deadline: Instant,
     /// The whole time allowed, for messages.
@@ -122,7 +122,7 @@ impl Attempts<'_> {
         }
         let was_tried =
             |tried: &[Rc<Route>], route: &Rc<Route>| tried.iter().any(|other| Rc::ptr_eq(other, route));
-        let candidates = self.routes.candidates(key_hash);
+        let candidates = self.routes.candidates(key_hash, self.network);
         if candidates.iter().all(|route| was_tried(tried, route)) {
             tried.clear();
         }
@@ -150,7 +150,7 @@ impl Attempts<'_> {
     }
 
     async fn attempt(&self, route: &Rc<Route>, request: &ClientRequest, deadline: Instant) -> Outcome {
-        let lane = match route.lane(self.network, deadline).await {
+        let lane = match route.lane(&**self.network, deadline).await {
             Ok(lane) => lane,
             Err(reason) => return Outcome::Unreachable(reason),
         };
@@ -199,10 +199,10 @@ fn count_up(request: &mut ClientRequest) {
 }
 
 /// One answer, awaited once.
-struct Slot(RefCell<Option<oneshot::Sender<Option<ClientResult>>>>);
+pub(crate) struct Slot(RefCell<Option<oneshot::Sender<Option<ClientResult>>>>);
 
 impl Slot {
-    fn new() -> (Rc<Slot>, oneshot::Receiver<Option<ClientResult>>) {
+    pub(crate) fn new() -> (Rc<Slot>, oneshot::Receiver<Option<ClientResult>>) {
         let (sender, receiver) = oneshot::channel();
         (Rc::new(Slot(RefCell::new(Some(sender)))), receiver)
     }

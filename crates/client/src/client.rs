@@ -278,7 +278,7 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let attempts = Attempts {
             routes: &self.routes,
-            network: &*self.network,
+            network: &self.network,
             environment: &*self.environment,
             deadline,
             timeout,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use quorate_core::request::ClientRequest;
+use quorate_core::seams::ReplyTo;
 use quorate_core::{Layout, PartitionId};
 use quorate_rpc::ClientProtocol;
 use quorate_rpc::lane::Lane;
@@ -13,9 +15,11 @@ use quorate_rpc::preamble::introduce;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::attempts::Slot;
+
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a node that could not be reached is passed over: this at first, doubled up to the second.
+/// How long after a failure a node is looked for again: this at first, doubled up to the second.
 const FIRST_AVOIDANCE: Duration = Duration::from_millis(100);
 const LONGEST_AVOIDANCE: Duration = Duration::from_secs(2);
 
@@ -23,7 +27,9 @@ const LONGEST_AVOIDANCE: Duration = Duration::from_secs(2);
 pub(crate) struct Route {
     pub(crate) address: String,
     lane: RefCell<Option<Rc<Lane<ClientProtocol>>>>,
-    avoid_until: Cell<Option<Instant>>,
+    /// Set when it did not answer, until it does again: no request goes to it while another node is there. From this
+    /// moment on it may be looked for.
+    look_again_at: Cell<Option<Instant>>,
     avoidance: Cell<Duration>,
     /// One connection attempt at a time: requests that find none wait for it together.
     connecting: Mutex<()>,
@@ -34,7 +40,7 @@ impl Route {
         Rc::new(Route {
             address,
             lane: RefCell::new(None),
-            avoid_until: Cell::new(None),
+            look_again_at: Cell::new(None),
             avoidance: Cell::new(FIRST_AVOIDANCE),
             connecting: Mutex::new(()),
         })
@@ -67,8 +73,7 @@ impl Route {
         match opened {
             Ok(lane) => {
                 *self.lane.borrow_mut() = Some(lane.clone());
-                self.avoid_until.set(None);
-                self.avoidance.set(FIRST_AVOIDANCE);
+                self.answered();
                 Ok(lane)
             }
             Err(reason) => {
@@ -78,23 +83,46 @@ impl Route {
         }
     }
 
-    /// Passes this node over for a while: it did not answer.
+    /// Passes this node over: it did not answer. A connection that is still open stays: others may be answered on it.
     pub(crate) fn avoid(&self) {
         let pause = self.avoidance.get();
-        self.avoid_until.set(Some(Instant::now() + pause));
+        self.look_again_at.set(Some(Instant::now() + pause));
         self.avoidance.set((pause * 2).min(LONGEST_AVOIDANCE));
     }
 
     /// It answered.
     pub(crate) fn answered(&self) {
-        if self.avoid_until.get().is_some() {
-            self.avoid_until.set(None);
+        if self.look_again_at.get().is_some() {
+            self.look_again_at.set(None);
             self.avoidance.set(FIRST_AVOIDANCE);
         }
     }
 
-    fn is_avoided(&self, now: Instant) -> bool {
-        self.avoid_until.get().is_some_and(|until| until > now)
+    fn is_avoided(&self) -> bool {
+        self.look_again_at.get().is_some()
+    }
+
+    /// Looks, in the background, whether a node that is passed over is back: a frozen one takes connections and answers
+    /// nothing, so that no request should be the one to find out.
+    fn look_again(self: &Rc<Self>, network: &Rc<dyn Network>, now: Instant) {
+        if self.look_again_at.get().is_none_or(|at| at > now) {
+            return;
+        }
+        let until = now + CONNECT_TIMEOUT;
+        self.look_again_at.set(Some(until));
+        let (route, network) = (self.clone(), network.clone());
+        tokio::task::spawn_local(async move {
+            let Some(lane) = route.open_lane() else {
+                let _ = route.lane(&*network, until).await;
+                return;
+            };
+            let (slot, answer) = Slot::new();
+            lane.send(ClientRequest::Ping, CONNECT_TIMEOUT, ReplyTo::new(slot, 0));
+            match tokio::time::timeout_at(until, answer).await {
+                Ok(Ok(Some(_))) => route.answered(),
+                _ => route.avoid(),
+            }
+        });
     }
 }
 
@@ -141,12 +169,12 @@ impl Routes {
         let layout = self.layout.borrow();
         let partition = layout.as_ref()?.partition_of(key_hash);
         let route = first.get(partition.0 as usize)?.as_ref()?;
-        (route.avoid_until.get().is_none() && route.open_lane().is_some()).then(|| route.clone())
+        (!route.is_avoided() && route.open_lane().is_some()).then(|| route.clone())
     }
 
     /// The nodes to try for a key (or for anything), best first: its replicas in order, then the others; those that did
-    /// not answer lately last.
-    pub(crate) fn candidates(&self, key_hash: Option<u64>) -> Vec<Rc<Route>> {
+    /// not answer lately last. Begins to look for those again when it is time.
+    pub(crate) fn candidates(&self, key_hash: Option<u64>, network: &Rc<dyn Network>) -> Vec<Rc<Route>> {
         let known = self.known.borrow();
         let mut candidates: Vec<Rc<Route>> = Vec::with_capacity(known.len());
         if let (Some(layout), Some(hash)) = (&*self.layout.borrow(), key_hash) {
@@ -161,7 +189,10 @@ impl Routes {
             }
         }
         let now = Instant::now();
-        candidates.sort_by_key(|route| route.is_avoided(now));
+        candidates.sort_by_key(|route| route.is_avoided());
+        if candidates.first().is_some_and(|best| !best.is_avoided()) {
+            candidates.iter().for_each(|route| route.look_again(network, now));
+        }
         candidates
     }
 

@@ -12,6 +12,9 @@ use crate::lane::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
 
 /// A call that nothing is ready for is answered after this long, with nothing: a sign of life.
 pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
+/// One call waits that long to bring results back. What is held besides it is given back soon, so that operations which
+/// take long (a quorum that misses a node) do not keep the sender from sending others.
+const SURPLUS_HOLD: Duration = Duration::from_millis(5);
 /// Calls of one connection that may wait for results at a time; further ones are answered at once.
 const MAX_HELD_CALLS: usize = 8;
 /// Operations under way of one connection, and results that it has not collected, may take this many bytes together:
@@ -77,13 +80,15 @@ impl<A: 'static> Session<A> {
         }
     }
 
-    /// Results that are ready, as many as fit an answer: waits for the first one, then for the turn's end.
+    /// Results that are ready, as many as fit an answer: waits for the first one, while any is owed.
     pub async fn collect(&self) -> Vec<(u64, A)> {
-        if self.ready.borrow().is_empty() && self.outstanding.get() > 0 && self.held.get() < MAX_HELD_CALLS {
+        let waits = || self.ready.borrow().is_empty() && self.outstanding.get() > 0;
+        if waits() && self.held.get() < MAX_HELD_CALLS {
+            let hold = if self.held.get() == 0 { LONGEST_HOLD } else { SURPLUS_HOLD };
             self.held.set(self.held.get() + 1);
             let _guard = Held(&self.held);
-            let _ = tokio::time::timeout(LONGEST_HOLD, async {
-                while self.ready.borrow().is_empty() {
+            let _ = tokio::time::timeout(hold, async {
+                while waits() {
                     self.arrived.notified().await;
                 }
             })
@@ -104,6 +109,10 @@ impl<A: 'static> Session<A> {
             results.extend(ready.pop_front());
         }
         self.ready_bytes.set(self.ready_bytes.get() - bytes);
+        if ready.is_empty() && self.outstanding.get() == 0 && self.held.get() > 0 {
+            // Nothing is owed any more: who waits for it would only keep the sender from sending.
+            self.arrived.notify_waiters();
+        }
         results
     }
 }

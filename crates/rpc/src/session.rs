@@ -133,3 +133,40 @@ impl<A: 'static> ReplySink<A> for Slot<A> {
         session.push(id, answer.unwrap_or_else(session.abandoned));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+
+    /// Two calls wait, both results come in one turn, the first call takes them: the second must not go on waiting, or
+    /// the sender, which has two calls at a time, could send nothing until the hold is over.
+    #[test]
+    fn no_call_is_held_when_nothing_is_owed() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let session = Session::<u8>::new(|| 0, |_| 1);
+            let (one, two) = (session.admit(1, 1).unwrap(), session.admit(2, 1).unwrap());
+            let (mut first, mut second) = (pin!(session.collect()), pin!(session.collect()));
+            std::future::poll_fn(|cx| {
+                assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            one.send(7);
+            two.send(8);
+            std::future::poll_fn(|cx| {
+                assert_eq!(first.as_mut().poll(cx), Poll::Ready(vec![(1, 7), (2, 8)]));
+                assert_eq!(second.as_mut().poll(cx), Poll::Ready(vec![]));
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!((session.held.get(), session.outstanding.get()), (0, 0));
+        });
+    }
+}

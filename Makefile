@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -name 'Cargo.toml' -not -path '*/target/*') Cargo.toml
 
-.PHONY: demo test test-rust test-python bench lint format schema clean
+.PHONY: demo test test-rust test-python bench profile lint format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
@@ -25,6 +25,11 @@ test-python: $(VENV)/.built
 bench: $(VENV)/.built
 	cargo build --release --locked -p quorate-node -p quorate-example-fjall
 	$(BIN)/python bench/run.py
+
+# Where the time goes, into the same page. Needs perf.
+profile: $(VENV)/.built
+	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --locked -p quorate-node
+	$(BIN)/python bench/profile.py
 
 # What must hold before a change is proposed.
 lint: $(VENV)/.built

@@ -207,7 +207,8 @@ class LocalCluster:
         membership: the membership plugin: "static".
         config: any keys of a node's configuration, section by section, for all nodes.
         folder: where to keep data and logs. Default: a temporary folder, removed at the end.
-        command: what runs a node, for one with plugins of your own: ["target/release/my-node"]. Default: this Python's quorate.
+        command: what runs a node, for one with plugins of your own: ["target/release/my-node"].
+            Default: this Python's quorate.
     """
 
     def __init__(

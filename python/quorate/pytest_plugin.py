@@ -1,8 +1,8 @@
-"""Fixtures for testing code that uses Quorate, against real nodes. pytest finds them by itself once the package is installed.
+"""Fixtures for testing code that uses Quorate, against real nodes. pytest finds them once the package is installed.
 
-``quorate_cluster`` is a `LocalCluster` for the whole run, started when a test first asks for it. ``quorate_bucket`` is a bucket
-that no other test uses. The settings ``quorate_nodes`` (3) and ``quorate_storage`` (memory) go into pytest's configuration; a test
-chooses options of its bucket with ``@pytest.mark.quorate_bucket(codec="json")``.
+``quorate_cluster`` is a `LocalCluster` for the whole run, started when a test first asks for it. ``quorate_bucket`` is a
+bucket that no other test uses. The settings ``quorate_nodes`` (3) and ``quorate_storage`` (memory) go into pytest's
+configuration; a test chooses options of its bucket with ``@pytest.mark.quorate_bucket(codec="json")``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add the marker."""
-    config.addinivalue_line(
-        "markers", "quorate_bucket(**options): options of the bucket that the fixture quorate_bucket gives, as of Client.bucket"
-    )
+    config.addinivalue_line("markers", "quorate_bucket(**options): options of the fixture's bucket, as of Client.bucket")
 
 
 @pytest.fixture(scope="session")

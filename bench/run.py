@@ -261,7 +261,7 @@ def page(run: Run, hop: dict[str, float], loops: dict[int, float], took: float) 
     lines = [
         BEGIN,
         f"Measured on {datetime.date.today().isoformat()} by `make bench` in {took / 60:.0f} minutes, on {machine()}.",
-        f"Each figure is the median of {run.runs} runs of {run.seconds:g} s, with the least and the most of them in brackets.",
+        f"Each figure is the median of {run.runs} runs of {run.seconds:g} s, with the least and the most in brackets.",
         "Three nodes with one worker each and the load generator share the cores; values of 100 bytes, 100,000 keys, N=3,",
         "unless a row says otherwise; `--connections 4`, which are two clients with a connection to each node.",
         "",

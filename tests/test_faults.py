@@ -265,7 +265,7 @@ def test_a_full_map_refuses_writes_and_serves_reads() -> None:
             assert len(written) > 50
             assert len(bucket.get_many(written)) == len(written)
             with pytest.raises(quorate.StorageFailed):
-                bucket.put("another", b"x")
+                bucket.put("another", b"x" * 10_000)
         cluster[0].stop()
         cluster[0].start()
         with cluster.connect() as db:

@@ -98,8 +98,10 @@ impl Route {
         }
     }
 
-    fn is_avoided(&self) -> bool {
-        self.look_again_at.get().is_some()
+    /// A look that is long overdue found no event loop to run on, as between the calls of a synchronous client: then a
+    /// request has to be the one to find out.
+    fn is_avoided(&self, now: Instant) -> bool {
+        self.look_again_at.get().is_some_and(|at| at + CONNECT_TIMEOUT > now)
     }
 
     /// Looks, in the background, whether a node that is passed over is back: a frozen one takes connections and answers
@@ -169,7 +171,7 @@ impl Routes {
         let layout = self.layout.borrow();
         let partition = layout.as_ref()?.partition_of(key_hash);
         let route = first.get(partition.0 as usize)?.as_ref()?;
-        (!route.is_avoided() && route.open_lane().is_some()).then(|| route.clone())
+        (route.look_again_at.get().is_none() && route.open_lane().is_some()).then(|| route.clone())
     }
 
     /// The nodes to try for a key (or for anything), best first: its replicas in order, then the others; those that did
@@ -189,8 +191,8 @@ impl Routes {
             }
         }
         let now = Instant::now();
-        candidates.sort_by_key(|route| route.is_avoided());
-        if candidates.first().is_some_and(|best| !best.is_avoided()) {
+        candidates.sort_by_key(|route| route.is_avoided(now));
+        if candidates.first().is_some_and(|best| !best.is_avoided(now)) {
             candidates.iter().for_each(|route| route.look_again(network, now));
         }
         candidates

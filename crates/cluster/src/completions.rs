@@ -8,13 +8,16 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
+use quorate_core::PartitionId;
+use quorate_core::event::EventKind;
 use quorate_core::object::Written;
 use quorate_core::request::{PeerReply, PeerResult};
 use quorate_core::seams::ReplyTo;
-use quorate_core::storage::{StorageEngine, Update};
+use quorate_core::storage::{StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
 use crate::replica::WriteFailure;
+use crate::shared::Shared;
 
 /// A write of this node's own, applied: what the other replicas are to merge, and what its client is told.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(crate) struct Progress {
     pub(crate) ticket: u64,
     pub(crate) applied: Option<Applied>,
     pub(crate) acked: Option<Result<(), WriteFailure>>,
+    /// The partition whose actor had to be replaced.
+    pub(crate) renewed: Option<PartitionId>,
 }
 
 /// Where engine threads leave what they did.
@@ -71,6 +76,7 @@ impl Outbox {
 /// Who waits on this worker for which update.
 pub(crate) struct Completions {
     pub(crate) outbox: Arc<Outbox>,
+    shared: Arc<Shared>,
     waiting: RefCell<BTreeMap<u64, Waiting>>,
     next: Cell<u64>,
 }
@@ -82,9 +88,13 @@ struct Waiting {
 
 impl Completions {
     /// Starts to deliver, for as long as the value lives.
-    pub(crate) fn start() -> Rc<Completions> {
-        let completions =
-            Rc::new(Completions { outbox: Arc::default(), waiting: RefCell::default(), next: Cell::new(0) });
+    pub(crate) fn start(shared: Arc<Shared>) -> Rc<Completions> {
+        let completions = Rc::new(Completions {
+            outbox: Arc::default(),
+            shared,
+            waiting: RefCell::default(),
+            next: Cell::new(0),
+        });
         let outbox = completions.outbox.clone();
         let theirs = Rc::downgrade(&completions);
         tokio::task::spawn_local(async move {
@@ -136,7 +146,15 @@ impl Completions {
     }
 
     fn deliver(&self, progress: Progress) {
-        let Progress { ticket, applied, acked } = progress;
+        let Progress { ticket, applied, acked, renewed } = progress;
+        if let Some(partition) = renewed {
+            self.shared.emit(None, EventKind::ActorRenewed { partition: partition.0 });
+        }
+        if let Some(Err(WriteFailure::Storage(error))) = &acked
+            && !matches!(error, StorageError::QueueFull { .. })
+        {
+            self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
+        }
         if let Some(applied) = applied
             && let Some(waiting) = self.waiting.borrow_mut().get_mut(&ticket)
             && let Some(sender) = waiting.applied.take()

@@ -92,7 +92,7 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn new(shared: Arc<Shared>) -> Replica {
-        Replica { shared, completions: Completions::start() }
+        Replica { completions: Completions::start(shared.clone()), shared }
     }
 
     /// The encoded object under a key.
@@ -192,7 +192,8 @@ impl Replica {
     }
 
     fn acking(&self, ticket: u64) -> Acking {
-        Acking { shared: self.shared.clone(), outbox: self.completions.outbox.clone(), ticket, failure: None }
+        let outbox = self.completions.outbox.clone();
+        Acking { shared: self.shared.clone(), outbox, ticket, failure: None, renewed: None }
     }
 }
 
@@ -203,6 +204,8 @@ struct Acking {
     ticket: u64,
     /// A typed reason, where the engine only knows that the update rejected its record.
     failure: Option<WriteFailure>,
+    /// The partition whose actor this update had to replace.
+    renewed: Option<PartitionId>,
 }
 
 impl Acking {
@@ -218,24 +221,26 @@ impl Acking {
     }
 
     fn applied(&self, applied: Option<Applied>) {
-        let acked = (!self.shared.engine.capability().ack_when_durable).then_some(Ok(()));
+        let acked = (!self.shared.ack_when_durable).then_some(Ok(()));
         if applied.is_some() || acked.is_some() {
-            self.outbox.post(Progress { ticket: self.ticket, applied, acked });
+            self.outbox.post(Progress { ticket: self.ticket, applied, acked, renewed: None });
         }
     }
 
+    /// Called by the engine, perhaps under its lock: nothing is logged here, that is done where it is delivered.
     fn finished(self, outcome: Result<(), StorageError>) {
         let acked = match outcome {
-            Ok(()) if !self.shared.engine.capability().ack_when_durable => return,
+            Ok(()) if !self.shared.ack_when_durable && self.renewed.is_none() => return,
             Ok(()) => Ok(()),
-            Err(error) => Err(self.failure.unwrap_or_else(|| {
-                if !matches!(error, StorageError::QueueFull { .. }) {
-                    self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
-                }
-                WriteFailure::Storage(error)
-            })),
+            Err(error) => Err(self.failure.unwrap_or(WriteFailure::Storage(error))),
         };
-        self.outbox.post(Progress { ticket: self.ticket, applied: None, acked: Some(acked) });
+        let Acking { outbox, ticket, renewed, .. } = self;
+        outbox.post(Progress { ticket, applied: None, acked: Some(acked), renewed });
+    }
+
+    fn renew_actor(&mut self, partition: PartitionId) {
+        self.shared.renew_actor(partition);
+        self.renewed = Some(partition);
     }
 }
 
@@ -274,7 +279,7 @@ impl Update for Merge {
             // place, and the actor that may be forgotten with it never speaks again.
             Err(error) => {
                 self.acking.damaged(&self.key, error);
-                self.acking.shared.renew_actor(self.key.partition());
+                self.acking.renew_actor(self.key.partition());
                 return Ok(Change::Put(self.encoded.clone()));
             }
         };
@@ -354,9 +359,9 @@ impl Update for ClientWrite {
 
     /// What was applied was told to others. If it failed all the same, the actor has forgotten an event that they know
     /// of, and must not speak again.
-    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+    fn finished(mut self: Box<Self>, outcome: Result<(), StorageError>) {
         if outcome.is_err() && self.applied {
-            self.acking.shared.renew_actor(self.key.partition());
+            self.acking.renew_actor(self.key.partition());
         }
         self.acking.finished(outcome);
     }

@@ -59,6 +59,8 @@ pub struct Shared {
     pub events: Arc<dyn EventSink>,
     /// How requests are served.
     pub config: CoordinatorConfig,
+    /// When this node acks a write: once it is durable, or once it is applied.
+    pub(crate) ack_when_durable: bool,
     started_ms: u64,
     clock: AtomicU64,
     /// One a partition. Zero: none drawn yet in this run of the process.
@@ -95,7 +97,9 @@ impl Shared {
         let actors = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let started_ms = environment.monotonic_ms();
         let clock = AtomicU64::new(0);
+        let ack_when_durable = engine.capability().ack_when_durable;
         Arc::new(Shared {
+            ack_when_durable,
             identity,
             layout,
             buckets,
@@ -151,10 +155,9 @@ impl Shared {
     }
 
     /// A change that had been applied could not be committed: an event of the partition's actor is forgotten, so
-    /// the actor must never speak again.
+    /// the actor must never speak again. Whoever calls this sees to it that `ActorRenewed` is told, outside the engine.
     pub(crate) fn renew_actor(&self, partition: PartitionId) {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
-        self.emit(None, EventKind::ActorRenewed { partition: partition.0 });
     }
 
     /// How replicas merge objects of a bucket.

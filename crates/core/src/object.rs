@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::causality::{CausalContext, Dot};
 use crate::clock::Stamp;
 
-/// A random number that the client gives each write and keeps over its retries.
+/// A number that the client gives each write and keeps over its retries; nobody else's is likely to be the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub u64);
 
@@ -207,8 +207,8 @@ impl Object {
         &self.replaced_requests
     }
 
-    /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`. True if this one
-    /// learnt something from the other, false if it is as it was.
+    /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`. False only if this
+    /// one is as it was: the other knew nothing that it did not.
     ///
     /// Commutative, associative and idempotent in what is replaced and what is live (property-tested); the remembered
     /// request ids are outside of that, as they are outside the digest. `rule` must be the bucket's.
@@ -381,11 +381,11 @@ impl Object {
         if rule == MergeRule::KeepAll || self.live.len() < 2 {
             return false;
         }
-        let newest = self.live.iter().max_by_key(|v| (v.dot.stamp, v.dot.actor)).cloned();
-        let lost = std::mem::replace(&mut self.live, newest.iter().cloned().collect());
+        let mut lost = std::mem::take(&mut self.live);
+        let newest = (0..lost.len()).max_by_key(|&at| (lost[at].dot.stamp, lost[at].dot.actor)).unwrap_or(0);
+        self.live.push(lost.swap_remove(newest));
         // A retry of what lost must be known, too. The time is the write's own: merging reads no clock.
-        for version in lost.into_iter().filter(|version| Some(version.dot) != newest.as_ref().map(|v| v.dot))
-        {
+        for version in lost {
             let replaced_ms = version.dot.stamp.wall_ms();
             self.remember(ReplacedRequest { request: version.request, replaced_ms });
         }

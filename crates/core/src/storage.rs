@@ -65,7 +65,8 @@ pub trait Update: Send {
     fn applied(&mut self);
 
     /// The change is durable (as far as the engine promises it), or failed: then it is as if it had never been.
-    /// Called in any thread, exactly once, and before any later update of the record is begun if it failed.
+    /// Called in any thread, exactly once, and before any later update of the record is begun if it failed although it had
+    /// been `applied`.
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>);
 }
 
@@ -127,7 +128,7 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// If it cannot be read; never for a record that is absent.
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError>;
 
-    /// Submits updates. Returns at once; each update is told what became of it.
+    /// Submits updates. May read records for them, waits for no commit; each update is told what became of it.
     fn update(&self, batch: Vec<Box<dyn Update>>);
 
     /// Asks an engine that buffers to commit now what was submitted before, instead of at its time. Returns at once; each

@@ -42,8 +42,12 @@ fn objects() -> impl Strategy<Value = Object> {
         versions.dedup_by_key(|version| version.dot);
         let requests = requests
             .into_iter()
-            .rev()
-            .map(|request| ReplacedRequest { request: RequestId(request), replaced_ms: request })
+            .enumerate()
+            // Two of a kind, so that ties are there, too.
+            .map(|(at, request)| ReplacedRequest {
+                request: RequestId(request),
+                replaced_ms: 1_000 - at as u64 / 2,
+            })
             .collect();
         Object::from_parts(replaced, versions, requests).unwrap()
     })

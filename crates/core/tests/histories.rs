@@ -306,7 +306,10 @@ fn merge_is_commutative_associative_and_idempotent() {
         for rule in [MergeRule::KeepAll, MergeRule::KeepNewest] {
             let join = |x: &Object, y: &Object| {
                 let mut joined = x.clone();
-                joined.merge(y, rule);
+                let learnt = joined.merge(y, rule);
+                // Replicas store what came, as it came, if it says that it learnt nothing from what was there.
+                assert!(learnt || joined == *x);
+                assert!(learnt == (joined != *x) || rule == MergeRule::KeepNewest);
                 joined
             };
             // A state under a rule is one that was merged under it.

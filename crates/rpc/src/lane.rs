@@ -1,7 +1,8 @@
 //! The sending side of a connection: operations gather here while earlier ones are under way.
 //!
 //! No timers and no waiting for company: an operation that finds the lane idle is sent at the end of the event loop's
-//! turn; under load, what gathers while two calls are under way makes the next call.
+//! turn; under load, what gathers while two calls are under way makes the next call (while up to eight are, once there is
+//! enough of it).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};

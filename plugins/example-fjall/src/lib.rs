@@ -9,7 +9,8 @@
 //! - `writer.rs`: how updates are applied and gathered into commits.
 //! - `main.rs`: a node with this engine, and everything that comes with Quorate.
 //!
-//! What is *not* here: watching the free space of the disk, as the built-in engine does.
+//! What is *not* here, and an engine for production must have: watching the free space of the disk. A disk that is full fails a
+//! commit, fjall takes no more writes after that, and so this engine takes none until the node is started again.
 
 mod config;
 mod store;

@@ -93,8 +93,10 @@ impl Shared {
         if let Some(error) = &state.broken {
             return Err(error.clone());
         }
-        if state.waiting.len() >= MAX_QUEUED_UPDATES || state.bytes >= MAX_QUEUED_BYTES {
-            return Err(StorageError::QueueFull { limit: MAX_QUEUED_UPDATES as u64 });
+        for (size, limit) in [(state.waiting.len(), MAX_QUEUED_UPDATES), (state.bytes, MAX_QUEUED_BYTES)] {
+            if size >= limit {
+                return Err(StorageError::QueueFull { limit: limit as u64 });
+            }
         }
         let key = update.key().to_bytes();
         let stored = match state.gathered.get(&key).or_else(|| state.committing.get(&key)) {

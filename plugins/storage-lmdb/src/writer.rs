@@ -27,6 +27,8 @@ const COMMIT_EARLY_UPDATES: usize = MAX_QUEUED_UPDATES / 2;
 /// Updates are refused while the overlay is this large.
 const MAX_OVERLAY_BYTES: usize = 256 * 1024 * 1024;
 
+/// The lock is given up after this many updates, so that other event loops get their turn.
+const APPLIED_TOGETHER: usize = 64;
 /// How often a commit lets others run first at most.
 const MOST_YIELDS: usize = 16;
 
@@ -47,6 +49,8 @@ struct Shared {
     pace: Pace,
     state: Mutex<State>,
     wake: Condvar,
+    #[cfg(test)]
+    trouble: tests::Trouble,
 }
 
 #[derive(Default)]
@@ -57,6 +61,8 @@ struct State {
     committing: Arc<Overlay>,
     /// Bytes of `active`.
     bytes: usize,
+    /// Bytes of `committing`: `room` does not show them before they are committed.
+    committing_bytes: usize,
     /// Updates in `active` that want to hear when they are durable.
     waiting: Vec<Box<dyn Update>>,
     /// Bytes that the file had room for when that was last looked at; what is in the overlay must fit.
@@ -93,7 +99,14 @@ impl Writer {
     pub(crate) fn start(map: Arc<Map>, durability: Durability, interval_ms: u64) -> Writer {
         let state = State { room: map.room().unwrap_or(0), ..State::default() };
         let pace = Pace { durability, interval: Duration::from_millis(interval_ms) };
-        let shared = Arc::new(Shared { map, pace, state: Mutex::new(state), wake: Condvar::new() });
+        let shared = Arc::new(Shared {
+            map,
+            pace,
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            #[cfg(test)]
+            trouble: tests::Trouble::default(),
+        });
         let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name("quorate-lmdb".into())
@@ -112,25 +125,28 @@ impl Writer {
     }
 
     pub(crate) fn update(&self, batch: Vec<Box<dyn Update>>) {
-        let mut refused = Vec::new();
-        let mut state = self.shared.lock();
-        for mut update in batch {
-            match self.shared.apply(&mut state, &mut *update) {
-                Ok(()) => {
-                    update.applied();
-                    state.waiting.push(update);
+        let mut batch = batch.into_iter();
+        while batch.len() > 0 {
+            let mut refused = Vec::new();
+            let mut state = self.shared.lock();
+            for mut update in batch.by_ref().take(APPLIED_TOGETHER) {
+                match self.shared.apply(&mut state, &mut *update) {
+                    Ok(()) => {
+                        update.applied();
+                        state.waiting.push(update);
+                    }
+                    Err(error) => refused.push((update, error)),
                 }
-                Err(error) => refused.push((update, error)),
             }
-        }
-        let wake = state.idle && state.is_due(self.shared.pace.durability);
-        state.idle &= !wake;
-        drop(state);
-        if wake {
-            self.shared.wake.notify_one();
-        }
-        for (update, error) in refused {
-            update.finished(Err(error));
+            let wake = state.idle && state.is_due(self.shared.pace.durability);
+            state.idle &= !wake;
+            drop(state);
+            if wake {
+                self.shared.wake.notify_one();
+            }
+            for (update, error) in refused {
+                update.finished(Err(error));
+            }
         }
     }
 
@@ -179,8 +195,10 @@ impl Shared {
         if let Some(error) = &state.failing {
             return Err(error.clone());
         }
-        if state.waiting.len() >= MAX_QUEUED_UPDATES || state.bytes >= MAX_OVERLAY_BYTES {
-            return Err(StorageError::QueueFull { limit: MAX_QUEUED_UPDATES as u64 });
+        for (size, limit) in [(state.waiting.len(), MAX_QUEUED_UPDATES), (state.bytes, MAX_OVERLAY_BYTES)] {
+            if size >= limit {
+                return Err(StorageError::QueueFull { limit: limit as u64 });
+            }
         }
         let key = update.key().to_bytes();
         let stored = match state.newer(&key) {
@@ -200,10 +218,11 @@ impl Shared {
         Ok(())
     }
 
-    /// A B+ tree of pages takes about twice what is in it. Looked at afresh before anything is refused.
+    /// A B+ tree of pages takes about twice what is in it. Looked at afresh for the first update of a commit, since others
+    /// fill the disk, too, and before anything is refused.
     fn check_room(&self, state: &mut State, bytes: usize) -> Result<(), StorageError> {
-        let needed = (state.bytes + bytes) as u64 * 2;
-        if needed > state.room {
+        let needed = (state.bytes + state.committing_bytes + bytes) as u64 * 2;
+        if needed > state.room || state.waiting.is_empty() {
             state.room = self.map.room()?;
         }
         if needed > state.room {
@@ -237,7 +256,7 @@ impl Shared {
             return !closing;
         }
         state.committing = Arc::new(std::mem::take(&mut state.active));
-        let bytes = std::mem::take(&mut state.bytes);
+        state.committing_bytes = std::mem::take(&mut state.bytes);
         let committing = state.committing.clone();
         drop(state);
 
@@ -246,6 +265,7 @@ impl Shared {
         let room = self.map.room().unwrap_or(0);
         let mut state = self.lock();
         state.room = room;
+        let bytes = std::mem::take(&mut state.committing_bytes);
         let committed = std::mem::take(&mut state.committing);
         match (outcome, self.pace.durability) {
             (Ok(()), _) => {
@@ -297,6 +317,8 @@ impl Shared {
     }
 
     fn commit(&self, changes: &Overlay) -> Result<(), StorageError> {
+        #[cfg(test)]
+        self.trouble.stop_here()?;
         if changes.values().any(Option::is_some) {
             self.map.check_room()?;
         }
@@ -312,5 +334,101 @@ impl Shared {
 fn finish(updates: Vec<Box<dyn Update>>, outcome: Result<(), StorageError>) {
     for update in updates {
         update.finished(outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use quorate_core::StorageKey;
+    use quorate_core::key::Table;
+
+    use super::*;
+    use crate::Config;
+
+    /// Holds commits back, or lets one fail.
+    #[derive(Default)]
+    pub(super) struct Trouble {
+        gate: Mutex<()>,
+        fail: Mutex<Option<StorageError>>,
+    }
+
+    impl Trouble {
+        pub(super) fn stop_here(&self) -> Result<(), StorageError> {
+            drop(self.gate.lock().unwrap());
+            self.fail.lock().unwrap().take().map_or(Ok(()), Err)
+        }
+    }
+
+    struct Append {
+        key: StorageKey,
+        byte: u8,
+        told: Sender<String>,
+        engine: Arc<Shared>,
+    }
+
+    impl Update for Append {
+        fn key(&self) -> &StorageKey {
+            &self.key
+        }
+
+        fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+            let mut value = stored.map_or(Vec::new(), |stored| stored.to_vec());
+            value.push(self.byte);
+            Ok(Change::Put(value.into()))
+        }
+
+        fn applied(&mut self) {
+            let _ = self.told.send(format!("{} applied", self.byte as char));
+        }
+
+        fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+            // A failure is told under the lock: nothing can be applied before all have heard.
+            let locked = self.engine.state.try_lock().is_err();
+            let how = if outcome.is_ok() { "durable" } else { "failed" };
+            assert!(locked || outcome.is_ok());
+            let _ = self.told.send(format!("{} {how}", self.byte as char));
+        }
+    }
+
+    fn hear(told: &Receiver<String>) -> String {
+        told.recv_timeout(Duration::from_secs(30)).expect("each update is told in bounded time")
+    }
+
+    /// An update that was applied on top of one whose commit fails goes with it, before anything later begins; then the
+    /// record is what it was, and writes go on.
+    #[test]
+    fn a_failed_commit_takes_with_it_what_stands_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { map_size_mib: 16, reserve_mib: 1, ..Config::default() };
+        let map = Arc::new(Map::open(&config, folder.path()).unwrap());
+        let writer = Writer::start(map, Durability::Fsync, 1);
+        let (told, heard) = channel();
+        let key = StorageKey::of_table(Table::Facts, b"k");
+        let append = |byte: u8| -> Vec<Box<dyn Update>> {
+            let (key, told, engine) = (key.clone(), told.clone(), writer.shared.clone());
+            vec![Box::new(Append { key, byte, told, engine })]
+        };
+        writer.update(append(b'a'));
+        assert_eq!((hear(&heard), hear(&heard)), ("a applied".into(), "a durable".into()));
+
+        let gate = writer.shared.trouble.gate.lock().unwrap();
+        let detail = "the disk is gone".to_owned();
+        *writer.shared.trouble.fail.lock().unwrap() = Some(StorageError::Io { detail });
+        writer.update(append(b'b'));
+        while writer.shared.lock().committing.is_empty() {
+            std::thread::yield_now();
+        }
+        writer.update(append(b'c'));
+        assert_eq!((hear(&heard), hear(&heard)), ("b applied".into(), "c applied".into()));
+        assert_eq!(writer.get(key.as_bytes()).unwrap().unwrap(), "a", "readers see what is committed");
+        drop(gate);
+        assert_eq!((hear(&heard), hear(&heard)), ("b failed".into(), "c failed".into()));
+        assert_eq!(writer.get(key.as_bytes()).unwrap().unwrap(), "a");
+
+        writer.update(append(b'd'));
+        assert_eq!((hear(&heard), hear(&heard)), ("d applied".into(), "d durable".into()));
+        assert_eq!(writer.get(key.as_bytes()).unwrap().unwrap(), "ad");
     }
 }

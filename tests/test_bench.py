@@ -36,8 +36,9 @@ def report(cluster: LocalCluster, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("workload", ["put", "get", "a", "b", "c"])
-def test_every_workload_runs_verified_and_reports_the_fields(small: LocalCluster, workload: str) -> None:
-    got = report(small, "--workload", workload, "--verify", "--bucket", f"verified-{workload}", *FAST)
+def test_every_workload_runs_and_reports_the_fields(small: LocalCluster, workload: str) -> None:
+    verify = [] if workload == "put" else ["--verify"]
+    got = report(small, "--workload", workload, *verify, "--bucket", f"verified-{workload}", *FAST)
     assert got["errors"] == {} and got["wrong"] == []
     assert got["ops_per_s"] > 0 and got["operations"] > 0
     assert 0 < got["p50_us"] <= got["p99_us"] <= got["p999_us"]
@@ -48,7 +49,20 @@ def test_every_workload_runs_verified_and_reports_the_fields(small: LocalCluster
 
 def test_several_threads_share_the_load(small: LocalCluster) -> None:
     got = report(small, "--workload", "a", "--threads", "2", "--verify", "--bucket", "threads", *FAST)
-    assert got["errors"] == {} and got["threads"] == 2
+    assert got["errors"] == {}
+    assert len(got["operations_by_thread"]) == 2 and all(got["operations_by_thread"])
+    assert sum(got["operations_by_thread"]) == got["operations"]
+
+
+def test_threads_share_one_clock_in_an_open_loop(small: LocalCluster) -> None:
+    got = report(small, "--threads", "2", "--rate", "400", *FAST)
+    assert got["operations"] + got["late"] == 200 and got["errors"] == {}
+    assert got["p50_us"] > 0
+
+
+def test_a_rate_beyond_what_can_be_done_is_not_reported_as_done(small: LocalCluster) -> None:
+    got = report(small, "--rate", "2000000", "--seconds", "0.2", "--warm-up", "0", "--keys", "500", "--in-flight", "16")
+    assert got["ops_per_s"] < 1_000_000 and got["late"] > 0
 
 
 def test_missing_and_wrong_reads_are_found(small: LocalCluster) -> None:
@@ -93,7 +107,7 @@ def test_an_open_loop_charges_a_stall_to_all_who_would_have_come() -> None:
             thread.join()
         assert slow["open"]["p90_us"] > 100_000, "a quarter of what was due came in the stall"
         assert slow["closed"]["p99_us"] < slow["open"]["p90_us"], "four requests of thousands waited"
-        assert slow["open"]["operations"] == 600 and slow["open"]["errors"] == {}
+        assert slow["open"]["operations"] + slow["open"]["late"] == 600 and slow["open"]["errors"] == {}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +119,9 @@ def test_an_open_loop_charges_a_stall_to_all_who_would_have_come() -> None:
         (["--seconds", "0"], "--seconds 0: use 0.1 to"),
         (["--rate", "-5"], "--rate -5"),
         (["--value-bytes", "99999999"], "--value-bytes 99999999: use 0 to 16777216"),
-        (["--value-bytes", "8", "--verify"], "at least 16"),
-        (["--keys", "10", "--in-flight", "64", "--verify"], "use more keys"),
+        (["--value-bytes", "8", "--verify", "--workload", "a"], "at least 16"),
+        (["--workload", "put", "--verify"], "it reads nothing"),
+        (["--keys", "10", "--in-flight", "64", "--verify", "--workload", "a"], "use more keys"),
         (["--workload", "d"], "possible values"),
         (["--bucket", "no spaces"], "no spaces"),
         (["--r", "0"], "use a number from 1"),

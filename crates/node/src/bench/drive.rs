@@ -5,8 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quorate_client::{Client, ClientConfig, ClientError, ReadOptions, Replacing, WriteOptions};
@@ -72,6 +72,8 @@ pub(crate) fn run(
         values: Values::new(plan.value_bytes),
         ledger: plan.verify.then(|| Ledger::new(plan.keys, plan.load)),
         sequence: AtomicU64::new(0),
+        connected: AtomicUsize::new(0),
+        clock: OnceLock::new(),
         due: Semaphore::new(0),
         begun: AtomicU64::new(0),
         progress: progress.clone(),
@@ -85,7 +87,22 @@ pub(crate) fn run(
             async move { load(shared).await.map(|()| Report::new(1.0)) }
         })?;
     }
-    on_threads(plan, &mut tick, move |number| drive(shared.clone(), number))
+    let theirs = shared.clone();
+    let mut start_when_connected = || {
+        tick();
+        if shared.connected.load(Ordering::Acquire) == plan.threads && shared.clock.get().is_none() {
+            shared.start();
+        }
+    };
+    let mut report =
+        on_threads(plan, &mut start_when_connected, move |number| drive(theirs.clone(), number))?;
+    if let (Some(rate), Some(Some(clock))) = (plan.rate, shared.clock.get()) {
+        let missed = clock.due(rate).saturating_sub(shared.begun.load(Ordering::Acquire));
+        if missed > 0 {
+            report.errors.insert("NotSent", missed);
+        }
+    }
+    Ok(report)
 }
 
 /// What all threads of a run share.
@@ -95,6 +112,10 @@ struct Shared {
     ledger: Option<Ledger>,
     /// Numbers the writes of a run that is not verified.
     sequence: AtomicU64,
+    /// Threads whose clients are connected.
+    connected: AtomicUsize,
+    /// The times of the run, the same for all threads, once all are connected; `None` if one could not.
+    clock: OnceLock<Option<Clock>>,
     /// Open loop: a permit for each operation that is due and not begun.
     due: Semaphore,
     /// Open loop: operations begun.
@@ -126,7 +147,7 @@ where
     let threads: Vec<_> = (0..plan.threads).map(spawn).collect();
     while threads.iter().any(|thread| !thread.is_finished()) {
         tick();
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(20));
     }
     let mut total = Report::new(plan.measured.as_secs_f64());
     for thread in threads {
@@ -166,14 +187,23 @@ async fn drive(shared: Arc<Shared>, thread: usize) -> Result<Report, ClientError
     let share = |total: usize| total / plan.threads + usize::from(thread < total % plan.threads);
     let mut clients = Vec::new();
     for _ in 0..share(plan.clients).max(1) {
-        clients.push(Client::connect(plan.client.clone()).await?);
+        match Client::connect(plan.client.clone()).await {
+            Ok(client) => clients.push(client),
+            Err(error) => {
+                let _ = shared.clock.set(None);
+                return Err(error);
+            }
+        }
     }
-    let begin = Instant::now();
-    let clock = Clock { begin, measure: begin + plan.warm_up, end: begin + plan.warm_up + plan.measured };
-    if let (Some(rate), 0) = (plan.rate, thread) {
-        let shared = shared.clone();
-        std::thread::spawn(move || pace(&shared, clock, rate));
-    }
+    shared.connected.fetch_add(1, Ordering::AcqRel);
+    let clock = loop {
+        match shared.clock.get() {
+            Some(Some(clock)) => break *clock,
+            // Another thread could not connect, and says so.
+            Some(None) => return Ok(Report::new(1.0)),
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
     let seed = plan.seed.wrapping_add(thread as u64);
     let lot = Rc::new(Lot {
         operations: RefCell::new(Operations::new(plan.workload, plan.distribution, plan.keys, seed)),
@@ -188,14 +218,10 @@ async fn drive(shared: Arc<Shared>, thread: usize) -> Result<Report, ClientError
     for task in tasks {
         task.await.expect("the generator does not panic");
     }
-    if let (Some(rate), 0) = (plan.rate, thread) {
-        let missed = clock.due(rate).saturating_sub(shared.begun.load(Ordering::Relaxed));
-        if missed > 0 {
-            lot.report.borrow_mut().errors.insert("NotSent", missed);
-        }
-    }
     drop(clients);
-    Ok(lot.report.replace(Report::new(1.0)))
+    let mut report = lot.report.replace(Report::new(1.0));
+    report.by_thread = vec![report.operations];
+    Ok(report)
 }
 
 /// What the tasks of one thread share.
@@ -212,6 +238,11 @@ struct Clock {
 }
 
 impl Clock {
+    /// When operation `number`, from 0, is due.
+    fn due_at(&self, number: u64, rate: f64) -> Instant {
+        self.begin + Duration::from_secs_f64(number as f64 / rate)
+    }
+
     /// Operations due by the end.
     fn due(&self, rate: f64) -> u64 {
         ((self.end - self.begin).as_secs_f64() * rate) as u64
@@ -223,12 +254,12 @@ fn pace(shared: &Shared, clock: Clock, rate: f64) {
     let total = clock.due(rate);
     let mut announced = 0;
     while announced < total {
-        let due = ((clock.begin.elapsed().as_secs_f64() * rate) as u64).min(total);
+        let due = ((clock.begin.elapsed().as_secs_f64() * rate) as u64 + 1).min(total);
         if due > announced {
             shared.due.add_permits((due - announced) as usize);
             announced = due;
         }
-        let next = clock.begin + Duration::from_secs_f64((announced + 1) as f64 / rate);
+        let next = clock.due_at(announced, rate);
         std::thread::sleep(next.saturating_duration_since(Instant::now()).max(STEP));
     }
     // Late ones may still be begun for a while; then whoever waits is sent home.
@@ -250,8 +281,7 @@ async fn one_after_another(shared: Arc<Shared>, lot: Rc<Lot>, client: Rc<Client>
                     Ok(permit) => permit.forget(),
                     Err(_) => return,
                 }
-                let number = shared.begun.fetch_add(1, Ordering::Relaxed);
-                clock.begin + Duration::from_secs_f64((number + 1) as f64 / rate)
+                clock.due_at(shared.begun.fetch_add(1, Ordering::AcqRel), rate)
             }
         };
         if rate.is_none() && due >= clock.end {
@@ -263,23 +293,26 @@ async fn one_after_another(shared: Arc<Shared>, lot: Rc<Lot>, client: Rc<Client>
             Operation::Put(key) => shared.put(&client, key).await.map_err(Trouble::Failed),
         };
         shared.progress.done.fetch_add(1, Ordering::Relaxed);
-        if due < clock.measure {
-            continue;
-        }
         let answered = Instant::now();
         let mut report = lot.report.borrow_mut();
         match outcome {
+            // A wrong read is wrong also while warming up.
+            Err(Trouble::Missing(detail)) => report.wrong("Missing", detail),
+            Err(Trouble::Wrong(detail)) => report.wrong("Wrong", detail),
+            _ if due < clock.measure => {}
+            Err(Trouble::Failed(error)) => report.error(name_of(&error)),
             Ok(()) => {
                 let latency = (answered - due).as_micros() as u64;
                 match operation {
                     Operation::Get(_) => report.reads.saturating_record(latency),
                     Operation::Put(_) => report.writes.saturating_record(latency),
                 }
-                report.operations += u64::from(rate.is_some() || answered <= clock.end);
+                if answered <= clock.end {
+                    report.operations += 1;
+                } else {
+                    report.late += 1;
+                }
             }
-            Err(Trouble::Failed(error)) => report.error(name_of(&error)),
-            Err(Trouble::Missing(detail)) => report.wrong("Missing", detail),
-            Err(Trouble::Wrong(detail)) => report.wrong("Wrong", detail),
         }
     }
 }
@@ -293,6 +326,19 @@ enum Trouble {
 }
 
 impl Shared {
+    /// Everybody is connected: time begins to count.
+    fn start(self: &Arc<Self>) {
+        let begin = Instant::now();
+        let measure = begin + self.plan.warm_up;
+        let clock = Clock { begin, measure, end: measure + self.plan.measured };
+        if self.clock.set(Some(clock)).is_ok()
+            && let Some(rate) = self.plan.rate
+        {
+            let shared = self.clone();
+            std::thread::spawn(move || pace(&shared, clock, rate));
+        }
+    }
+
     async fn put(&self, client: &Client, number: u32) -> Result<(), ClientError> {
         let turn = match &self.ledger {
             None => None,

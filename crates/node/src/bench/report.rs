@@ -18,6 +18,10 @@ pub(crate) struct Report {
     pub(crate) writes: Histogram<u64>,
     /// Operations that succeeded within the measured time.
     pub(crate) operations: u64,
+    /// Operations begun or due within it that succeeded after its end.
+    pub(crate) late: u64,
+    /// `operations` of each thread of the generator.
+    pub(crate) by_thread: Vec<u64>,
     pub(crate) errors: BTreeMap<&'static str, u64>,
     /// The first few wrong reads, in words.
     pub(crate) wrong: Vec<String>,
@@ -35,6 +39,8 @@ impl Report {
             reads: histogram(),
             writes: histogram(),
             operations: 0,
+            late: 0,
+            by_thread: Vec::new(),
             errors: BTreeMap::new(),
             wrong: Vec::new(),
             seconds,
@@ -56,6 +62,8 @@ impl Report {
         self.reads.add(&other.reads).expect("of the same bounds");
         self.writes.add(&other.writes).expect("of the same bounds");
         self.operations += other.operations;
+        self.late += other.late;
+        self.by_thread.extend(other.by_thread);
         for (name, count) in other.errors {
             *self.errors.entry(name).or_default() += count;
         }
@@ -81,6 +89,8 @@ impl Report {
         let fields = json!({
             "ops_per_s": (self.ops_per_s() * 10.0).round() / 10.0,
             "operations": self.operations,
+            "late": self.late,
+            "operations_by_thread": self.by_thread,
             "seconds": self.seconds,
             "errors": self.errors,
         });

@@ -1,5 +1,6 @@
 //! `quorate bench`: measures a cluster.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -60,7 +61,8 @@ pub(super) struct Bench {
     #[arg(long, default_value = "bench", value_name = "NAME")]
     bucket: String,
     /// Check every value read: that it was written, to this key, and is not older than what was acked before the read
-    /// began. Exit code 9 if one is wrong or missing. Needs R + W > N, and the keys to itself.
+    /// began. Exit code 9 if one is wrong or missing. Needs R + W > N, and the keys to itself. With --skip-load only what
+    /// this run writes is known: earlier writes pass as they are.
     #[arg(long)]
     verify: bool,
     /// Do not load the keys: an earlier run did.
@@ -127,6 +129,9 @@ impl Bench {
             && !(rate > 0.0 && rate <= MAX_RATE)
         {
             return Err(Failure::usage(format!("--rate {rate}: use more than 0 and at most {MAX_RATE}")));
+        }
+        if self.verify && self.workload == Workload::Put {
+            return Err(Failure::usage("--verify with --workload put: it reads nothing; use a, b, c or get"));
         }
         if self.verify && self.value_bytes < MIN_VERIFIED_BYTES {
             return Err(Failure::usage(format!(
@@ -197,6 +202,12 @@ impl Bench {
             plan.measured.as_secs_f64()
         );
         say!("{:.0} operations a second", report.ops_per_s());
+        if report.late > 0 && self.rate.is_some() {
+            say!(
+                "{} were answered after the end: the nodes do not keep up with this rate, or stalled",
+                report.late
+            );
+        }
         let mut out = table(&["µs", "p50", "p90", "p99", "p99.9", "max"]);
         for (name, latencies) in [("get", &report.reads), ("put", &report.writes)] {
             if latencies.is_empty() {
@@ -226,6 +237,9 @@ impl Bench {
 struct Bar {
     bar: ProgressBar,
     keys: u64,
+    /// How long the run takes once the keys are loaded.
+    takes: Duration,
+    loaded_after: Cell<Option<Duration>>,
     progress: Arc<Progress>,
 }
 
@@ -237,11 +251,10 @@ impl Bar {
         } else {
             ProgressDrawTarget::hidden()
         };
-        let total = (plan.warm_up + plan.measured).as_millis() as u64;
-        let bar = ProgressBar::with_draw_target(Some(if keys > 0 { keys } else { total }), target);
+        let bar = ProgressBar::with_draw_target(Some(keys), target);
         let style = ProgressStyle::with_template("{msg:<28} {wide_bar} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Bar { bar, keys, progress }
+        Bar { bar, keys, takes: plan.warm_up + plan.measured, loaded_after: Cell::new(None), progress }
     }
 
     fn tick(&self) {
@@ -251,8 +264,12 @@ impl Bar {
             self.bar.set_message(format!("loading: {loaded} keys"));
             self.bar.set_position(loaded);
         } else {
+            let loaded_after = self.loaded_after.get().unwrap_or(self.bar.elapsed());
+            self.loaded_after.set(Some(loaded_after));
+            let run = self.bar.elapsed().saturating_sub(loaded_after).min(self.takes);
             self.bar.set_message(format!("{done} operations"));
-            self.bar.tick();
+            self.bar.set_length(self.takes.as_millis() as u64);
+            self.bar.set_position(run.as_millis() as u64);
         }
     }
 

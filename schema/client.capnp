@@ -30,6 +30,8 @@ struct Operation {
     fingerprint @12 :Void;
     faults @13 :List(Text);
     # Names of the nodes to be cut off from. Refused unless the node's configuration turns faults on.
+    repair @14 :Bool;
+    # True: begin a round with every peer.
   }
 }
 
@@ -73,7 +75,7 @@ struct Result {
     written @3 :Written;
     page @4 :Page;
     report @5 :Text;
-    # A JSON document: explain and status.
+    # A JSON document: explain, status and repair.
     layout @6 :Data;
     # schema/layout.md
     fingerprint @7 :List(Fingerprint);

@@ -18,6 +18,19 @@ struct Operation {
     scan @5 :Scan;
     forward @6 :Client.Operation;
     # A client's request, from a node that is no replica of its key.
+    readHints @7 :Data;
+    # A storage key: what hints for its replicas hold.
+    fetch @8 :Data;
+    # A storage key: also from a replica that is recovering.
+    roots @9 :List(TreeRoot);
+    leaves @10 :Tree;
+    digests @11 :DigestsOf;
+    heldDurably @12 :List(Data);
+    mayReap @13 :List(Data);
+    reap @14 :Reap;
+    clock @15 :Void;
+    gossip @16 :Data;
+    # A message of the membership plugin.
   }
 }
 
@@ -27,6 +40,55 @@ struct Write {
   # schema/object.md
   hintFor @2 :UInt64;
   # Not 0: keep the object as a hint for this node.
+  handOff @3 :Bool;
+  # Ack once it is durable.
+  validUntilMs @4 :UInt64;
+  # Milliseconds since 1970.
+}
+
+struct Tree {
+  partition @0 :UInt16;
+  n @1 :UInt8;
+}
+
+struct TreeRoot {
+  partition @0 :UInt16;
+  n @1 :UInt8;
+  root @2 :UInt64;
+}
+
+struct TreeState {
+  likeness @0 :Likeness;
+  recovering @1 :Bool;
+
+  enum Likeness {
+    same @0;
+    differs @1;
+    unknown @2;
+  }
+}
+
+struct DigestsOf {
+  partition @0 :UInt16;
+  n @1 :UInt8;
+  leaves @2 :UInt64;
+  # A bit for each leaf wanted.
+  after @3 :Data;
+}
+
+struct Entry {
+  key @0 :Data;
+  digest @1 :UInt64;
+}
+
+struct DigestPage {
+  entries @0 :List(Entry);
+  next @1 :Data;
+}
+
+struct Reap {
+  entries @0 :List(Entry);
+  validUntilMs @1 :UInt64;
 }
 
 struct Scan {
@@ -47,6 +109,13 @@ struct Result {
     page @5 :Page;
     forwarded @6 :Client.Result;
     failure @7 :Failure;
+    trees @8 :List(TreeState);
+    leaves @9 :List(UInt64);
+    digests @10 :DigestPage;
+    held @11 :List(UInt64);
+    # Digests; 0: absent.
+    mayReap @12 :List(Bool);
+    clock @13 :UInt64;
   }
 }
 
@@ -71,5 +140,6 @@ struct Failure {
     overloaded @2;
     storage @3;
     refused @4;
+    recovering @5;
   }
 }

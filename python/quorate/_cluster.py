@@ -297,7 +297,11 @@ class LocalCluster:
         missing = []
         for node in running:
             with connect(node.address, timeout=1.0, follow=False) as client:
-                for member in client.status()["members"]:
+                status = client.status()
+                # With a node missing it may have to wait for it.
+                if status["recovering"] and len(running) == len(self.nodes):
+                    missing.append(f"{node.name} is recovering ({status['recovering']} partitions)")
+                for member in status["members"]:
                     if member["name"] in names and member["state"] != "up":
                         missing.append(f"{node.name} does not reach {member['name']} ({member['trouble']})")
         return missing

@@ -69,7 +69,7 @@ impl Attempts<'_> {
         let mut longest = FIRST_ATTEMPT;
         let begun = Instant::now();
         while let Some(attempt_deadline) = self.next_deadline(longest) {
-            longest *= 2;
+            longest = longest.saturating_mul(2);
             if known.maybe_written.is_some() && begun.elapsed() > RETRY_WINDOW {
                 break;
             }

@@ -11,7 +11,7 @@ use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
 use quorate_core::request::{
     ClientReply, ClientRequest, Explanation, GetReply, GetRequest, PartitionFingerprint, PutReply,
-    PutRequest, QuorumSize, Replacing, ScanReply, ScanRequest, Status,
+    PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest, Status,
 };
 use quorate_core::{Key, Layout, Payload, RequestError};
 use quorate_rpc::network::Network;
@@ -208,6 +208,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.report(None, ClientRequest::Status).await
+    }
+
+    /// What anti-entropy of the first node that answers is doing; `start`: have it begin a round with every peer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn repair(&self, start: bool) -> Result<RepairStatus, ClientError> {
+        self.report(None, ClientRequest::Repair { start }).await
     }
 
     /// The layout that a node acts on.

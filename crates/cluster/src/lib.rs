@@ -3,15 +3,28 @@
 //! Written only against `quorate_core`: it names no plugin, no wire format, no socket. Requests come in through
 //! `NodeService` ([`node`]), requests to peers go out through `PeerTransport`, records are kept by a `StorageEngine`.
 //!
+//! What goes on without any client: [`hints`] are delivered, a replica that may have forgotten asks the others
+//! ([`recovery`]), replicas compare their hash [`trees`] and exchange what differs ([`repair`], [`sync`]), tombstones that
+//! everybody has go ([`reaper`]), and clocks are compared ([`clocks`]).
+//!
 //! A put: [`node`] → `coordinator/put.rs` → `quorate_core::quorum` → [`replica`] → the engine. A get likewise.
 
+mod clocks;
 mod completions;
 mod coordinator;
 mod fingerprint;
 mod gather;
+mod hints;
 pub mod node;
+mod reaper;
+mod recovery;
+mod repair;
 pub mod replica;
+pub mod settings;
 pub mod shared;
+mod sync;
+mod trees;
 
 pub use node::Node;
-pub use shared::{CoordinatorConfig, Shared};
+pub use settings::Settings;
+pub use shared::Shared;

@@ -3,21 +3,24 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use quorate_core::event::EventKind;
 use quorate_core::layout::Load;
 use quorate_core::request::{
     ClientReply, ClientRequest, ClientResult, MemberStatus, PeerError, PeerReply, PeerRequest, PeerResult,
     Status,
 };
-use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplyTo};
-use quorate_core::{NodeId, RequestError};
+use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
+use quorate_core::{NodeId, RequestError, RequestId};
 use tokio::time::Instant;
 
 use crate::coordinator;
 use crate::fingerprint::fingerprint;
-use crate::replica::{Replica, ToMerge};
+use crate::replica::{Replica, ToStore};
 use crate::shared::Shared;
+use crate::{clocks, hints, reaper, recovery, repair, sync, trees};
 
 /// Puts a node's faults into effect, where its configuration allows any.
 pub type FaultSwitch = Arc<dyn Fn(Vec<NodeId>) -> Result<(), String> + Send + Sync>;
@@ -50,6 +53,17 @@ impl Node {
         })
     }
 
+    /// Starts what goes on without any client. On one worker of a node, once.
+    pub fn start_upkeep(self: &Rc<Self>) {
+        let shared = self.shared.clone();
+        tokio::task::spawn_local(async move { trees::build(&shared).await });
+        tokio::task::spawn_local(recovery::recover(self.clone()));
+        tokio::task::spawn_local(hints::deliver(self.clone()));
+        tokio::task::spawn_local(repair::rounds(self.clone()));
+        tokio::task::spawn_local(reaper::reap(self.clone()));
+        tokio::task::spawn_local(clocks::compare(self.clone()));
+    }
+
     /// Refuses clients' requests from now on: the node is about to stop. Those under way go on.
     pub fn stop_taking(&self) {
         self.stopping.set(true);
@@ -66,7 +80,7 @@ impl Node {
     }
 
     fn deadline(&self, timeout: Duration) -> Instant {
-        let config = &self.shared.config;
+        let config = &self.shared.settings.coordinator;
         let wish = if timeout.is_zero() { Duration::from_millis(config.request_timeout_ms) } else { timeout };
         Instant::now() + wish.min(Duration::from_millis(config.max_request_timeout_ms))
     }
@@ -83,12 +97,13 @@ impl Node {
             let what = "the node is stopping: what it takes".to_owned();
             return reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
         }
-        let limit = self.shared.config.max_in_flight;
+        let limit = self.shared.settings.coordinator.max_in_flight;
         if self.in_flight.get() >= limit {
             let what = "requests under way on this worker ([coordinator] max_in_flight)".to_owned();
             return reply.send(Err(RequestError::Overloaded { what, limit: limit as u64 }));
         }
         self.in_flight.set(self.in_flight.get() + 1);
+        let reply = Observed::watch(&self.shared, &request, reply);
         let deadline = self.deadline(timeout);
         let node = self.clone();
         tokio::task::spawn_local(async move {
@@ -114,6 +129,12 @@ impl Node {
             }
             ClientRequest::Explain(key) => coordinator::explain(self, key, deadline).await.map(report),
             ClientRequest::Status => Ok(report(self.status())),
+            ClientRequest::Repair { start } => {
+                if start {
+                    self.shared.repairs_asked.fetch_add(1, Ordering::AcqRel);
+                }
+                Ok(report(repair::status(&self.shared)))
+            }
             ClientRequest::Layout => Ok(ClientReply::Layout(self.shared.layout.encode().into())),
             ClientRequest::Fingerprint => fingerprint(&self.shared).await.map(ClientReply::Fingerprint),
             ClientRequest::Faults { cut } => self.set_faults(&cut).map(|()| ClientReply::Done),
@@ -154,6 +175,7 @@ impl Node {
                 trouble: self.transport.trouble(member.id),
             }
         });
+        let hints_for = shared.hints.status(shared);
         Status {
             node: shared.identity.name.clone(),
             cluster: shared.identity.cluster.clone(),
@@ -164,9 +186,62 @@ impl Node {
             replicas: layout.replicas(),
             storage: shared.storage_name.clone(),
             uptime_ms: shared.uptime_ms(),
-            hints: 0,
+            hints: hints_for.iter().map(|hints| hints.hints).sum(),
+            hints_for,
+            recovering: shared.recovering().len() as u32,
+            clock_trouble: shared.clock_trouble(),
+            repair: repair::status(shared),
+            reaping: reaper::status(shared),
             members: members.collect(),
         }
+    }
+}
+
+/// Tells of a request's outcome as its answer goes by.
+struct Observed {
+    shared: Arc<Shared>,
+    verb: &'static str,
+    request: Option<RequestId>,
+    begun: Instant,
+    reply: Cell<Option<ReplyTo<ClientResult>>>,
+}
+
+impl Observed {
+    fn watch(
+        shared: &Arc<Shared>,
+        request: &ClientRequest,
+        reply: ReplyTo<ClientResult>,
+    ) -> ReplyTo<ClientResult> {
+        let (verb, request) = match request {
+            ClientRequest::Get(_) => ("get", None),
+            ClientRequest::Put(put) => ("put", Some(put.request)),
+            ClientRequest::Scan(_) => ("scan", None),
+            _ => return reply,
+        };
+        let (shared, reply) = (shared.clone(), Cell::new(Some(reply)));
+        ReplyTo::new(Rc::new(Observed { shared, verb, request, begun: Instant::now(), reply }), 0)
+    }
+}
+
+impl ReplySink<ClientResult> for Observed {
+    fn reply(&self, _: u64, answer: Option<ClientResult>) {
+        let (Some(reply), Some(answer)) = (self.reply.take(), answer) else { return };
+        let (outcome, acked, siblings, hinted) = match &answer {
+            Ok(ClientReply::Get(get)) => ("ok", get.receipt.acked.len(), get.siblings.len(), 0),
+            Ok(ClientReply::Put(put)) => ("ok", put.receipt.acked.len(), 0, put.hinted),
+            Ok(_) => ("ok", 0, 0, 0),
+            Err(error) => (error.name(), 0, 0, 0),
+        };
+        let kind = EventKind::Served {
+            verb: self.verb,
+            outcome,
+            micros: self.begun.elapsed().as_micros() as u64,
+            acked: acked as u8,
+            siblings: siblings as u32,
+            hinted,
+        };
+        self.shared.emit(self.request, kind);
+        reply.send(answer);
     }
 }
 
@@ -193,25 +268,62 @@ impl NodeService for Service {
     }
 
     fn peer(&self, _from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
-        let replica = &self.0.replica;
-        let mut merges = Vec::new();
+        let mut writes = Vec::new();
         for Incoming { request, timeout, reply } in batch {
             match request {
-                PeerRequest::Read(key) => reply.send(replica.read(&key)),
-                PeerRequest::Write { key, object, hint_for: None } => {
-                    merges.push(ToMerge { key, object, timeout, reply });
-                }
-                PeerRequest::Write { hint_for: Some(_), .. } => {
-                    reply.send(Err(PeerError::Refused { detail: "this node keeps no hints".into() }));
-                }
-                PeerRequest::ScanPartition(scan) => reply.send(replica.scan(&scan)),
-                PeerRequest::Forward(request) => {
-                    let answer = ReplyTo::new(Rc::new(Forwarded(Cell::new(Some(reply)))), 0);
-                    self.0.begin(request, timeout, true, answer);
-                }
+                PeerRequest::Write(write) => writes.push(ToStore { write, timeout, reply }),
+                other => self.0.answer_peer(other, timeout, reply),
             }
         }
-        replica.merge(merges);
+        self.0.replica.take(writes);
+    }
+}
+
+impl Node {
+    /// Answers what a peer, or this node itself, asks.
+    pub(crate) fn answer_peer(
+        self: &Rc<Self>,
+        request: PeerRequest,
+        timeout: Duration,
+        reply: ReplyTo<PeerResult>,
+    ) {
+        let shared = &self.shared;
+        match request {
+            PeerRequest::Read(key) => reply.send(self.replica.read(&key)),
+            PeerRequest::ReadHints(key) if u32::from(key.partition().0) < shared.layout.partitions() => {
+                reply.send(self.replica.read_hints(&key));
+            }
+            PeerRequest::ReadHints(_) => {
+                reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
+            }
+            PeerRequest::Fetch(key) => reply.send(self.replica.fetch(&key)),
+            PeerRequest::Write(write) => self.replica.take(vec![ToStore { write, timeout, reply }]),
+            PeerRequest::ScanPartition(scan) => reply.send(self.replica.scan(&scan)),
+            PeerRequest::Forward(request) => {
+                let answer = ReplyTo::new(Rc::new(Forwarded(Cell::new(Some(reply)))), 0);
+                self.begin(request, timeout, true, answer);
+            }
+            PeerRequest::Roots(roots) => reply.send(repair::compare(shared, &roots)),
+            PeerRequest::Leaves(tree) if u32::from(tree.partition.0) < shared.layout.partitions() => {
+                let leaves = shared.trees.tree(tree).map(|tree| PeerReply::Leaves(tree.leaves().to_vec()));
+                reply.send(leaves.ok_or(PeerError::Recovering));
+            }
+            PeerRequest::Leaves(_) => {
+                reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
+            }
+            PeerRequest::Digests(wanted) => {
+                reply.send(sync::digest_page(shared, &wanted).map(PeerReply::Digests));
+            }
+            PeerRequest::HeldDurably(keys) => self.replica.held_durably(keys, reply),
+            PeerRequest::MayReap(keys) => reply.send(reaper::may_reap(shared, &keys)),
+            PeerRequest::Reap(reap) => self.replica.reap(reap, reply),
+            PeerRequest::Clock => reply.send(Ok(PeerReply::Clock(shared.environment.wall_ms()))),
+            PeerRequest::Gossip(_) => {
+                reply.send(Err(PeerError::Refused {
+                    detail: "this node's membership does not gossip".into(),
+                }));
+            }
+        }
     }
 }
 

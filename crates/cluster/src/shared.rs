@@ -1,43 +1,25 @@
 //! What all workers of a node share.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quorate_core::admission::Identity;
 use quorate_core::clock::{HybridClock, Stamp};
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventKind, EventSink};
 use quorate_core::object::{MergeRule, RequestId};
+use quorate_core::planted::{Bug, planted};
+use quorate_core::recovery::others_needed;
+use quorate_core::request::{RepairStatus, TreeName};
 use quorate_core::resolver::ConflictResolver;
-use quorate_core::storage::StorageEngine;
-use quorate_core::{Actor, Buckets, Dot, Layout, NodeId, PartitionId};
-use serde::Deserialize;
+use quorate_core::storage::{StorageEngine, StorageError};
+use quorate_core::{Actor, Buckets, Digest, Dot, Layout, NodeId, PartitionId, StorageKey};
 
-/// `[coordinator]`: how requests are served.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CoordinatorConfig {
-    /// Deadline of a request that names none, milliseconds. Default 1000.
-    pub request_timeout_ms: u64,
-    /// Longest deadline a request may have, milliseconds. Default 30,000.
-    pub max_request_timeout_ms: u64,
-    /// Most requests under way on one worker; beyond it, `Overloaded`. Default 16,384.
-    pub max_in_flight: usize,
-    /// How far a clock may be ahead of this node's before it is not followed, milliseconds. Default 60,000.
-    pub max_clock_skew_ms: u64,
-}
-
-impl Default for CoordinatorConfig {
-    fn default() -> Self {
-        CoordinatorConfig {
-            request_timeout_ms: 1_000,
-            max_request_timeout_ms: 30_000,
-            max_in_flight: 16_384,
-            max_clock_skew_ms: 60_000,
-        }
-    }
-}
+use crate::hints::{HintBook, HintChange};
+use crate::settings::Settings;
+use crate::trees::Trees;
 
 /// A node's state that all of its workers share: who it is, its layout, its engine, its clock and its actors.
 pub struct Shared {
@@ -57,14 +39,58 @@ pub struct Shared {
     pub environment: Arc<dyn Environment>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
-    /// How requests are served.
-    pub config: CoordinatorConfig,
+    /// What an operator can set.
+    pub settings: Settings,
     /// When this node acks a write: once it is durable, or once it is applied.
     pub(crate) ack_when_durable: bool,
     started_ms: u64,
     clock: AtomicU64,
     /// One a partition. Zero: none drawn yet in this run of the process.
     actors: Vec<AtomicU64>,
+    /// Under which this node coordinates what it is no replica of. Zero: none drawn yet.
+    fallback_actor: AtomicU64,
+    /// The hash trees of all partitions.
+    pub(crate) trees: Trees,
+    /// What is kept for others.
+    pub(crate) hints: HintBook,
+    /// Per partition: this node may have forgotten what it held, and has not asked enough others yet.
+    recovering: Vec<AtomicBool>,
+    /// Per partition: when a hint was last deleted here, milliseconds of the monotonic clock, plus one. Zero: never.
+    hint_deleted: Vec<AtomicU64>,
+    /// What was reaped lately, with the end of its order: not to be offered to others, nor taken from them.
+    reaped: Mutex<BTreeMap<StorageKey, (Digest, u64)>>,
+    /// Set while this node's clock is too far from most of its peers: why.
+    clock_trouble: Mutex<Option<String>>,
+    has_clock_trouble: AtomicBool,
+    /// Raised to ask for a round of anti-entropy with everybody.
+    pub(crate) repairs_asked: AtomicU64,
+    /// What anti-entropy is doing.
+    pub(crate) repair: Mutex<RepairProgress>,
+    /// What reaping came to.
+    pub(crate) reaping: Mutex<ReapingProgress>,
+}
+
+/// What anti-entropy is doing, for people.
+#[derive(Default)]
+pub(crate) struct RepairProgress {
+    pub(crate) status: RepairStatus,
+    pub(crate) last_ended_ms: Option<u64>,
+}
+
+/// What reaping came to, for people.
+#[derive(Default)]
+pub(crate) struct ReapingProgress {
+    pub(crate) reaped: u64,
+    pub(crate) blocked_by: Option<String>,
+}
+
+/// In which role a write is minted: each has an actor of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Tenure {
+    /// As a replica of this partition.
+    Replica(PartitionId),
+    /// As a fallback, while no replica can be reached.
+    Fallback,
 }
 
 /// What a node is made of.
@@ -85,20 +111,44 @@ pub struct Parts {
     pub environment: Arc<dyn Environment>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
-    /// How requests are served.
-    pub config: CoordinatorConfig,
+    /// What an operator can set.
+    pub settings: Settings,
+    /// The engine held nothing when this node opened it: it is new, or was wiped.
+    pub is_empty: bool,
 }
 
 impl Shared {
     /// A node that begins now: with new actors, whatever its engine holds.
-    pub fn new(parts: Parts) -> Arc<Shared> {
-        let Parts { identity, layout, buckets, resolvers, engine, storage_name, environment, events, config } =
-            parts;
+    ///
+    /// # Errors
+    /// If the engine can't be read.
+    pub fn new(parts: Parts) -> Result<Arc<Shared>, StorageError> {
+        let Parts {
+            identity,
+            layout,
+            buckets,
+            resolvers,
+            engine,
+            storage_name,
+            environment,
+            events,
+            settings,
+            is_empty,
+        } = parts;
+        let hints = HintBook::load(&*engine, environment.wall_ms())?;
+        let forgot = is_empty || !engine.capability().durable;
+        let has_others =
+            |p: u32| layout.replicas_of(PartitionId(p as u16), layout.replicas()).contains(&identity.node);
+        let recovering = (0..layout.partitions())
+            .map(|p| AtomicBool::new(forgot && layout.replicas() > 1 && has_others(p)))
+            .collect();
+        let hint_deleted = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let actors = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let started_ms = environment.monotonic_ms();
         let clock = AtomicU64::new(0);
         let ack_when_durable = engine.capability().ack_when_durable;
-        Arc::new(Shared {
+        let trees = Trees::new(layout.partitions());
+        Ok(Arc::new(Shared {
             ack_when_durable,
             identity,
             layout,
@@ -108,11 +158,22 @@ impl Shared {
             storage_name,
             environment,
             events,
-            config,
+            settings,
             started_ms,
             clock,
             actors,
-        })
+            fallback_actor: AtomicU64::new(0),
+            trees,
+            hints,
+            recovering,
+            hint_deleted,
+            reaped: Mutex::default(),
+            clock_trouble: Mutex::default(),
+            has_clock_trouble: AtomicBool::new(false),
+            repairs_asked: AtomicU64::new(0),
+            repair: Mutex::default(),
+            reaping: Mutex::default(),
+        }))
     }
 
     /// This node.
@@ -127,22 +188,28 @@ impl Shared {
 
     /// The name of a new write to a key of the partition, beyond everything it has seen. Called inside the engine's
     /// update of the key, so that stamps rise in the order in which writes apply.
-    pub(crate) fn mint(&self, partition: PartitionId, newest: Stamp) -> Dot {
+    pub(crate) fn mint(&self, by: Tenure, newest: Stamp) -> Dot {
         let wall_ms = self.environment.wall_ms();
         let mut last = self.clock.load(Ordering::Relaxed);
         let stamp = loop {
             let clock = HybridClock { last: Stamp(last) };
-            let (stamp, next) = clock.mint(newest, wall_ms, self.config.max_clock_skew_ms);
+            let (stamp, next) = clock.mint(newest, wall_ms, self.settings.coordinator.max_clock_skew_ms);
             match self.clock.compare_exchange_weak(last, next.last.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break stamp,
                 Err(now) => last = now,
             }
         };
-        Dot { actor: self.actor(partition), stamp }
+        Dot { actor: self.actor(by), stamp }
     }
 
-    fn actor(&self, partition: PartitionId) -> Actor {
-        let slot = &self.actors[partition.0 as usize];
+    fn actor(&self, by: Tenure) -> Actor {
+        if planted(Bug::ActorReusedAfterStart) {
+            return Actor(self.node().0);
+        }
+        let slot = match by {
+            Tenure::Replica(partition) => &self.actors[partition.0 as usize],
+            Tenure::Fallback => &self.fallback_actor,
+        };
         let drawn = slot.load(Ordering::Acquire);
         if drawn != 0 {
             return Actor(drawn);
@@ -160,8 +227,124 @@ impl Shared {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
     }
 
+    /// A hint goes, or could not be committed: what this node coordinated as a fallback is forgotten with it.
+    pub(crate) fn renew_fallback_actor(&self) {
+        if self.fallback_actor.load(Ordering::Acquire) != 0 {
+            self.fallback_actor.store(self.environment.random().max(1), Ordering::Release);
+        }
+    }
+
+    /// When a message that is sent now, and may be applied within `timeout`, is void.
+    pub(crate) fn valid_until_ms(&self, timeout: Duration) -> u64 {
+        self.environment.wall_ms() + (timeout.as_millis() as u64).min(self.settings.message_life_ms())
+    }
+
+    /// True if a message's time is over, whatever the sender's clock says within the allowed skew.
+    pub(crate) fn is_void(&self, valid_until_ms: u64) -> bool {
+        self.environment.wall_ms() > valid_until_ms + self.settings.coordinator.max_clock_skew_ms
+    }
+
+    /// The budget that a hint would break.
+    pub(crate) fn check_budget(&self, change: HintChange) -> Result<(), u64> {
+        let budget = self.settings.hints.max_mib_per_target * 1024 * 1024;
+        if self.hints.fits(change, budget) { Ok(()) } else { Err(budget) }
+    }
+
+    pub(crate) fn note_hint_deleted(&self, partition: PartitionId) {
+        let now = self.environment.monotonic_ms() + 1;
+        self.hint_deleted[partition.0 as usize].fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// True if this node deleted a hint of the partition within the last `period_ms`, or might have before it started.
+    pub(crate) fn deleted_hint_within(&self, partition: PartitionId, period_ms: u64) -> bool {
+        let now = self.environment.monotonic_ms();
+        let deleted = self.hint_deleted[partition.0 as usize].load(Ordering::Acquire);
+        let lately = deleted != 0 && now.saturating_sub(deleted - 1) <= period_ms;
+        lately || now.saturating_sub(self.started_ms) <= period_ms
+    }
+
+    /// True if this node may have forgotten what it held of the partition: it answers no reads of it.
+    pub fn is_recovering(&self, partition: PartitionId) -> bool {
+        self.recovering.get(partition.0 as usize).is_some_and(|flag| flag.load(Ordering::Acquire))
+    }
+
+    /// The partitions it may have forgotten.
+    pub fn recovering(&self) -> Vec<PartitionId> {
+        let numbered = self.recovering.iter().enumerate();
+        numbered
+            .filter(|(_, flag)| flag.load(Ordering::Acquire))
+            .map(|(p, _)| PartitionId(p as u16))
+            .collect()
+    }
+
+    pub(crate) fn has_recovered(&self, partition: PartitionId) {
+        self.recovering[partition.0 as usize].store(false, Ordering::Release);
+    }
+
+    /// The trees of a partition that this node and a peer both hold.
+    pub(crate) fn trees_shared_with(&self, peer: NodeId, partition: PartitionId) -> Vec<TreeName> {
+        let both = |n: &u8| {
+            let replicas = self.layout.replicas_of(partition, *n);
+            replicas.contains(&self.node()) && replicas.contains(&peer)
+        };
+        self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
+    }
+
+    /// The numbers of replicas that buckets have.
+    pub(crate) fn sizes(&self) -> Vec<u8> {
+        let mut sizes: Vec<u8> = self.buckets.iter().map(|(_, bucket)| bucket.n).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// How many others a recovering replica must have merged with, for buckets of `n` replicas.
+    pub(crate) fn others_needed(&self, n: u8) -> usize {
+        let of_n = self.buckets.iter().filter(|(_, bucket)| bucket.n == n);
+        let needed = of_n.map(|(_, bucket)| {
+            let definition = &bucket.definition;
+            others_needed(n, definition.w.of(n), definition.r.of(n))
+        });
+        needed.max().unwrap_or(usize::from(n))
+    }
+
+    fn lock_reaped(&self) -> MutexGuard<'_, BTreeMap<StorageKey, (Digest, u64)>> {
+        self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers that this state of a key was reaped, or is about to be, until the order is void.
+    pub(crate) fn note_reaped(&self, key: &StorageKey, digest: Digest, valid_until_ms: u64) {
+        let mut reaped = self.lock_reaped();
+        let now = self.environment.wall_ms();
+        let skew = self.settings.coordinator.max_clock_skew_ms;
+        reaped.retain(|_, (_, until)| *until + skew >= now);
+        reaped.insert(key.clone(), (digest, valid_until_ms));
+    }
+
+    /// True if this state of a key was reaped lately, and must not be offered or taken.
+    pub(crate) fn was_reaped(&self, key: &StorageKey, digest: Digest) -> bool {
+        let reaped = self.lock_reaped();
+        reaped.get(key).is_some_and(|(gone, until)| *gone == digest && !self.is_void(*until))
+    }
+
+    /// Why this node coordinates and reaps nothing, if its clock is far from most of its peers'.
+    pub(crate) fn clock_trouble(&self) -> Option<String> {
+        if !self.has_clock_trouble.load(Ordering::Acquire) {
+            return None;
+        }
+        self.clock_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_clock_trouble(&self, trouble: Option<String>) {
+        self.has_clock_trouble.store(trouble.is_some(), Ordering::Release);
+        *self.clock_trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
     /// How replicas merge objects of a bucket.
     pub(crate) fn merge_rule(&self, bucket: &str) -> MergeRule {
+        if planted(Bug::ResolverInMerges) {
+            return MergeRule::KeepNewest;
+        }
         let name = &self.buckets.get(bucket).definition.resolver;
         self.resolvers.get(name).map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
     }

@@ -64,6 +64,67 @@ pub enum EventKind {
         /// Acks received.
         received: u8,
     },
+    /// A client's request was answered.
+    Served {
+        /// Which kind: "get", "put", "scan".
+        verb: &'static str,
+        /// "ok", or the error's name.
+        outcome: &'static str,
+        /// From its arrival to its answer, microseconds.
+        micros: u64,
+        /// Acks or replies that it took.
+        acked: u8,
+        /// Values that a read showed.
+        siblings: u32,
+        /// Acks that were hints.
+        hinted: u8,
+    },
+    /// A hint was refused: the budget for its target is used up.
+    HintRefused {
+        /// For whom it was.
+        target: String,
+    },
+    /// Hints reached the replica that they were for.
+    HintsDelivered {
+        /// Who.
+        target: String,
+        /// How many.
+        hints: usize,
+    },
+    /// This node may have forgotten what it held: it answers no reads of these partitions until it has asked the others.
+    Recovering {
+        /// How many.
+        partitions: usize,
+    },
+    /// It has asked enough of them.
+    Recovered {
+        /// How many.
+        partitions: usize,
+    },
+    /// A round of anti-entropy with a peer ended.
+    Repaired {
+        /// The peer.
+        peer: String,
+        /// Keys that differed.
+        keys: u64,
+    },
+    /// A round of anti-entropy broke off.
+    RepairFailed {
+        /// The peer.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// Tombstones that everybody held were deleted.
+    Reaped {
+        /// How many.
+        keys: usize,
+    },
+    /// This node's clock is far from those of most of its peers, or is no more.
+    ClockSkewed {
+        /// How far, with a sign: positive if this node's is ahead. `None`: it is right again.
+        ahead_ms: Option<i64>,
+    },
     /// The engine could not read a record or commit a change.
     StorageFailed {
         /// What it said.

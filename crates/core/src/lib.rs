@@ -26,11 +26,15 @@ pub mod key;
 pub mod layout;
 pub mod membership;
 pub mod object;
+pub mod planted;
 pub mod quorum;
+pub mod reaping;
+pub mod recovery;
 pub mod request;
 pub mod resolver;
 pub mod seams;
 pub mod storage;
+pub mod tree;
 mod varint;
 
 pub use bucket::{BucketDefinition, Buckets, ReadRepair};

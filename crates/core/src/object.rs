@@ -5,6 +5,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::causality::{CausalContext, Dot};
 use crate::clock::Stamp;
+use crate::planted::{Bug, planted};
 
 /// A number that the client gives each write and keeps over its retries; nobody else's is likely to be the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -233,6 +234,29 @@ impl Object {
         learnt
     }
 
+    /// True if nothing is left of the key but that it was deleted: what may be reaped.
+    pub fn is_tombstone(&self) -> bool {
+        !self.live.is_empty() && self.live.iter().all(|version| version.payload == Payload::Tombstone)
+    }
+
+    /// The newest version and what its own write replaced, nothing else: what replicas must *not* be sent (a planted bug).
+    #[doc(hidden)]
+    pub fn bare(&self, write: &Write) -> Object {
+        let newest: Vec<Version> =
+            self.live.iter().max_by_key(|version| version.dot.stamp).cloned().into_iter().collect();
+        let replaced = match &write.replaces {
+            Replaces::WhatIsThere { .. } => self.replaced.clone(),
+            Replaces::Exactly(context) => context.clone(),
+        };
+        Object { replaced, live: newest, replaced_requests: Vec::new() }
+    }
+
+    /// The newest stamp of anything in it.
+    pub fn newest(&self) -> Stamp {
+        let live = self.live.iter().map(|version| version.dot.stamp).max().unwrap_or(Stamp::ZERO);
+        live.max(self.replaced.newest())
+    }
+
     /// Applies a client's write: minted by `mint` beyond the newest stamp it has seen, it drops what it replaces.
     ///
     /// A request id that is live or was lately replaced mints nothing: the answer is that of the first attempt.
@@ -247,7 +271,7 @@ impl Object {
         now_ms: u64,
         mint: impl FnOnce(Stamp) -> Dot,
     ) -> Result<Written, WriteRefusal> {
-        if self.knows(write.request) {
+        if self.knows(write.request) && !planted(Bug::RequestIdIgnored) {
             return Ok(self.already_written(write));
         }
         let replaces = match &write.replaces {
@@ -292,7 +316,7 @@ impl Object {
         self.live.insert(at, version);
         self.keep(rule);
 
-        let context = if self.live.len() > 1 {
+        let context = if self.live.len() > 1 && !planted(Bug::PutAnswersWholeVector) {
             let mut seen = replaces;
             seen.add_dot(dot);
             seen

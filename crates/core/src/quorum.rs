@@ -60,6 +60,11 @@ impl ReadQuorum {
         }
     }
 
+    /// Whom the next failure would be replaced by.
+    pub fn next_candidate(&self) -> Option<NodeId> {
+        self.candidates.get(self.asked).copied()
+    }
+
     /// A reply is later than usual: ask one more, if there is one (a hedge).
     pub fn slow(&mut self) -> Step {
         self.ask_next()
@@ -81,7 +86,7 @@ impl ReadQuorum {
     }
 }
 
-/// A write: W acks of a key's replicas, all of which were sent it.
+/// A write: W acks of those who were sent it, and who count.
 #[derive(Clone, Debug)]
 pub struct WriteQuorum {
     required: usize,
@@ -90,15 +95,9 @@ pub struct WriteQuorum {
 }
 
 impl WriteQuorum {
-    /// A write that was sent to `sent` replicas and needs `required` acks of them.
-    ///
-    /// # Errors
-    /// How many it was sent to, if that is fewer than required.
-    pub fn new(required: u8, sent: usize) -> Result<WriteQuorum, u8> {
-        if sent < required as usize {
-            return Err(sent as u8);
-        }
-        Ok(WriteQuorum { required: required as usize, outstanding: sent, acked: Vec::new() })
+    /// A write that needs `required` acks, and was sent to nobody yet.
+    pub fn new(required: u8) -> WriteQuorum {
+        WriteQuorum { required: required as usize, outstanding: 0, acked: Vec::new() }
     }
 
     /// A replica holds the write. A second ack of one replica counts for nothing.
@@ -108,6 +107,11 @@ impl WriteQuorum {
             self.outstanding = self.outstanding.saturating_sub(1);
         }
         self.step()
+    }
+
+    /// One more was sent the write.
+    pub fn sent(&mut self) {
+        self.outstanding += 1;
     }
 
     /// A replica failed, or can't be heard from any more.
@@ -121,14 +125,9 @@ impl WriteQuorum {
         &self.acked
     }
 
-    /// How many acks are needed.
-    pub fn required(&self) -> usize {
-        self.required
-    }
-
-    /// True while some replica may still ack.
-    pub fn is_open(&self) -> bool {
-        self.outstanding > 0
+    /// Whether enough acked, may still, or can't any more.
+    pub fn step_now(&self) -> Step {
+        self.step()
     }
 
     fn step(&self) -> Step {
@@ -180,19 +179,27 @@ mod tests {
         assert_eq!(read.reply(A), Step::Wait);
         assert_eq!(read.reply(A), Step::Wait);
         assert_eq!(read.reply(C), Step::Wait);
-        let mut write = WriteQuorum::new(2, 3).unwrap();
+        let mut write = sent(2, 3);
         assert_eq!(write.ack(A), Step::Wait);
         assert_eq!(write.ack(A), Step::Wait);
         assert_eq!(write.ack(B), Step::Reached);
     }
 
-    /// A write is impossible as soon as the acks to come cannot make W.
+    fn sent(required: u8, to: usize) -> WriteQuorum {
+        let mut write = WriteQuorum::new(required);
+        (0..to).for_each(|_| write.sent());
+        write
+    }
+
+    /// A write is impossible as soon as the acks to come cannot make W, and not while a fallback was sent it, too.
     #[test]
     fn write_fails_as_early_as_it_can() {
-        let mut write = WriteQuorum::new(3, 3).unwrap();
+        let mut write = sent(3, 3);
         assert_eq!(write.ack(A), Step::Wait);
+        let mut with_fallback = write.clone();
         assert_eq!(write.failure(), Step::Impossible);
-        assert!(write.is_open());
-        assert_eq!(WriteQuorum::new(3, 2).unwrap_err(), 2);
+        with_fallback.sent();
+        assert_eq!(with_fallback.failure(), Step::Wait);
+        assert_eq!(sent(3, 2).step_now(), Step::Impossible);
     }
 }

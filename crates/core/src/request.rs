@@ -7,7 +7,7 @@ use crate::clock::Stamp;
 use crate::error::RequestError;
 use crate::key::{BucketName, Key, PartitionId, StorageKey};
 use crate::layout::NodeId;
-use crate::object::{Payload, RequestId};
+use crate::object::{Digest, Payload, RequestId};
 
 /// How many replicas a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -174,6 +174,11 @@ pub enum ClientRequest {
     Layout,
     /// A digest of all that this node holds, a partition each: for comparing replicas.
     Fingerprint,
+    /// What repair is doing; `start`: begin a round with every peer now.
+    Repair {
+        /// Begin one.
+        start: bool,
+    },
     /// Cut this node off from peers (empty: from none). Refused unless the configuration turns faults on.
     Faults {
         /// Names of the members to lose all messages from and to.
@@ -282,7 +287,7 @@ pub enum ClientReply {
     Put(PutReply),
     /// To `Scan`.
     Scan(ScanReply),
-    /// To `Explain` and `Status`: a JSON document.
+    /// To `Explain`, `Status` and `Repair`: a JSON document.
     Report(String),
     /// To `Layout`: the encoded layout.
     Layout(Bytes),
@@ -301,19 +306,126 @@ pub enum PeerRequest {
     /// The object under a storage key.
     Read(StorageKey),
     /// Merge this object into what is stored.
-    Write {
-        /// Where.
-        key: StorageKey,
-        /// The encoded object.
-        object: Bytes,
-        /// Set on a fallback: keep it for this replica instead.
-        hint_for: Option<NodeId>,
-    },
+    Write(PeerWrite),
+    /// What a fallback holds for a key in hints for its replicas.
+    ReadHints(StorageKey),
+    /// The object under a storage key, also from a replica that is recovering: for repair, never for a client.
+    Fetch(StorageKey),
     /// Records of a partition's bucket in storage order, after a storage key.
     ScanPartition(ScanPartition),
     /// A client's request, for a coordinator that is no replica.
     Forward(ClientRequest),
+    /// Whether these trees are the same there.
+    Roots(Vec<TreeRoot>),
+    /// The leaves of one tree.
+    Leaves(TreeName),
+    /// Keys and digests under some leaves of a tree, a page of them.
+    Digests(DigestsOf),
+    /// What is durably stored under each of these keys, as a digest.
+    HeldDurably(Vec<StorageKey>),
+    /// Whether anything there stands against reaping these keys: hints, or what was lately let go of.
+    MayReap(Vec<StorageKey>),
+    /// Delete each of these objects if it is exactly in this state.
+    Reap(Reap),
+    /// What time it is there.
+    Clock,
+    /// A message of the membership plugin to itself on another node.
+    Gossip(Bytes),
 }
+
+/// An object on its way to a replica, or to a fallback.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerWrite {
+    /// Where.
+    pub key: StorageKey,
+    /// Encoded.
+    pub object: Bytes,
+    /// As what.
+    pub purpose: WritePurpose,
+    /// When the message is void, milliseconds since 1970: a delayed copy must not bring back what was reaped meanwhile.
+    pub valid_until_ms: u64,
+}
+
+/// What is to be done with an object that is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WritePurpose {
+    /// Merge it: a write, or read repair. Acked as the engine promises.
+    Replicate,
+    /// Keep it for this replica, which can't be reached. Acked as the engine promises.
+    Hint(NodeId),
+    /// Merge it: a hint, or anti-entropy. Acked once it is durable, since the sender may then forget it.
+    HandOff,
+}
+
+/// One node's hash tree of a partition, for buckets with `n` replicas.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TreeName {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Replicas of the buckets in it.
+    pub n: u8,
+}
+
+/// A tree and its root.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TreeRoot {
+    /// Which tree.
+    pub tree: TreeName,
+    /// Its root here.
+    pub root: u64,
+}
+
+/// What another node says of a tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TreeState {
+    /// Whether it is the same there.
+    pub likeness: Likeness,
+    /// The node may have forgotten what it held of the partition.
+    pub recovering: bool,
+}
+
+/// Whether two trees are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Likeness {
+    /// They are.
+    Same,
+    /// They are not.
+    Differs,
+    /// The node is still building its tree.
+    Unknown,
+}
+
+/// A page of keys and digests.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DigestsOf {
+    /// Which tree.
+    pub tree: TreeName,
+    /// A bit for each leaf that is wanted.
+    pub leaves: u64,
+    /// Begin after this storage key; empty: at the start.
+    pub after: Bytes,
+}
+
+/// Keys and digests, in storage order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DigestPage {
+    /// Each with its object's digest.
+    pub entries: Vec<(Bytes, Digest)>,
+    /// Where the next page begins; empty at the end.
+    pub next: Bytes,
+}
+
+/// An order to delete what all replicas were found to hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reap {
+    /// Keys, and the state each must be in.
+    pub entries: Vec<(StorageKey, Digest)>,
+    /// When the order is void, milliseconds since 1970.
+    pub valid_until_ms: u64,
+}
+
+/// Most keys or trees that one request asks about.
+pub const MAX_KEYS_ASKED: usize = 4_096;
 
 /// Records of one bucket in one partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -350,6 +462,18 @@ pub enum PeerReply {
     Page(ScanPage),
     /// To `Forward`.
     Client(ClientResult),
+    /// To `Roots`: one for each.
+    Trees(Vec<TreeState>),
+    /// To `Leaves`.
+    Leaves(Vec<u64>),
+    /// To `Digests`.
+    Digests(DigestPage),
+    /// To `HeldDurably`: one for each key, `None` for one that is absent.
+    Held(Vec<Option<Digest>>),
+    /// To `MayReap`: for each key, true if nothing there stands against it.
+    MayReap(Vec<bool>),
+    /// To `Clock`: milliseconds since 1970.
+    Clock(u64),
 }
 
 /// Why a peer did not do what it was asked.
@@ -375,6 +499,9 @@ pub enum PeerError {
         /// What the engine said.
         detail: String,
     },
+    /// It may have forgotten what it held of the partition, and answers no reads of it until it has asked the others.
+    #[error("recovering")]
+    Recovering,
     /// It does not do such a thing.
     #[error("refused: {detail}")]
     Refused {
@@ -439,6 +566,47 @@ pub struct Explanation {
     pub hints: Vec<String>,
 }
 
+/// What is kept for one unreachable replica.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HintStatus {
+    /// For whom.
+    pub target: String,
+    /// How many.
+    pub hints: u64,
+    /// Their bytes, keys included.
+    pub bytes: u64,
+    /// How long the oldest has been waiting, milliseconds.
+    pub oldest_ms: u64,
+}
+
+/// What anti-entropy is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RepairStatus {
+    /// Rounds with one peer that ended, since the start.
+    pub rounds: u64,
+    /// With whom a round is under way.
+    pub running_with: Option<String>,
+    /// Keys that differed, since the start.
+    pub divergent_keys: u64,
+    /// Keys that differed in the last round.
+    pub last_round_keys: u64,
+    /// Milliseconds since the last round ended.
+    pub last_round_ago_ms: Option<u64>,
+    /// Why the last round that failed did.
+    pub trouble: Option<String>,
+}
+
+/// What became of deletes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReapingStatus {
+    /// Tombstones of which this node is the first replica, as far as it knows.
+    pub waiting: u64,
+    /// Reaped since the start, by this node's orders.
+    pub reaped: u64,
+    /// What the last look found in the way: a member, and why.
+    pub blocked_by: Option<String>,
+}
+
 /// One member as a node sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberStatus {
@@ -481,6 +649,16 @@ pub struct Status {
     pub uptime_ms: u64,
     /// Hints this node holds for others.
     pub hints: u64,
+    /// For whom, and how many.
+    pub hints_for: Vec<HintStatus>,
+    /// Partitions that may have forgotten, and answer no reads until they have asked the others.
+    pub recovering: u32,
+    /// Why this node coordinates nothing, if its clock is far from those of its peers.
+    pub clock_trouble: Option<String>,
+    /// What anti-entropy is doing.
+    pub repair: RepairStatus,
+    /// What became of deletes.
+    pub reaping: ReapingStatus,
     /// All members.
     pub members: Vec<MemberStatus>,
 }

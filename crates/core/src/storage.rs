@@ -48,8 +48,8 @@ pub enum Change {
 
 /// One read-change-write of one record.
 ///
-/// The engine calls `change` once, then `applied` when later updates see it, then `finished`. If `change`
-/// keeps the record, `applied` and `finished` follow all the same. None of them may call the engine: it may hold a lock.
+/// The engine calls `change` once, then `applied` before any later update of the record is begun, then `finished`. If
+/// `change` keeps the record, `applied` and `finished` follow all the same: `finished` once what it read is durable. None of them may call the engine: it may hold a lock.
 pub trait Update: Send {
     /// Which record.
     fn key(&self) -> &StorageKey;

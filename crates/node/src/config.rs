@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use quorate_cluster::CoordinatorConfig;
+use quorate_cluster::Settings;
 use quorate_core::key::MAX_BUCKET_BYTES;
 use quorate_core::{BucketDefinition, Buckets, Layout, Member};
 use serde::Deserialize;
@@ -121,8 +121,8 @@ pub struct Config {
     pub membership: PluginSection,
     /// The rules of all buckets.
     pub buckets: Buckets,
-    /// How requests are served.
-    pub coordinator: CoordinatorConfig,
+    /// How requests are served, hints kept, replicas repaired, tombstones reaped.
+    pub settings: Settings,
     /// For tests.
     pub faults: FaultsSection,
     /// The layout that the members make.
@@ -138,7 +138,18 @@ pub struct PluginSection {
     pub rest: Table,
 }
 
-const SECTIONS: [&str; 7] = ["node", "cluster", "storage", "membership", "buckets", "coordinator", "faults"];
+const SECTIONS: [&str; 10] = [
+    "node",
+    "cluster",
+    "storage",
+    "membership",
+    "buckets",
+    "coordinator",
+    "hints",
+    "repair",
+    "reaping",
+    "faults",
+];
 const ENVIRONMENT_PREFIX: &str = "QUORATE__";
 
 impl Config {
@@ -192,12 +203,17 @@ impl Config {
             };
             definitions.insert(name, section::<BucketDefinition>(&place, definition)?);
         }
-        let coordinator: CoordinatorConfig = section("coordinator", take("coordinator")?)?;
+        let settings = Settings {
+            coordinator: section("coordinator", take("coordinator")?)?,
+            hints: section("hints", take("hints")?)?,
+            repair: section("repair", take("repair")?)?,
+            reaping: section("reaping", take("reaping")?)?,
+        };
         let faults = section("faults", take("faults")?)?;
 
         check_node(&node)?;
         check_cluster(&cluster)?;
-        check_coordinator(&coordinator)?;
+        check_settings(&settings)?;
         registry.check_storage(&storage.name, storage.rest.clone())?;
         let this = member_of(&node);
         let members: Vec<Member> = registry
@@ -213,7 +229,7 @@ impl Config {
         for (name, bucket) in buckets.iter() {
             registry.open_resolver(&format!("[buckets.{name}] resolver"), &bucket.definition.resolver)?;
         }
-        Ok(Config { node, cluster, storage, membership, buckets, coordinator, faults, layout })
+        Ok(Config { node, cluster, storage, membership, buckets, settings, faults, layout })
     }
 
     /// This node as a member.
@@ -261,19 +277,34 @@ fn check_cluster(cluster: &ClusterSection) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_coordinator(config: &CoordinatorConfig) -> Result<(), ConfigError> {
+fn check_settings(settings: &Settings) -> Result<(), ConfigError> {
+    let Settings { coordinator, hints, repair, reaping } = settings;
+    let day = 86_400_000;
     let numbers = [
-        ("request_timeout_ms", config.request_timeout_ms),
-        ("max_request_timeout_ms", config.max_request_timeout_ms),
-        ("max_in_flight", config.max_in_flight as u64),
-        ("max_clock_skew_ms", config.max_clock_skew_ms),
+        ("coordinator", "request_timeout_ms", coordinator.request_timeout_ms, day),
+        ("coordinator", "max_request_timeout_ms", coordinator.max_request_timeout_ms, day),
+        ("coordinator", "max_in_flight", coordinator.max_in_flight as u64, day),
+        ("coordinator", "max_clock_skew_ms", coordinator.max_clock_skew_ms, day),
+        ("hints", "max_mib_per_target", hints.max_mib_per_target, 1 << 30),
+        ("repair", "interval_ms", repair.interval_ms, 30 * day),
+        ("repair", "max_keys_per_second", repair.max_keys_per_second, 1 << 30),
+        ("reaping", "interval_ms", reaping.interval_ms, 30 * day),
+        ("reaping", "grace_ms", reaping.grace_ms, 365 * day),
     ];
-    match numbers.iter().find(|(_, number)| !(1..=86_400_000).contains(number)) {
-        Some((name, number)) => {
-            Err(ConfigError::new(format!("[coordinator] {name} = {number}: use 1 to 86400000")))
-        }
-        None => Ok(()),
+    if let Some((section, name, number, limit)) =
+        numbers.iter().find(|(_, _, number, limit)| !(1..=*limit).contains(number))
+    {
+        return Err(ConfigError::new(format!("[{section}] {name} = {number}: use 1 to {limit}")));
     }
+    let shortest = settings.shortest_grace_ms();
+    if reaping.grace_ms < shortest {
+        return Err(ConfigError::new(format!(
+            "[reaping] grace_ms = {}: a message may bring back what is reaped earlier than {shortest} ms after it \
+             ([coordinator] max_request_timeout_ms, twice max_clock_skew_ms, and 5 s); use that or more",
+            reaping.grace_ms
+        )));
+    }
+    Ok(())
 }
 
 /// Reads one section; an unknown key is an error with a suggestion.

@@ -37,6 +37,27 @@ impl EventSink for LogEvents {
             EventKind::WriteIndeterminate { needed, received } => {
                 tracing::warn!(needed, received, "write did not get its acks");
             }
+            EventKind::Served { verb, outcome, micros, acked, siblings, hinted } => {
+                tracing::trace!(verb, outcome, micros, acked, siblings, hinted, "served");
+            }
+            EventKind::HintRefused { target } => {
+                tracing::warn!(target_node = target, "hint refused: the budget for its target is used up");
+            }
+            EventKind::HintsDelivered { target, hints } => {
+                tracing::info!(to = target, hints, "hints delivered");
+            }
+            EventKind::Recovering { partitions } => {
+                tracing::info!(partitions, "may have forgotten: asking the others before answering reads");
+            }
+            EventKind::Recovered { partitions } => tracing::info!(partitions, "recovered"),
+            EventKind::Repaired { peer, keys: 0 } => tracing::debug!(peer, "compared, nothing differs"),
+            EventKind::Repaired { peer, keys } => tracing::info!(peer, keys, "repaired"),
+            EventKind::RepairFailed { peer, reason } => tracing::warn!(peer, reason, "repair broke off"),
+            EventKind::Reaped { keys } => tracing::info!(keys, "tombstones reaped"),
+            EventKind::ClockSkewed { ahead_ms: Some(ahead_ms) } => {
+                tracing::error!(ahead_ms, "the clock is far from most peers': coordinating nothing");
+            }
+            EventKind::ClockSkewed { ahead_ms: None } => tracing::info!("the clock is right again"),
             EventKind::StorageFailed { detail } => tracing::error!(detail, "storage failed"),
             EventKind::ActorRenewed { partition } => {
                 tracing::warn!(partition, "partition goes on under a new actor")

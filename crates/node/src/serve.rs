@@ -82,7 +82,7 @@ fn close_engine(shared: Arc<Shared>) {
 fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError> {
     let engine =
         registry.open_storage(&config.storage.name, config.storage.rest.clone(), &config.node.data)?;
-    claim_folder(&*engine, config)?;
+    let is_empty = claim_folder(&*engine, config)?;
     let mut resolvers = BTreeMap::new();
     for (_, bucket) in config.buckets.iter() {
         let name = &bucket.definition.resolver;
@@ -94,7 +94,7 @@ fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError
         false if engine.capability().survives_restart => "committed at intervals",
         false => "volatile",
     };
-    Ok(Shared::new(Parts {
+    let shared = Shared::new(Parts {
         identity: Identity {
             cluster: config.cluster.id.clone(),
             node: this.id,
@@ -109,17 +109,20 @@ fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError
         engine,
         environment: Arc::new(System::new()),
         events: Arc::new(LogEvents),
-        config: config.coordinator.clone(),
-    }))
+        settings: config.settings.clone(),
+        is_empty,
+    });
+    shared.map_err(|error| ConfigError::new(format!("[storage] {error}")))
 }
 
-/// A data folder belongs to one node of one cluster: starting another one in it is refused, not mixed up.
-fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), ConfigError> {
+/// A data folder belongs to one node of one cluster: starting another one in it is refused, not mixed up. True if it was
+/// nobody's yet: this node is new, or was wiped.
+fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<bool, ConfigError> {
     let owner = format!("{}/{} Q={}", config.cluster.id, config.node.name, config.cluster.partitions);
     let failed = |error: StorageError| ConfigError::new(format!("[storage] {error}"));
     let key = StorageKey::of_table(Table::Facts, b"owner");
     match engine.get(&key).map_err(failed)? {
-        Some(found) if found == owner.as_bytes() => Ok(()),
+        Some(found) if found == owner.as_bytes() => Ok(false),
         Some(found) => Err(ConfigError::new(format!(
             "data folder {} belongs to {}, not to {owner}: set [node] data to another folder",
             config.node.data.display(),
@@ -130,7 +133,7 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<(), Confi
             engine.update(vec![Box::new(Claim { key, owner, done: sender })]);
             engine.flush();
             let lost = StorageError::Io { detail: "the engine dropped a write".into() };
-            receiver.recv().unwrap_or(Err(lost)).map_err(failed)
+            receiver.recv().unwrap_or(Err(lost)).map_err(failed).map(|()| true)
         }
     }
 }
@@ -243,7 +246,7 @@ impl Worker {
             .spawn(move || {
                 let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 let runtime = runtime.expect("an event loop can be started");
-                runtime.block_on(run(shared, faults, incoming, connections));
+                runtime.block_on(run(number, shared, faults, incoming, connections));
             })
             .expect("a thread can be started");
         Worker { streams, thread }
@@ -261,6 +264,7 @@ impl Worker {
 
 /// A worker's life: serves what it is given until there is no more, then lets requests under way finish.
 async fn run(
+    number: usize,
     shared: Arc<Shared>,
     faults: Option<Arc<Cut>>,
     mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>,
@@ -286,6 +290,9 @@ async fn run(
         })
     });
     let node = Node::new(shared.clone(), peers.clone(), switch);
+    if number == 0 {
+        node.start_upkeep();
+    }
     let service = Rc::new(Service(node.clone()));
     while let Some(stream) = incoming.recv().await {
         let open = Open::new(connections.clone());

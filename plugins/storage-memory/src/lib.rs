@@ -48,10 +48,12 @@ impl StorageEngine for MemoryStorage {
 
     fn update(&self, batch: Vec<Box<dyn Update>>) {
         for mut update in batch {
-            let outcome = self.lock().update(&mut *update, self.max_bytes);
+            let mut records = self.lock();
+            let outcome = records.update(&mut *update, self.max_bytes);
             if outcome.is_ok() {
                 update.applied();
             }
+            drop(records);
             update.finished(outcome);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use quorate_core::request::{Explanation, ReplicaState, VersionSummary};
+use quorate_core::request::{Explanation, PeerReply, PeerRequest, ReplicaState, VersionSummary};
 use quorate_core::{Key, NodeId, Object, Payload, RequestError};
 use tokio::time::Instant;
 
@@ -33,6 +33,7 @@ pub(crate) async fn explain(
             holdings[at] = describe(layout.name_of(from), object_of(answer));
         }
     }
+    let hints = kept(node, &place, deadline).await;
     let agree =
         holdings.iter().all(|h| (h.state == "held" || h.state == "absent") && h.digest == holdings[0].digest);
     let names = |nodes: &[NodeId]| nodes.iter().map(|&node| layout.name_of(node)).collect();
@@ -51,8 +52,35 @@ pub(crate) async fn explain(
         fallbacks: names(&layout.fallbacks_of(place.partition(), place.bucket.n)),
         holdings,
         agree,
-        hints: Vec::new(),
+        hints,
     })
+}
+
+/// Who keeps hints for the key.
+async fn kept(node: &Rc<Node>, place: &Place, deadline: Instant) -> Vec<String> {
+    let gather = Gather::default();
+    let layout = &node.shared.layout;
+    let live: Vec<NodeId> =
+        layout.members().iter().map(|member| member.id).filter(|&id| node.is_live(id)).collect();
+    for &id in &live {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let request = PeerRequest::ReadHints(place.key.clone());
+        if id == node.shared.node() {
+            node.answer_peer(request, timeout, gather.slot(id));
+        } else {
+            node.transport.send(id, request, timeout, gather.slot(id));
+        }
+    }
+    let mut hints = Vec::new();
+    for _ in &live {
+        match gather.next(deadline).await {
+            Some((from, Ok(PeerReply::Object(Some(_))))) => hints.push(layout.name_of(from)),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    hints.sort();
+    hints
 }
 
 fn unknown(node: String) -> ReplicaState {

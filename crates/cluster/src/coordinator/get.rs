@@ -21,10 +21,11 @@ pub(crate) async fn get(
     let begun = Instant::now();
     let place = Place::of(node, &request.key);
     let required = place.bucket.required(request.r, place.bucket.definition.r, "r")?;
-    if !place.replicas.contains(&node.shared.node()) && !forwarded {
+    if place.must_forward(node, forwarded) {
         return forward(node, &place, ClientRequest::Get(request), deadline).await;
     }
-    let read = read_replicas(node, &place, required, deadline).await?;
+    let sloppy = place.bucket.definition.sloppy;
+    let read = read_replicas(node, &place, required, sloppy, deadline).await?;
     let repaired = repair(node, &place, &read, required, deadline).await?;
     Ok(ClientReply::Get(GetReply {
         siblings: shown(node, &place.bucket, &read.merged),
@@ -35,8 +36,8 @@ pub(crate) async fn get(
         receipt: Receipt {
             coordinator: node.shared.node(),
             layout: node.shared.layout.number(),
+            fallbacks: place.fallbacks_among(&read.replied),
             acked: read.replied,
-            fallbacks: Vec::new(),
             repaired,
             micros: begun.elapsed().as_micros() as u32,
         },

@@ -49,6 +49,30 @@ impl Place {
         self.key.partition()
     }
 
+    /// The nodes that can stand in for replicas, in order: live, and this one only if it is none.
+    pub(crate) fn live_fallbacks(&self, node: &Node) -> Vec<NodeId> {
+        let mut fallbacks = node.shared.layout.fallbacks_of(self.partition(), self.bucket.n);
+        fallbacks.retain(|&fallback| node.is_live(fallback));
+        fallbacks
+    }
+
+    /// True if this node passes the request on: it is no replica, and one can be reached.
+    pub(crate) fn must_forward(&self, node: &Node, forwarded: bool) -> bool {
+        let is_replica = self.replicas.contains(&node.shared.node());
+        !is_replica && !forwarded && !self.live(node).is_empty()
+    }
+
+    /// Those of some nodes that are no replicas.
+    pub(crate) fn fallbacks_among(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        nodes.iter().copied().filter(|node| !self.replicas.contains(node)).collect()
+    }
+
+    /// For whom a hint is kept that is not for a particular replica: the first one that can't be reached.
+    pub(crate) fn missing(&self, node: &Node) -> NodeId {
+        let missing = self.replicas.iter().find(|&&replica| !node.is_live(replica));
+        *missing.unwrap_or(&self.replicas[0])
+    }
+
     /// The replicas that can be asked, this node first: nearest first, and it costs no message.
     pub(crate) fn live(&self, node: &Node) -> Vec<NodeId> {
         live_first(node, &self.replicas)

@@ -1,4 +1,8 @@
 //! Put and delete: mint the write on this node's own replica, send the merged object to the others, count acks.
+//!
+//! A replica that can't be reached, fails, or takes long is stood in for by a fallback, which keeps the object as a hint
+//! (sloppy quorum: the hint's ack counts; strict: it does not). Only where no replica at all can be reached does a
+//! fallback coordinate, and mints the write as a hint of its own.
 
 use std::rc::Rc;
 
@@ -8,11 +12,12 @@ use quorate_core::event::EventKind;
 use quorate_core::object::{Replaces, Write, Written};
 use quorate_core::quorum::{Step, WriteQuorum};
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, PeerReply, PutReply, PutRequest, Receipt, Replacing,
+    ClientReply, ClientRequest, ClientResult, PeerReply, PeerWrite, PutReply, PutRequest, Receipt, Replacing,
+    WritePurpose,
 };
 use quorate_core::seams::ReplyTo;
 use quorate_core::{CausalContext, NodeId, Payload, RequestError};
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::Place;
 use super::forward::forward;
@@ -20,6 +25,10 @@ use super::read::read_replicas;
 use super::repair::push;
 use crate::gather::Gather;
 use crate::node::Node;
+use crate::settings::AFTERMATH_MS;
+
+/// A write that has not its acks by then is also offered to fallbacks, in place of the replicas that did not answer.
+const SLOW_WRITE: Duration = Duration::from_millis(250);
 
 /// Serves a put. Answers at W acks and goes on until all replicas have been heard, or the deadline.
 pub(crate) async fn put(
@@ -30,10 +39,10 @@ pub(crate) async fn put(
     reply: ReplyTo<ClientResult>,
 ) {
     let place = Place::of(node, &request.key);
-    if !place.replicas.contains(&node.shared.node()) && !forwarded {
+    if place.must_forward(node, forwarded) {
         return reply.send(forward(node, &place, ClientRequest::Put(request), deadline).await);
     }
-    let mut attempt = match Attempt::prepare(node, &place, &request, deadline) {
+    let mut attempt = match Attempt::prepare(node, &place, &request, deadline, forwarded) {
         Ok(attempt) => attempt,
         Err(error) => return reply.send(Err(error)),
     };
@@ -49,26 +58,51 @@ struct Attempt<'a> {
     place: &'a Place,
     write: Write,
     required: u8,
+    /// Fallbacks count.
+    sloppy: bool,
+    /// This node is no replica: it coordinates as a fallback, and what it mints is a hint for this replica.
+    stands_for: Option<NodeId>,
     retry: bool,
     begun: Instant,
     deadline: Instant,
+    /// When the object that is sent is void.
+    valid_until_ms: u64,
     gather: Gather,
-    /// Replicas that were sent the write, this node included if it minted it.
-    sent: Vec<NodeId>,
+    asked: Vec<Asked>,
+    /// Fallbacks that were not used yet, once they were looked up.
+    fallbacks: Option<std::vec::IntoIter<NodeId>>,
+}
+
+/// Somebody who was sent the write.
+struct Asked {
+    to: NodeId,
+    /// The replica that it is meant for: `to` itself, or the one that `to` stands in for.
+    target: NodeId,
+    state: Asking,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asking {
+    Open,
+    Acked,
+    Failed,
 }
 
 impl<'a> Attempt<'a> {
-    /// Checks the request, and whether enough replicas are in sight, before anything is minted.
+    /// Checks the request, and whether enough nodes are in sight, before anything is minted.
     fn prepare(
         node: &'a Rc<Node>,
         place: &'a Place,
         request: &PutRequest,
         deadline: Instant,
+        forwarded: bool,
     ) -> Result<Attempt<'a>, RequestError> {
         let begun = Instant::now();
         let definition = &place.bucket.definition;
         let required = place.bucket.required(request.w, definition.w, "w")?;
-        if !place.replicas.contains(&node.shared.node()) {
+        let sloppy = request.sloppy.unwrap_or(definition.sloppy);
+        let is_replica = place.replicas.contains(&node.shared.node());
+        if !is_replica && forwarded {
             return Err(RequestError::invalid("this node is no replica of the key; refresh the layout"));
         }
         if let Payload::Value(value) = &request.payload
@@ -80,18 +114,34 @@ impl<'a> Attempt<'a> {
                 definition.max_value_bytes
             )));
         }
-        let reachable = place.live(node).len() as u8;
-        if reachable < required {
+        let live = place.live(node).len();
+        let standing_in =
+            if sloppy && live < place.replicas.len() { place.live_fallbacks(node).len() } else { 0 };
+        let reachable = (live + standing_in).min(place.replicas.len()) as u8;
+        if reachable < required || node.shared.clock_trouble().is_some() {
+            let reachable = if node.shared.clock_trouble().is_some() { 0 } else { reachable };
             return Err(RequestError::NotAttempted { needed: required, reachable });
         }
         let replaces = match &request.replacing {
             Replacing::WhatIsThere { seen } => Replaces::WhatIsThere { seen: context_of(node, place, seen)? },
             Replacing::Exactly { context } => Replaces::Exactly(context_of(node, place, context)?),
         };
-        let write = Write { request: request.request, payload: request.payload.clone(), replaces };
-        let retry = request.attempt > 0;
-        let gather = Gather::default();
-        Ok(Attempt { node, place, write, required, retry, begun, deadline, gather, sent: Vec::new() })
+        let left = deadline.saturating_duration_since(begun);
+        Ok(Attempt {
+            node,
+            place,
+            write: Write { request: request.request, payload: request.payload.clone(), replaces },
+            required,
+            sloppy,
+            stands_for: (!is_replica).then(|| place.replicas[0]),
+            retry: request.attempt > 0,
+            begun,
+            deadline,
+            valid_until_ms: node.shared.valid_until_ms(left + Duration::from_millis(AFTERMATH_MS)),
+            gather: Gather::default(),
+            asked: Vec::with_capacity(place.replicas.len()),
+            fallbacks: None,
+        })
     }
 
     /// Makes the object that the replicas are to hold: minted here, or, for a retry that a quorum knows, as it is.
@@ -101,10 +151,12 @@ impl<'a> Attempt<'a> {
         {
             return Ok(found);
         }
+        self.remember_first().await?;
         let this = self.node.shared.node();
-        self.sent.push(this);
+        self.asked.push(Asked { to: this, target: self.stands_for.unwrap_or(this), state: Asking::Open });
         let applied = self.node.replica.write(
             self.place.key.clone(),
+            self.stands_for,
             self.place.long_key.clone(),
             self.write.clone(),
             self.deadline.saturating_duration_since(Instant::now()),
@@ -118,36 +170,73 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// An overwrite replaces what its coordinator holds. One that may have forgotten what it held asks R replicas first.
+    async fn remember_first(&self) -> Result<(), RequestError> {
+        let recovering = self.node.shared.is_recovering(self.place.partition());
+        if !recovering || self.stands_for.is_some() || matches!(self.write.replaces, Replaces::Exactly(_)) {
+            return Ok(());
+        }
+        let definition = &self.place.bucket.definition;
+        let required = self.place.bucket.required(Default::default(), definition.r, "r")?;
+        let read = read_replicas(self.node, self.place, required, self.sloppy, self.deadline).await?;
+        let Some(object) = &read.encoded else { return Ok(()) };
+        let gather = Gather::default();
+        push(self.node, self.place, object, self.node.shared.node(), self.deadline, &gather);
+        match gather.next(self.deadline).await {
+            Some((_, Ok(PeerReply::Acked))) => Ok(()),
+            _ => Err(RequestError::NotAttempted { needed: self.required, reachable: 0 }),
+        }
+    }
+
     /// Asks R replicas, if they can be had, whether the write's id is live or was replaced.
     async fn find_earlier_attempt(&self) -> Option<(Written, Bytes)> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
         let required =
             self.place.bucket.required(Default::default(), self.place.bucket.definition.r, "r").ok()?;
-        let read = read_replicas(self.node, self.place, required, half).await.ok()?;
+        let read = read_replicas(self.node, self.place, required, self.sloppy, half).await.ok()?;
         let object = read.encoded.filter(|_| read.merged.knows(self.write.request))?;
         Some((read.merged.already_written(&self.write), object))
     }
 
-    /// Sends the merged object to all replicas that do not have it yet, and counts.
+    /// Sends the merged object to all replicas, or to whoever stands in for them, and counts.
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
-        for replica in self.place.live(self.node) {
-            if !self.sent.contains(&replica) {
-                push(self.node, self.place, &object, replica, self.deadline, &self.gather);
-                self.sent.push(replica);
+        let mut reply = Some(reply);
+        let mut quorum = WriteQuorum::new(self.required);
+        self.asked.iter().for_each(|_| quorum.sent());
+        if let Some(replica) = self.stands_for.filter(|_| self.asked.is_empty()) {
+            self.send(self.node.shared.node(), replica, &object);
+            quorum.sent();
+        }
+        for &replica in &self.place.replicas {
+            if self.asked.iter().any(|asked| asked.target == replica) {
+                continue;
+            }
+            if self.node.is_live(replica) {
+                self.send(replica, replica, &object);
+                quorum.sent();
+            } else {
+                self.stand_in(replica, &object, &mut quorum);
             }
         }
-        let mut reply = Some(reply);
-        let mut quorum = match WriteQuorum::new(self.required, self.sent.len()) {
-            Ok(quorum) => quorum,
-            Err(_) => return self.give_up(0, reply.take()),
-        };
+        if quorum.step_now() == Step::Impossible {
+            self.give_up(0, reply.take());
+        }
+        let mut slow_at = Some(Instant::now() + SLOW_WRITE).filter(|at| self.sloppy && *at < self.deadline);
         // After the answer this goes on: every replica's ack or failure is heard, whoever still waits for it.
-        while quorum.is_open() {
-            let step = match self.gather.next(self.deadline).await {
-                Some((from, Ok(PeerReply::Acked))) => quorum.ack(from),
-                Some(_) => quorum.failure(),
-                None => Step::Impossible,
+        while self.asked.iter().any(|asked| asked.state == Asking::Open) {
+            let until = slow_at.unwrap_or(self.deadline);
+            let step = match self.gather.next(until).await {
+                Some((from, answer)) => {
+                    self.heard(from, matches!(answer, Ok(PeerReply::Acked)), &object, &mut quorum)
+                }
+                None if slow_at.take().is_some() => {
+                    if reply.is_some() {
+                        self.stand_in_for_the_slow(&object, &mut quorum);
+                    }
+                    Step::Wait
+                }
+                None => break,
             };
             match step {
                 Step::Reached => {
@@ -155,13 +244,104 @@ impl<'a> Attempt<'a> {
                         reply.send(Ok(ClientReply::Put(self.answer(&written, quorum.acked()))));
                     }
                 }
-                Step::Impossible if reply.is_some() => {
-                    return self.give_up(quorum.acked().len() as u8, reply.take());
-                }
-                Step::Impossible => return,
-                Step::Wait | Step::Ask(_) => {}
+                Step::Impossible if reply.is_some() => self.give_up(quorum.acked().len() as u8, reply.take()),
+                Step::Impossible | Step::Wait | Step::Ask(_) => {}
             }
         }
+        if reply.is_some() {
+            self.give_up(quorum.acked().len() as u8, reply.take());
+        }
+        // Who has not answered by now is told of the write by a hint, not only by the next round of anti-entropy.
+        for target in self.without_answer() {
+            self.stand_in(target, &object, &mut quorum);
+        }
+    }
+
+    /// Takes an answer: counts it, and finds somebody else where it is a failure.
+    fn heard(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
+        let place = self.asked.iter_mut().find(|asked| asked.to == from && asked.state == Asking::Open);
+        let Some(asked) = place else { return Step::Wait };
+        asked.state = if acked { Asking::Acked } else { Asking::Failed };
+        let target = asked.target;
+        let counts = self.counts(from);
+        if acked {
+            return if counts { quorum.ack(from) } else { Step::Wait };
+        }
+        let covered = |other: &Asked| other.target == target && other.state != Asking::Failed;
+        if !self.asked.iter().any(covered) {
+            self.stand_in(target, object, quorum);
+        }
+        if counts { quorum.failure() } else { Step::Wait }
+    }
+
+    /// Whether an ack of this node counts towards W.
+    fn counts(&self, from: NodeId) -> bool {
+        self.sloppy || self.place.replicas.contains(&from)
+    }
+
+    /// Replicas that neither acked nor have a fallback that did, or may yet.
+    fn without_answer(&self) -> Vec<NodeId> {
+        let open = |replica: &NodeId| {
+            let mut asked = self.asked.iter().filter(|asked| asked.target == *replica);
+            !asked.any(|asked| asked.state == Asking::Acked)
+        };
+        self.place.replicas.iter().copied().filter(open).collect()
+    }
+
+    fn stand_in_for_the_slow(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
+        let slow = |asked: &&Asked| asked.state == Asking::Open && asked.to == asked.target;
+        let targets: Vec<NodeId> = self.asked.iter().filter(slow).map(|asked| asked.target).collect();
+        let this = self.node.shared.node();
+        for target in targets.into_iter().filter(|&target| target != this) {
+            self.stand_in(target, object, quorum);
+        }
+    }
+
+    /// Has the object kept for a replica by the next fallback, or by this node itself, which does not count, where there
+    /// is none.
+    fn stand_in(&mut self, target: NodeId, object: &Bytes, quorum: &mut WriteQuorum) {
+        let (node, place) = (self.node, self.place);
+        let this = node.shared.node();
+        let fallbacks = self.fallbacks.get_or_insert_with(|| {
+            let mut live = place.live_fallbacks(node);
+            live.retain(|&fallback| fallback != this);
+            live.into_iter()
+        });
+        match fallbacks.next() {
+            Some(fallback) => {
+                self.send(fallback, target, object);
+                if self.sloppy {
+                    quorum.sent();
+                }
+            }
+            None if target != this => {
+                let nobody = Gather::default();
+                let write = self.message(this, target, object);
+                node.send_write(this, write, self.patience(), nobody.slot(this));
+            }
+            None => {}
+        }
+    }
+
+    fn send(&mut self, to: NodeId, target: NodeId, object: &Bytes) {
+        let write = self.message(to, target, object);
+        self.node.send_write(to, write, self.patience(), self.gather.slot(to));
+        self.asked.push(Asked { to, target, state: Asking::Open });
+    }
+
+    fn message(&self, to: NodeId, target: NodeId, object: &Bytes) -> PeerWrite {
+        PeerWrite {
+            key: self.place.key.clone(),
+            object: object.clone(),
+            purpose: if to == target { WritePurpose::Replicate } else { WritePurpose::Hint(target) },
+            valid_until_ms: self.valid_until_ms,
+        }
+    }
+
+    /// How long whoever is sent the write has for it: until the deadline, and a little for what comes after it.
+    fn patience(&self) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Duration::from_millis(AFTERMATH_MS / 2) } else { left }
     }
 
     fn give_up(&self, received: u8, reply: Option<ReplyTo<ClientResult>>) {
@@ -173,15 +353,16 @@ impl<'a> Attempt<'a> {
     }
 
     fn answer(&self, written: &Written, acked: &[NodeId]) -> PutReply {
+        let fallbacks = self.place.fallbacks_among(acked);
         PutReply {
             context: encode_context(&written.context, self.place.key_hash).into(),
             conflict: written.conflict,
-            hinted: 0,
+            hinted: fallbacks.len() as u8,
             receipt: Receipt {
                 coordinator: self.node.shared.node(),
                 layout: self.node.shared.layout.number(),
                 acked: acked.to_vec(),
-                fallbacks: Vec::new(),
+                fallbacks,
                 repaired: Vec::new(),
                 micros: self.begun.elapsed().as_micros() as u32,
             },
@@ -194,7 +375,7 @@ fn context_of(node: &Node, place: &Place, bytes: &[u8]) -> Result<CausalContext,
     let context = decode_context(bytes, place.key_hash)
         .map_err(|error| RequestError::invalid(format!("context of {} bytes: {error}", bytes.len())))?;
     let ahead = context.newest().wall_ms().saturating_sub(node.shared.environment.wall_ms());
-    let limit = node.shared.config.max_clock_skew_ms;
+    let limit = node.shared.settings.coordinator.max_clock_skew_ms;
     if ahead > limit {
         return Err(RequestError::invalid(format!(
             "context is from {ahead} ms ahead of this node's clock, the limit is {limit} (max_clock_skew_ms): check the nodes' clocks"

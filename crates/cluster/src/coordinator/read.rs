@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use quorate_core::codec::{CodecError, decode_object, encode_object};
 use quorate_core::event::EventKind;
+use quorate_core::planted::{Bug, planted};
 use quorate_core::quorum::{ReadQuorum, Step};
 use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult};
 use quorate_core::{NodeId, Object, RequestError};
@@ -27,7 +28,8 @@ pub(crate) struct Read {
     pub(crate) stale: Vec<NodeId>,
 }
 
-/// Reads `required` replicas and merges what they hold.
+/// Reads `required` replicas and merges what they hold. `sloppy`: where too few replicas answer, a fallback that holds a hint
+/// counts; one that holds none knows nothing, least of all that the key is absent.
 ///
 /// # Errors
 /// `NotAttempted` if too few are live, `DeadlineExceeded` or `StorageFailed` if too few answered.
@@ -35,10 +37,15 @@ pub(crate) async fn read_replicas(
     node: &Node,
     place: &Place,
     required: u8,
+    sloppy: bool,
     deadline: Instant,
 ) -> Result<Read, RequestError> {
     let begun = Instant::now();
-    let mut quorum = ReadQuorum::new(required, place.live(node))
+    let mut candidates = place.live(node);
+    if sloppy && (candidates.len() < place.replicas.len() || candidates.len() < required as usize) {
+        candidates.extend(place.live_fallbacks(node));
+    }
+    let mut quorum = ReadQuorum::new(required, candidates)
         .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
     let gather = Gather::default();
     for &replica in quorum.first_asked() {
@@ -50,6 +57,11 @@ pub(crate) async fn read_replicas(
     loop {
         let until = hedge_at.unwrap_or(deadline).min(deadline);
         let step = match gather.next(until).await {
+            Some((from, Ok(PeerReply::Object(None))))
+                if !place.replicas.contains(&from) && !planted(Bug::FallbackAnswersAbsent) =>
+            {
+                quorum.failure()
+            }
             Some((from, Ok(PeerReply::Object(bytes)))) => match Reply::decode(from, bytes, &replies) {
                 Ok(reply) => {
                     replies.push(reply);
@@ -71,7 +83,10 @@ pub(crate) async fn read_replicas(
             }
             None if Instant::now() < deadline => {
                 hedge_at = None;
-                quorum.slow()
+                match quorum.next_candidate() {
+                    Some(next) if place.replicas.contains(&next) => quorum.slow(),
+                    _ => Step::Wait,
+                }
             }
             None => {
                 let after_ms = begun.elapsed().as_millis() as u32;
@@ -93,11 +108,16 @@ pub(crate) async fn read_replicas(
 
 fn ask(node: &Node, place: &Place, replica: NodeId, deadline: Instant, gather: &Gather) {
     let slot = gather.slot(replica);
-    if replica == node.shared.node() {
-        slot.send(node.replica.read(&place.key));
-    } else {
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        node.transport.send(replica, PeerRequest::Read(place.key.clone()), timeout, slot);
+    let is_replica = place.replicas.contains(&replica);
+    match (replica == node.shared.node(), is_replica) {
+        (true, true) => slot.send(node.replica.read(&place.key)),
+        (true, false) => slot.send(node.replica.read_hints(&place.key)),
+        (false, _) => {
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            let key = place.key.clone();
+            let request = if is_replica { PeerRequest::Read(key) } else { PeerRequest::ReadHints(key) };
+            node.transport.send(replica, request, timeout, slot);
+        }
     }
 }
 

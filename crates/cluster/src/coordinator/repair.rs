@@ -1,9 +1,11 @@
 //! Read repair: pushing a merged object to replicas that hold less. By merging, never by overwriting.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use quorate_core::event::EventKind;
 use quorate_core::quorum::{Step, WriteQuorum};
-use quorate_core::request::{PeerReply, PeerRequest};
+use quorate_core::request::{PeerReply, PeerWrite, WritePurpose};
 use quorate_core::{NodeId, ReadRepair, RequestError};
 use tokio::time::Instant;
 
@@ -11,7 +13,6 @@ use super::Place;
 use super::read::Read;
 use crate::gather::Gather;
 use crate::node::Node;
-use crate::replica::ToMerge;
 
 /// Brings the stale repliers of a read up to date, as the bucket says. Returns whom it sent the merged object.
 ///
@@ -19,7 +20,7 @@ use crate::replica::ToMerge;
 /// With blocking repair, `DeadlineExceeded` if fewer than R replicas hold the merged object in time: what is shown to
 /// one client must not be missed by the next.
 pub(crate) async fn repair(
-    node: &Node,
+    node: &Rc<Node>,
     place: &Place,
     read: &Read,
     required: u8,
@@ -46,8 +47,8 @@ pub(crate) async fn repair(
     let spares: Vec<NodeId> =
         place.live(node).into_iter().filter(|other| !read.replied.contains(other)).collect();
     let mut spares = spares.into_iter();
-    let mut holding = WriteQuorum::new(required, read.replied.len() + spares.len())
-        .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
+    let mut holding = WriteQuorum::new(required);
+    (0..read.replied.len() + spares.len()).for_each(|_| holding.sent());
     let mut step = Step::Wait;
     for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
         step = holding.ack(replica);
@@ -74,26 +75,22 @@ pub(crate) async fn repair(
     Ok(pushed)
 }
 
-/// Sends a replica the merged object. It may be this node itself.
+/// Sends a node the merged object: a replica to merge it, anybody else to keep it for a replica that can't be reached. It
+/// may be this node itself.
 pub(crate) fn push(
-    node: &Node,
+    node: &Rc<Node>,
     place: &Place,
     object: &Bytes,
-    replica: NodeId,
+    to: NodeId,
     deadline: Instant,
     gather: &Gather,
 ) {
+    let purpose = match place.replicas.contains(&to) {
+        true => WritePurpose::Replicate,
+        false => WritePurpose::Hint(place.missing(node)),
+    };
     let timeout = deadline.saturating_duration_since(Instant::now());
-    let slot = gather.slot(replica);
-    if replica == node.shared.node() {
-        node.replica.merge(vec![ToMerge {
-            key: place.key.clone(),
-            object: object.clone(),
-            timeout,
-            reply: slot,
-        }]);
-    } else {
-        let request = PeerRequest::Write { key: place.key.clone(), object: object.clone(), hint_for: None };
-        node.transport.send(replica, request, timeout, slot);
-    }
+    let valid_until_ms = node.shared.valid_until_ms(timeout);
+    let write = PeerWrite { key: place.key.clone(), object: object.clone(), purpose, valid_until_ms };
+    node.send_write(to, write, timeout, gather.slot(to));
 }

@@ -233,7 +233,8 @@ async fn show(
     if damaged {
         // An unreadable record is not an absent one: this key is read by itself, from replicas that can.
         let place = Place::of(node, &key);
-        let read = read_replicas(node, &place, required, deadline).await?;
+        let sloppy = place.bucket.definition.sloppy;
+        let read = read_replicas(node, &place, required, sloppy, deadline).await?;
         repair(node, &place, &read, required, deadline).await?;
         merged = read.merged;
     } else if digests.iter().any(|(_, held)| *held != digest) {

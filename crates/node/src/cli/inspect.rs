@@ -87,6 +87,7 @@ impl Status {
             status.storage,
             status.uptime_ms as f64 / 1000.0
         );
+        upkeep(&status);
         let mut out = table(&["node", "address", "zone", "state", "partitions", "first", "trouble"]);
         let mut members = status.members;
         members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -103,6 +104,33 @@ impl Status {
         }
         say!("{out}");
         Ok(())
+    }
+}
+
+/// What goes on without any client, as far as there is something to tell.
+fn upkeep(status: &quorate_core::request::Status) {
+    if let Some(trouble) = &status.clock_trouble {
+        say!("coordinates nothing: {trouble}");
+    }
+    if status.recovering > 0 {
+        say!(
+            "recovering: {} partitions may have forgotten, and answer no reads until enough others were asked",
+            status.recovering
+        );
+    }
+    for hints in &status.hints_for {
+        say!(
+            "hints: {} for {}, {:.1} MiB, the oldest {:.1} s old",
+            hints.hints,
+            hints.target,
+            hints.bytes as f64 / 1024.0 / 1024.0,
+            hints.oldest_ms as f64 / 1000.0
+        );
+    }
+    if status.reaping.waiting > 0 {
+        let blocked = status.reaping.blocked_by.as_deref();
+        let why = blocked.map_or("until a grace period is over".to_owned(), |by| format!("blocked by {by}"));
+        say!("tombstones: {} wait to be reaped, {why}", status.reaping.waiting);
     }
 }
 

@@ -12,6 +12,7 @@ mod bench;
 mod exit;
 mod inspect;
 mod keys;
+mod repair;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -59,6 +60,9 @@ enum Command {
     Status(inspect::Status),
     /// Show how the ring's partitions are spread, or where a key lies.
     Ring(inspect::Ring),
+    /// Compare a node's replicas with the others' and mend what differs; or show how far that is.
+    #[command(subcommand)]
+    Repair(repair::RepairCommand),
     /// Measure a cluster under load.
     Bench(bench::Bench),
 }
@@ -161,6 +165,7 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Explain(explain) => block_on(explain.run()),
         Command::Status(status) => block_on(status.run()),
         Command::Ring(ring) => block_on(ring.run()),
+        Command::Repair(repair) => block_on(repair.run()),
         Command::Bench(bench) => bench.run(),
     }
 }

@@ -137,6 +137,7 @@ pub(crate) fn write_operation(
         ClientRequest::Status => out.set_status(()),
         ClientRequest::Layout => out.set_layout(()),
         ClientRequest::Fingerprint => out.set_fingerprint(()),
+        ClientRequest::Repair { start } => out.set_repair(*start),
         ClientRequest::Faults { cut } => {
             let mut names = out.init_faults(cut.len() as u32);
             for (at, name) in cut.iter().enumerate() {
@@ -197,6 +198,7 @@ pub(crate) fn read_operation(
         operation::Status(()) => Ok(ClientRequest::Status),
         operation::Layout(()) => Ok(ClientRequest::Layout),
         operation::Fingerprint(()) => Ok(ClientRequest::Fingerprint),
+        operation::Repair(start) => Ok(ClientRequest::Repair { start }),
         operation::Faults(names) => {
             let cut = names?.iter().map(text).collect::<Result<Vec<String>, Error>>()?;
             Ok(ClientRequest::Faults { cut })

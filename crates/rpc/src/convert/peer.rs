@@ -2,9 +2,12 @@
 
 use bytes::Bytes;
 use capnp::Error;
-use quorate_core::NodeId;
 use quorate_core::key::{PartitionId, StorageKey};
-use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult, ScanPage, ScanPartition};
+use quorate_core::request::{
+    DigestPage, DigestsOf, Likeness, MAX_KEYS_ASKED, PeerError, PeerReply, PeerRequest, PeerResult,
+    PeerWrite, Reap, ScanPage, ScanPartition, TreeName, TreeRoot, TreeState, WritePurpose,
+};
+use quorate_core::{Digest, NodeId};
 
 use tokio::time::Instant;
 
@@ -24,10 +27,21 @@ impl Protocol for PeerProtocol {
         let fixed = 96;
         fixed
             + match request {
-                PeerRequest::Read(key) => key.as_bytes().len(),
-                PeerRequest::Write { key, object, .. } => key.as_bytes().len() + object.len(),
+                PeerRequest::Read(key) | PeerRequest::ReadHints(key) | PeerRequest::Fetch(key) => {
+                    key.as_bytes().len()
+                }
+                PeerRequest::Write(write) => write.key.as_bytes().len() + write.object.len(),
                 PeerRequest::ScanPartition(scan) => scan.prefix.len() + scan.after.len(),
                 PeerRequest::Forward(request) => client::request_bytes(request),
+                PeerRequest::Roots(roots) => roots.len() * 16,
+                PeerRequest::HeldDurably(keys) | PeerRequest::MayReap(keys) => {
+                    keys.iter().map(|key| key.as_bytes().len() + 16).sum()
+                }
+                PeerRequest::Reap(reap) => {
+                    reap.entries.iter().map(|(key, _)| key.as_bytes().len() + 32).sum()
+                }
+                PeerRequest::Gossip(message) => message.len(),
+                PeerRequest::Leaves(_) | PeerRequest::Digests(_) | PeerRequest::Clock => 0,
             }
     }
 
@@ -72,6 +86,11 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
                 page.records.iter().map(|(key, object)| key.len() + object.len() + 32).sum()
             }
             Ok(PeerReply::Client(result)) => client::result_bytes(result),
+            Ok(PeerReply::Trees(states)) => states.len() * 8,
+            Ok(PeerReply::Leaves(leaves)) => leaves.len() * 8,
+            Ok(PeerReply::Digests(page)) => page.entries.iter().map(|(key, _)| key.len() + 32).sum(),
+            Ok(PeerReply::Held(held)) => held.len() * 8,
+            Ok(PeerReply::MayReap(free)) => free.len(),
             _ => 0,
         }
 }
@@ -81,12 +100,54 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
     out.set_timeout_ms(timeout_ms(queued.timeout(now)));
     match &queued.request {
         PeerRequest::Read(key) => out.set_read(key.as_bytes()),
-        PeerRequest::Write { key, object, hint_for } => {
-            let mut write = out.init_write();
-            write.set_key(key.as_bytes());
-            write.set_object(object);
-            write.set_hint_for(hint_for.map_or(0, |node| node.0));
+        PeerRequest::ReadHints(key) => out.set_read_hints(key.as_bytes()),
+        PeerRequest::Fetch(key) => out.set_fetch(key.as_bytes()),
+        PeerRequest::Write(write) => {
+            let mut builder = out.init_write();
+            builder.set_key(write.key.as_bytes());
+            builder.set_object(&write.object);
+            builder.set_valid_until_ms(write.valid_until_ms);
+            match write.purpose {
+                WritePurpose::Replicate => {}
+                WritePurpose::Hint(target) => builder.set_hint_for(target.0),
+                WritePurpose::HandOff => builder.set_hand_off(true),
+            }
         }
+        PeerRequest::Roots(roots) => {
+            let mut list = out.init_roots(roots.len() as u32);
+            for (at, TreeRoot { tree, root }) in roots.iter().enumerate() {
+                let mut builder = list.reborrow().get(at as u32);
+                builder.set_partition(tree.partition.0);
+                builder.set_n(tree.n);
+                builder.set_root(*root);
+            }
+        }
+        PeerRequest::Leaves(tree) => {
+            let mut builder = out.init_leaves();
+            builder.set_partition(tree.partition.0);
+            builder.set_n(tree.n);
+        }
+        PeerRequest::Digests(wanted) => {
+            let mut builder = out.init_digests();
+            builder.set_partition(wanted.tree.partition.0);
+            builder.set_n(wanted.tree.n);
+            builder.set_leaves(wanted.leaves);
+            builder.set_after(&wanted.after);
+        }
+        PeerRequest::HeldDurably(keys) => write_keys(out.init_held_durably(keys.len() as u32), keys),
+        PeerRequest::MayReap(keys) => write_keys(out.init_may_reap(keys.len() as u32), keys),
+        PeerRequest::Reap(reap) => {
+            let mut builder = out.init_reap();
+            builder.set_valid_until_ms(reap.valid_until_ms);
+            let mut list = builder.init_entries(reap.entries.len() as u32);
+            for (at, (key, digest)) in reap.entries.iter().enumerate() {
+                let mut entry = list.reborrow().get(at as u32);
+                entry.set_key(key.as_bytes());
+                entry.set_digest(digest.0);
+            }
+        }
+        PeerRequest::Clock => out.set_clock(()),
+        PeerRequest::Gossip(message) => out.set_gossip(message),
         PeerRequest::ScanPartition(scan) => {
             let mut builder = out.init_scan();
             builder.set_partition(scan.partition.0);
@@ -101,21 +162,111 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
     }
 }
 
+fn write_keys(mut list: capnp::data_list::Builder<'_>, keys: &[StorageKey]) {
+    for (at, key) in keys.iter().enumerate() {
+        list.set(at as u32, key.as_bytes());
+    }
+}
+
+fn read_key(bytes: &[u8]) -> Result<StorageKey, PeerError> {
+    StorageKey::from_peer(bytes).ok_or_else(|| PeerError::Refused { detail: "malformed storage key".into() })
+}
+
+fn too_many(count: u32) -> Option<PeerError> {
+    let detail = format!("{count} keys or trees in one request: at most {MAX_KEYS_ASKED}");
+    (count as usize > MAX_KEYS_ASKED).then_some(PeerError::Refused { detail })
+}
+
+fn read_keys(list: capnp::data_list::Reader<'_>) -> Result<Result<Vec<StorageKey>, PeerError>, Error> {
+    if let Some(refusal) = too_many(list.len()) {
+        return Ok(Err(refusal));
+    }
+    let mut keys = Vec::with_capacity(list.len() as usize);
+    for bytes in list {
+        match read_key(bytes?) {
+            Ok(key) => keys.push(key),
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    }
+    Ok(Ok(keys))
+}
+
+fn read_entries(
+    list: capnp::struct_list::Reader<'_, wire::entry::Owned>,
+) -> Result<Result<Vec<(StorageKey, Digest)>, PeerError>, Error> {
+    if let Some(refusal) = too_many(list.len()) {
+        return Ok(Err(refusal));
+    }
+    let mut entries = Vec::with_capacity(list.len() as usize);
+    for entry in list {
+        match read_key(entry.get_key()?) {
+            Ok(key) => entries.push((key, Digest(entry.get_digest()))),
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    }
+    Ok(Ok(entries))
+}
+
 /// The operation's request, or what is wrong with it: an error of this one operation, not of its batch. `None`: a ping.
 pub(crate) fn read_operation(
     operation: operation::Reader<'_>,
 ) -> Result<Result<Option<PeerRequest>, PeerError>, Error> {
     let refused = |detail: &str| PeerError::Refused { detail: detail.into() };
-    let key = |bytes: &[u8]| StorageKey::from_peer(bytes).ok_or_else(|| refused("malformed storage key"));
+    let key = read_key;
     Ok(match operation.which().map_err(unknown)? {
         operation::Ping(()) => Ok(None),
         operation::Read(bytes) => key(bytes?).map(|key| Some(PeerRequest::Read(key))),
+        operation::ReadHints(bytes) => key(bytes?).map(|key| Some(PeerRequest::ReadHints(key))),
+        operation::Fetch(bytes) => key(bytes?).map(|key| Some(PeerRequest::Fetch(key))),
         operation::Write(write) => {
             let write = write?;
             let object = Bytes::copy_from_slice(write.get_object()?);
-            let hint_for = Some(write.get_hint_for()).filter(|&node| node != 0).map(NodeId);
-            key(write.get_key()?).map(|key| Some(PeerRequest::Write { key, object, hint_for }))
+            let purpose = match (write.get_hint_for(), write.get_hand_off()) {
+                (0, false) => WritePurpose::Replicate,
+                (0, true) => WritePurpose::HandOff,
+                (target, _) => WritePurpose::Hint(NodeId(target)),
+            };
+            let valid_until_ms = write.get_valid_until_ms();
+            key(write.get_key()?)
+                .map(|key| Some(PeerRequest::Write(PeerWrite { key, object, purpose, valid_until_ms })))
         }
+        operation::Roots(list) => {
+            let list = list?;
+            match too_many(list.len()) {
+                Some(refusal) => Err(refusal),
+                None => Ok(Some(PeerRequest::Roots(
+                    list.iter()
+                        .map(|root| TreeRoot {
+                            tree: TreeName { partition: PartitionId(root.get_partition()), n: root.get_n() },
+                            root: root.get_root(),
+                        })
+                        .collect(),
+                ))),
+            }
+        }
+        operation::Leaves(tree) => {
+            let tree = tree?;
+            let partition = PartitionId(tree.get_partition());
+            Ok(Some(PeerRequest::Leaves(TreeName { partition, n: tree.get_n() })))
+        }
+        operation::Digests(wanted) => {
+            let wanted = wanted?;
+            Ok(Some(PeerRequest::Digests(DigestsOf {
+                tree: TreeName { partition: PartitionId(wanted.get_partition()), n: wanted.get_n() },
+                leaves: wanted.get_leaves(),
+                after: Bytes::copy_from_slice(wanted.get_after()?),
+            })))
+        }
+        operation::HeldDurably(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::HeldDurably(keys))),
+        operation::MayReap(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::MayReap(keys))),
+        operation::Reap(reap) => {
+            let reap = reap?;
+            let valid_until_ms = reap.get_valid_until_ms();
+            read_entries(reap.get_entries()?)?
+                .map(|entries| Some(PeerRequest::Reap(Reap { entries, valid_until_ms })))
+        }
+        operation::Clock(()) => Ok(Some(PeerRequest::Clock)),
+        operation::Gossip(message) => Ok(Some(PeerRequest::Gossip(Bytes::copy_from_slice(message?)))),
         operation::Scan(scan) => {
             let scan = scan?;
             Ok(Some(PeerRequest::ScanPartition(ScanPartition {
@@ -150,6 +301,47 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &PeerR
             }
         }
         Ok(PeerReply::Client(result)) => client::write_result(out.init_forwarded(), id, result),
+        Ok(PeerReply::Trees(states)) => {
+            let mut list = out.init_trees(states.len() as u32);
+            for (at, state) in states.iter().enumerate() {
+                let mut builder = list.reborrow().get(at as u32);
+                builder.set_recovering(state.recovering);
+                builder.set_likeness(match state.likeness {
+                    Likeness::Same => wire::tree_state::Likeness::Same,
+                    Likeness::Differs => wire::tree_state::Likeness::Differs,
+                    Likeness::Unknown => wire::tree_state::Likeness::Unknown,
+                });
+            }
+        }
+        Ok(PeerReply::Leaves(leaves)) => {
+            let mut list = out.init_leaves(leaves.len() as u32);
+            for (at, leaf) in leaves.iter().enumerate() {
+                list.set(at as u32, *leaf);
+            }
+        }
+        Ok(PeerReply::Digests(page)) => {
+            let mut builder = out.init_digests();
+            builder.set_next(&page.next);
+            let mut list = builder.init_entries(page.entries.len() as u32);
+            for (at, (key, digest)) in page.entries.iter().enumerate() {
+                let mut entry = list.reborrow().get(at as u32);
+                entry.set_key(key);
+                entry.set_digest(digest.0);
+            }
+        }
+        Ok(PeerReply::Held(held)) => {
+            let mut list = out.init_held(held.len() as u32);
+            for (at, digest) in held.iter().enumerate() {
+                list.set(at as u32, digest.map_or(0, |digest| digest.0));
+            }
+        }
+        Ok(PeerReply::MayReap(free)) => {
+            let mut list = out.init_may_reap(free.len() as u32);
+            for (at, free) in free.iter().enumerate() {
+                list.set(at as u32, *free);
+            }
+        }
+        Ok(PeerReply::Clock(now_ms)) => out.set_clock(*now_ms),
         Err(error) => write_failure(out.init_failure(), error),
     }
 }
@@ -171,6 +363,32 @@ fn read_result(result: result::Reader<'_>) -> Result<PeerResult, Error> {
             PeerReply::Page(ScanPage { records, more: page.get_more() })
         }
         result::Forwarded(result) => PeerReply::Client(client::read_result(result?)?),
+        result::Trees(states) => {
+            let likeness = |state: wire::tree_state::Reader<'_>| -> Result<TreeState, Error> {
+                let likeness = match state.get_likeness().map_err(unknown)? {
+                    wire::tree_state::Likeness::Same => Likeness::Same,
+                    wire::tree_state::Likeness::Differs => Likeness::Differs,
+                    wire::tree_state::Likeness::Unknown => Likeness::Unknown,
+                };
+                Ok(TreeState { likeness, recovering: state.get_recovering() })
+            };
+            PeerReply::Trees(states?.iter().map(likeness).collect::<Result<_, _>>()?)
+        }
+        result::Leaves(leaves) => PeerReply::Leaves(leaves?.iter().collect()),
+        result::Digests(page) => {
+            let page = page?;
+            let mut entries = Vec::new();
+            for entry in page.get_entries()? {
+                entries.push((Bytes::copy_from_slice(entry.get_key()?), Digest(entry.get_digest())));
+            }
+            PeerReply::Digests(DigestPage { entries, next: Bytes::copy_from_slice(page.get_next()?) })
+        }
+        result::Held(held) => {
+            let digest = |digest| Some(Digest(digest)).filter(|digest| digest.0 != 0);
+            PeerReply::Held(held?.iter().map(digest).collect())
+        }
+        result::MayReap(free) => PeerReply::MayReap(free?.iter().collect()),
+        result::Clock(now_ms) => PeerReply::Clock(now_ms),
         result::Failure(failure) => return Ok(Err(read_failure(failure?)?)),
     }))
 }
@@ -185,6 +403,7 @@ fn write_failure(mut out: failure::Builder<'_>, error: &PeerError) {
             out.set_detail(what.as_str());
             out.set_limit(*limit);
         }
+        PeerError::Recovering => out.set_kind(Kind::Recovering),
         PeerError::Storage { detail } => {
             out.set_kind(Kind::Storage);
             out.set_detail(detail.as_str());
@@ -204,6 +423,7 @@ fn read_failure(failure: failure::Reader<'_>) -> Result<PeerError, Error> {
         Kind::Expired => PeerError::Expired,
         Kind::Overloaded => PeerError::Overloaded { what: detail()?, limit: failure.get_limit() },
         Kind::Storage => PeerError::Storage { detail: detail()? },
+        Kind::Recovering => PeerError::Recovering,
         Kind::Refused => PeerError::Refused { detail: detail()? },
     })
 }

@@ -1,0 +1,59 @@
+//! Comparing clocks: a node whose clock is far from those of most of its peers coordinates nothing, and says why.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_core::NodeId;
+use quorate_core::event::EventKind;
+use quorate_core::request::{PeerReply, PeerRequest};
+
+use crate::node::Node;
+use crate::sync::ask;
+
+const EVERY: Duration = Duration::from_secs(2);
+/// While nobody has been met.
+const FIRST: Duration = Duration::from_millis(200);
+
+/// Asks every peer for the time when they meet and at intervals, for as long as the node runs.
+pub(crate) async fn compare(node: Rc<Node>) {
+    let shared = node.shared.clone();
+    let limit = shared.settings.coordinator.max_clock_skew_ms as i64;
+    let peers: Vec<NodeId> =
+        shared.layout.members().iter().map(|member| member.id).filter(|&id| id != shared.node()).collect();
+    let mut ahead: BTreeMap<NodeId, i64> = BTreeMap::new();
+    let mut told = None;
+    loop {
+        let asked = peers.iter().filter(|&&peer| node.is_live(peer)).map(|&peer| {
+            let node = node.clone();
+            async move {
+                let before = node.shared.environment.wall_ms() as i64;
+                let answer = ask(&node, peer, PeerRequest::Clock).await;
+                let after = node.shared.environment.wall_ms() as i64;
+                match answer {
+                    Ok(PeerReply::Clock(theirs)) => Some((peer, (before + after) / 2 - theirs as i64)),
+                    _ => None,
+                }
+            }
+        });
+        let measured: Vec<_> = futures::future::join_all(asked).await;
+        ahead.extend(measured.into_iter().flatten());
+        let far = median_if_far(&ahead, peers.len(), limit);
+        if far.is_some() != told.is_some() {
+            shared.emit(None, EventKind::ClockSkewed { ahead_ms: far });
+        }
+        told = far;
+        shared.set_clock_trouble(far.map(|ms| {
+            let (by, where_to) = (ms.unsigned_abs(), if ms > 0 { "ahead of" } else { "behind" });
+            format!("its clock is {by} ms {where_to} most of its peers, the limit is {limit} (max_clock_skew_ms): set it right")
+        }));
+        tokio::time::sleep(if ahead.is_empty() { FIRST } else { EVERY }).await;
+    }
+}
+
+/// How far this clock is ahead, if it is further than `limit` from most of the `peers`.
+fn median_if_far(ahead: &BTreeMap<NodeId, i64>, peers: usize, limit: i64) -> Option<i64> {
+    let mut far: Vec<i64> = ahead.values().copied().filter(|ms| ms.abs() > limit).collect();
+    far.sort_unstable();
+    (far.len() * 2 > peers).then(|| far[far.len() / 2])
+}

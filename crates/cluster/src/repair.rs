@@ -1,0 +1,127 @@
+//! Anti-entropy's schedule: a round with each peer now and then, and at once when it returns.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use quorate_core::event::EventKind;
+use quorate_core::request::{Likeness, PeerReply, PeerResult, RepairStatus, TreeRoot, TreeState};
+use quorate_core::{NodeId, PartitionId};
+use tokio::time::Instant;
+
+use crate::node::Node;
+use crate::shared::Shared;
+use crate::sync::sync;
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// After a round that broke off.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long a round waits for this node's own hints to be delivered first: they say the same with less to compare.
+const FOR_HINTS: Duration = Duration::from_secs(5);
+
+struct Peer {
+    up: bool,
+    /// Somebody asked for a round: from this moment on.
+    wanted: Option<Instant>,
+    due: Instant,
+    /// Since when it is up.
+    since: Instant,
+}
+
+/// Runs rounds for as long as the node runs.
+pub(crate) async fn rounds(node: Rc<Node>) {
+    let shared = node.shared.clone();
+    let interval = Duration::from_millis(shared.settings.repair.interval_ms);
+    let mut peers: BTreeMap<NodeId, Peer> = BTreeMap::new();
+    let mut asked = 0;
+    loop {
+        let now = Instant::now();
+        let wish = shared.repairs_asked.load(Ordering::Acquire);
+        let members: Vec<NodeId> = shared.layout.members().iter().map(|member| member.id).collect();
+        for id in members.into_iter().filter(|&id| id != shared.node()) {
+            let up = node.is_live(id);
+            let peer = peers.entry(id).or_insert(Peer { up: false, wanted: None, due: now, since: now });
+            if up && !peer.up {
+                // It has returned: it may have missed something.
+                (peer.due, peer.since) = (now, now);
+            }
+            peer.up = up;
+            if wish != asked {
+                peer.wanted = Some(now);
+            }
+            let first_hints = shared.hints.has_any_for(id) && now < peer.since + FOR_HINTS;
+            let wanted = peer.wanted.is_some_and(|from| now >= from);
+            let due = wanted || (shared.settings.repair.enabled && now >= peer.due && !first_hints);
+            if up && due {
+                let ended = round(&node, id).await;
+                peer.wanted = peer.wanted.filter(|_| !ended).map(|_| Instant::now() + PAUSE);
+                let next = match ended {
+                    true => interval.mul_f64(0.75 + (shared.environment.random() % 1024) as f64 / 2048.0),
+                    false => PAUSE,
+                };
+                peer.due = Instant::now() + next;
+            }
+        }
+        asked = wish;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// One round. False if it has to be repeated soon.
+async fn round(node: &Rc<Node>, peer: NodeId) -> bool {
+    let shared = &node.shared;
+    let name = shared.layout.name_of(peer);
+    let partitions: Vec<PartitionId> =
+        (0..shared.layout.partitions()).map(|partition| PartitionId(partition as u16)).collect();
+    with_status(shared, |status| status.running_with = Some(name.clone()));
+    let outcome = sync(node, peer, &partitions, shared.settings.repair.max_keys_per_second).await;
+    let now = shared.environment.monotonic_ms();
+    with_status(shared, |status| status.running_with = None);
+    match outcome {
+        Ok(synced) => {
+            with_status(shared, |status| {
+                status.rounds += 1;
+                status.divergent_keys += synced.keys;
+                status.last_round_keys = synced.keys;
+                status.trouble = None;
+            });
+            shared.repair.lock().unwrap_or_else(PoisonError::into_inner).last_ended_ms = Some(now);
+            shared.emit(None, EventKind::Repaired { peer: name, keys: synced.keys });
+            synced.unknown.is_empty()
+        }
+        Err(error) => {
+            let reason = error.to_string();
+            with_status(shared, |status| status.trouble = Some(format!("{name}: {reason}")));
+            shared.emit(None, EventKind::RepairFailed { peer: name, reason });
+            false
+        }
+    }
+}
+
+fn with_status(shared: &Shared, change: impl FnOnce(&mut RepairStatus)) {
+    change(&mut shared.repair.lock().unwrap_or_else(PoisonError::into_inner).status);
+}
+
+/// What anti-entropy is doing.
+pub(crate) fn status(shared: &Shared) -> RepairStatus {
+    let progress = shared.repair.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = shared.environment.monotonic_ms();
+    let ago = progress.last_ended_ms.map(|ended| now.saturating_sub(ended));
+    RepairStatus { last_round_ago_ms: ago, ..progress.status.clone() }
+}
+
+/// What this node says of a peer's trees.
+pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
+    let state = |root: &TreeRoot| {
+        let known = u32::from(root.tree.partition.0) < shared.layout.partitions();
+        let likeness = match known.then(|| shared.trees.root(root.tree)).flatten() {
+            None => Likeness::Unknown,
+            Some(ours) if ours == root.root => Likeness::Same,
+            Some(_) => Likeness::Differs,
+        };
+        TreeState { likeness, recovering: shared.is_recovering(root.tree.partition) }
+    };
+    Ok(PeerReply::Trees(theirs.iter().map(state).collect()))
+}

@@ -1,0 +1,214 @@
+//! The hash trees of what this node holds, kept up in the same step as each write, and built in the background from what
+//! was there at the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::event::EventKind;
+use quorate_core::key::{Table, end_of_prefix};
+use quorate_core::request::TreeName;
+use quorate_core::storage::Range;
+use quorate_core::tree::HashTree;
+use quorate_core::{Digest, Object, PartitionId, StorageKey};
+
+use crate::shared::Shared;
+
+/// Records read at a time while trees are built: the event loop serves requests in between.
+const PAGE_RECORDS: usize = 256;
+const PAGE_BYTES: usize = 512 * 1024;
+
+/// What a tree knows of one record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub(crate) digest: Digest,
+    pub(crate) tombstone: bool,
+}
+
+impl Held {
+    pub(crate) fn of(object: &Object) -> Held {
+        Held { digest: object.digest(), tombstone: object.is_tombstone() }
+    }
+}
+
+/// One record's change.
+#[derive(Clone, Debug)]
+pub(crate) struct TreeChange {
+    pub(crate) key: StorageKey,
+    /// Replicas of its bucket.
+    pub(crate) n: u8,
+    pub(crate) old: Option<Held>,
+    pub(crate) new: Option<Held>,
+}
+
+impl TreeChange {
+    pub(crate) fn undone(&self) -> TreeChange {
+        TreeChange { old: self.new, new: self.old, ..self.clone() }
+    }
+}
+
+/// One of each partition.
+pub(crate) struct Trees {
+    partitions: Vec<Mutex<Partition>>,
+}
+
+#[derive(Default)]
+struct Partition {
+    built: bool,
+    /// What was written before the tree is built: it stands above what the scan finds.
+    written: BTreeMap<StorageKey, (u8, Option<Held>)>,
+    trees: Vec<(u8, HashTree)>,
+    /// Keys that are deleted, or were when last looked at.
+    tombstones: BTreeSet<StorageKey>,
+}
+
+impl Partition {
+    fn toggle(&mut self, key: &StorageKey, n: u8, held: Held) {
+        let at = match self.trees.iter().position(|(of, _)| *of == n) {
+            Some(at) => at,
+            None => {
+                self.trees.push((n, HashTree::default()));
+                self.trees.len() - 1
+            }
+        };
+        self.trees[at].1.toggle(key.as_bytes(), held.digest);
+    }
+
+    fn add(&mut self, key: StorageKey, n: u8, held: Held) {
+        self.toggle(&key, n, held);
+        if held.tombstone {
+            self.tombstones.insert(key);
+        }
+    }
+}
+
+impl Trees {
+    pub(crate) fn new(partitions: u32) -> Trees {
+        Trees { partitions: (0..partitions).map(|_| Mutex::default()).collect() }
+    }
+
+    fn lock(&self, partition: PartitionId) -> MutexGuard<'_, Partition> {
+        self.partitions[partition.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called as the engine applies the change: in order for each record.
+    pub(crate) fn apply(&self, change: &TreeChange) {
+        if change.old == change.new {
+            return;
+        }
+        let mut partition = self.lock(change.key.partition());
+        if !partition.built {
+            partition.written.insert(change.key.clone(), (change.n, change.new));
+            return;
+        }
+        if let Some(old) = change.old {
+            partition.toggle(&change.key, change.n, old);
+        }
+        if let Some(new) = change.new {
+            partition.add(change.key.clone(), change.n, new);
+        }
+    }
+
+    /// The tree's root; `None` while it is being built.
+    pub(crate) fn root(&self, tree: TreeName) -> Option<u64> {
+        let partition = self.lock(tree.partition);
+        let found = partition.trees.iter().find(|(n, _)| *n == tree.n);
+        partition.built.then(|| found.map_or(0, |(_, tree)| tree.root()))
+    }
+
+    /// The whole tree; `None` while it is being built.
+    pub(crate) fn tree(&self, tree: TreeName) -> Option<HashTree> {
+        let partition = self.lock(tree.partition);
+        let found = partition.trees.iter().find(|(n, _)| *n == tree.n);
+        partition.built.then(|| found.map_or_else(HashTree::default, |(_, tree)| tree.clone()))
+    }
+
+    /// Keys of the partition that are deleted, as far as is known, up to `limit` after a key.
+    pub(crate) fn tombstones(
+        &self,
+        partition: PartitionId,
+        after: Option<&StorageKey>,
+        limit: usize,
+    ) -> Vec<StorageKey> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let partition = self.lock(partition);
+        partition.tombstones.range((from, Bound::Unbounded)).take(limit).cloned().collect()
+    }
+
+    pub(crate) fn count_tombstones(&self, partition: PartitionId) -> usize {
+        self.lock(partition).tombstones.len()
+    }
+
+    /// The key was looked at, and is no tombstone any more.
+    pub(crate) fn forget_tombstone(&self, key: &StorageKey) {
+        self.lock(key.partition()).tombstones.remove(key);
+    }
+
+    fn finish(&self, partition: PartitionId, scanned: Vec<(StorageKey, u8, Held)>) {
+        let mut partition = self.lock(partition);
+        let written = std::mem::take(&mut partition.written);
+        partition.built = true;
+        for (key, n, held) in scanned {
+            if !written.contains_key(&key) {
+                partition.add(key, n, held);
+            }
+        }
+        for (key, (n, held)) in written {
+            if let Some(held) = held {
+                partition.add(key, n, held);
+            }
+        }
+    }
+}
+
+/// Reads all that was there at the start, once, in pages.
+pub(crate) async fn build(shared: &Shared) {
+    let partitions = shared.layout.partitions();
+    let mut next = 0u32;
+    let mut scanned: Vec<(StorageKey, u8, Held)> = Vec::new();
+    let mut start = vec![Table::Objects as u8];
+    let end = end_of_prefix(&start);
+    let mut after = false;
+    loop {
+        let range =
+            Range { start: &start, after, end: end.as_deref(), limit: PAGE_RECORDS, max_bytes: PAGE_BYTES };
+        let page = match shared.engine.scan(range) {
+            Ok(page) => page,
+            Err(error) => {
+                shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        for (key, object) in &page.records {
+            let Some((key, n, held)) = describe(shared, key, object) else { continue };
+            while next < u32::from(key.partition().0) {
+                shared.trees.finish(PartitionId(next as u16), std::mem::take(&mut scanned));
+                next += 1;
+            }
+            scanned.push((key, n, held));
+        }
+        match page.records.last() {
+            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+            _ => break,
+        }
+        tokio::task::yield_now().await;
+    }
+    while next < partitions {
+        shared.trees.finish(PartitionId(next as u16), std::mem::take(&mut scanned));
+        next += 1;
+    }
+}
+
+/// A damaged record counts as absent: then the others offer theirs, and it is mended.
+pub(crate) fn describe(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, u8, Held)> {
+    let key = StorageKey::from_peer(key)?;
+    if u32::from(key.partition().0) >= shared.layout.partitions() {
+        return None;
+    }
+    let n = shared.buckets.get(key.bucket()).n;
+    let record = decode_object(object).ok()?;
+    Some((key, n, Held::of(&record.object)))
+}

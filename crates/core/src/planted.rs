@@ -1,0 +1,79 @@
+//! Bugs that the simulation plants, one at a time, to show that its checker finds them. In a build without the feature
+//! `planted-bugs`, which no node has, there are none and the question costs nothing.
+
+/// A bug that can be planted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Bug {
+    /// A hint is deleted when it is sent, not when it was durably acked.
+    HintDeletedBeforeAck,
+    /// A hint is deleted although it was changed after it was sent.
+    ChangedHintDeleted,
+    /// Tombstones are reaped without asking anybody about hints.
+    ReapingIgnoresHints,
+    /// Tombstones are reaped after one agreement, not two.
+    ReapingAsksOnce,
+    /// Tombstones are reaped when the replicas that are up agree.
+    ReapingIgnoresTheDead,
+    /// A node goes on under its old actor after a start.
+    ActorReusedAfterStart,
+    /// Replicas are sent the new version alone, not the merged object.
+    BareWriteReplicated,
+    /// A put answers with all that its coordinator holds, seen by the writer or not.
+    PutAnswersWholeVector,
+    /// Read repair overwrites what a replica holds.
+    RepairOverwrites,
+    /// A fallback without a hint answers "absent".
+    FallbackAnswersAbsent,
+    /// A replica that may have forgotten answers reads.
+    AmnesiacAnswers,
+    /// Retries are applied as if they were new.
+    RequestIdIgnored,
+    /// Replicas run the bucket's resolver when they merge.
+    ResolverInMerges,
+    /// A write is acked before the engine has made it durable.
+    AckBeforeDurable,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 14] = [
+        Bug::HintDeletedBeforeAck,
+        Bug::ChangedHintDeleted,
+        Bug::ReapingIgnoresHints,
+        Bug::ReapingAsksOnce,
+        Bug::ReapingIgnoresTheDead,
+        Bug::ActorReusedAfterStart,
+        Bug::BareWriteReplicated,
+        Bug::PutAnswersWholeVector,
+        Bug::RepairOverwrites,
+        Bug::FallbackAnswersAbsent,
+        Bug::AmnesiacAnswers,
+        Bug::RequestIdIgnored,
+        Bug::ResolverInMerges,
+        Bug::AckBeforeDurable,
+    ];
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in this thread, or none.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// True if this bug is planted.
+#[cfg(feature = "planted-bugs")]
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// True if this bug is planted: never, in this build.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub fn planted(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,62 @@
+//! repair start, repair status.
+
+use clap::{Args, Subcommand};
+use quorate_core::request::RepairStatus;
+
+use super::exit::Failure;
+use super::{Connection, Output, print_json, table};
+
+/// Nodes compare their replicas by themselves: now and then, and whenever a peer returns. This is to look, or to hurry.
+#[derive(Subcommand)]
+pub(super) enum RepairCommand {
+    /// Have the first node that answers begin a round with each of its peers now.
+    Start(Repair),
+    /// Show what its rounds came to.
+    Status(Repair),
+}
+
+#[derive(Args)]
+pub(super) struct Repair {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl RepairCommand {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let (repair, start) = match self {
+            RepairCommand::Start(repair) => (repair, true),
+            RepairCommand::Status(repair) => (repair, false),
+        };
+        let client = repair.connection.connect().await?;
+        let status = client.repair(start).await?;
+        if repair.connection.output == Output::Json {
+            print_json(&serde_json::to_value(&status).expect("plain data"));
+            return Ok(());
+        }
+        if start {
+            say!("a round with each peer begins; `quorate repair status` shows what it comes to");
+        }
+        show(&status);
+        Ok(())
+    }
+}
+
+fn show(status: &RepairStatus) {
+    let mut out = table(&[
+        "rounds",
+        "running with",
+        "keys that differed",
+        "in the last round",
+        "last ended",
+        "trouble",
+    ]);
+    out.add_row([
+        status.rounds.to_string(),
+        status.running_with.clone().unwrap_or_else(|| "nobody".into()),
+        status.divergent_keys.to_string(),
+        status.last_round_keys.to_string(),
+        status.last_round_ago_ms.map_or("never".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
+        status.trouble.clone().unwrap_or_default(),
+    ]);
+    say!("{out}");
+}

@@ -1,0 +1,395 @@
+//! What really happened: every write that was ever minted, what it replaced, and whether it was allowed to.
+//!
+//! It looks over the engines' shoulders, knows what each client had seen, and holds the end state against that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::hint::parse_hint_key;
+use quorate_core::{CausalContext, Dot, Object, Payload, RequestId, StorageKey};
+
+/// What the checker holds a run against: DESIGN's promises, by number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rule {
+    /// 1. An acked write that fewer than W of its acking nodes lost is present, or replaced by one that saw it.
+    AckedWritesSurvive,
+    /// 2. No value that nobody wrote.
+    NoInventedValue,
+    /// 3. What was replaced or deleted, and acked, does not come back.
+    NothingReturns,
+    /// 4. Quorum reads see acked writes, and never go back.
+    ReadsGoForward,
+    /// 5. In the end replicas are identical and no hint is left.
+    Convergence,
+    /// 6. A write and its retries are shown as one value.
+    RetriesAreOne,
+    /// 7. A write appears whole or not at all.
+    Whole,
+    /// 8. No dot names two values, stamps respect causality, no context covers what its owner has not seen.
+    Causality,
+    /// A task panicked, or a run did not come to rest.
+    Crash,
+}
+
+/// A broken promise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Which.
+    pub rule: Rule,
+    /// What happened.
+    pub text: String,
+}
+
+/// A write as its client asked for it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Which key.
+    pub key: StorageKey,
+    /// What it says.
+    pub payload: Payload,
+    /// What the client had seen.
+    pub context: CausalContext,
+    /// It replaces what its coordinator holds, too.
+    pub overwrites: bool,
+    /// How it ended.
+    pub acked: Option<Ack>,
+}
+
+/// An ack, as its receipt has it.
+#[derive(Clone, Debug)]
+pub struct Ack {
+    /// When, in the run's milliseconds.
+    pub at_ms: u64,
+    /// Acks that were needed.
+    pub w: usize,
+    /// Nodes that acked.
+    pub nodes: Vec<usize>,
+    /// Those of them that keep it for another.
+    pub fallbacks: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Mint {
+    request: RequestId,
+    tombstone: bool,
+    /// What it was allowed to replace, and did.
+    replaced: BTreeSet<Dot>,
+}
+
+/// Everything that is known.
+#[derive(Default)]
+pub struct Oracle {
+    state: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    asked: BTreeMap<RequestId, Asked>,
+    minted: BTreeMap<Dot, Mint>,
+    keys: BTreeMap<StorageKey, Vec<Dot>>,
+    by_request: BTreeMap<RequestId, Vec<Dot>>,
+    replaced_by: BTreeMap<Dot, BTreeSet<Dot>>,
+    lost_disks: Vec<(usize, u64)>,
+    violations: Vec<Violation>,
+    /// Keys whose bucket keeps the newest version only.
+    keep_newest: BTreeSet<StorageKey>,
+    retries_seen_twice: u64,
+}
+
+impl Oracle {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client is about to send a write.
+    pub fn asked(&self, request: RequestId, asked: Asked) {
+        self.lock().asked.insert(request, asked);
+    }
+
+    /// A client got its ack.
+    pub fn acked(&self, request: RequestId, ack: Ack) {
+        if let Some(asked) = self.lock().asked.get_mut(&request) {
+            asked.acked = Some(ack);
+        }
+    }
+
+    /// The key's bucket keeps the newest version only.
+    pub fn keeps_newest(&self, key: &StorageKey) {
+        self.lock().keep_newest.insert(key.clone());
+    }
+
+    /// A node's disk lost what it had acked.
+    pub fn lost_disk(&self, node: usize, at_ms: u64) {
+        self.lock().lost_disks.push((node, at_ms));
+    }
+
+    /// Adds a violation that was found elsewhere.
+    pub fn report(&self, rule: Rule, text: String) {
+        self.lock().violations.push(Violation { rule, text });
+    }
+
+    /// All broken promises.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.lock().violations.clone()
+    }
+
+    /// How often a write that was retried was found live twice, or back after it was replaced: allowed, and counted.
+    pub fn retries_seen_twice(&self) -> u64 {
+        self.lock().retries_seen_twice
+    }
+
+    /// An engine changes a record.
+    pub fn observe(&self, node: usize, key: &Bytes, old: Option<&Bytes>, new: Option<&Bytes>) {
+        let key = match parse_hint_key(key) {
+            Some((_, key)) => key,
+            None => match StorageKey::from_peer(key) {
+                Some(key) => key,
+                None => return,
+            },
+        };
+        let decode = |bytes: Option<&Bytes>| bytes.and_then(|bytes| decode_object(bytes).ok());
+        let old = decode(old).map(|record| record.object).unwrap_or_default();
+        let Some(new) = decode(new) else { return };
+        self.lock().observe(node, &key, &old, &new.object);
+    }
+
+    /// Checks what a client is told of what it has seen: after a put, `own` is its request.
+    pub fn check_context(
+        &self,
+        key: &StorageKey,
+        context: &CausalContext,
+        before: &CausalContext,
+        shown: &[RequestId],
+        what: &str,
+    ) {
+        let mut known = self.lock();
+        let dots = known.keys.get(key).cloned().unwrap_or_default();
+        for dot in dots {
+            if !context.contains(dot) || before.contains(dot) {
+                continue;
+            }
+            let mint = &known.minted[&dot];
+            let replaced = known.replaced_by.contains_key(&dot);
+            let allowed = shown.contains(&mint.request) || mint.tombstone || replaced || known.keep_newest.contains(key);
+            if !allowed {
+                let text = format!("{what} of {key:?} covers {dot:?}, which its client was not shown and nothing replaced");
+                known.violations.push(Violation { rule: Rule::Causality, text });
+            }
+        }
+    }
+
+    /// The requests of those who wrote a value: values are unique in a run.
+    pub fn writer_of(&self, key: &StorageKey, value: &[u8]) -> Option<RequestId> {
+        let known = self.lock();
+        let wrote = |asked: &Asked| asked.key == *key && asked.payload == Payload::Value(Bytes::copy_from_slice(value));
+        known.asked.iter().find(|(_, asked)| wrote(asked)).map(|(request, _)| *request)
+    }
+
+    /// Writes to a key that were acked before `at_ms` by replicas alone and are not lost: what a read that begins then
+    /// must have in its context, if it asks `r` of them.
+    pub fn must_see(&self, key: &StorageKey, at_ms: u64, replicas: &[usize], r: usize) -> Vec<RequestId> {
+        let known = self.lock();
+        let due = |(request, asked): (&RequestId, &Asked)| {
+            let ack = asked.acked.as_ref()?;
+            let counts = asked.key == *key
+                && ack.at_ms <= at_ms
+                && ack.fallbacks.is_empty()
+                && known.losses(ack, replicas) < ack.w
+                && ack.w + r > replicas.len();
+            counts.then_some(*request)
+        };
+        known.asked.iter().filter_map(due).collect()
+    }
+
+    /// True if a context covers the write, or shows that a deletion of it was reaped.
+    pub fn covers(&self, context: &CausalContext, request: RequestId, key: &StorageKey) -> bool {
+        let known = self.lock();
+        let Some(dots) = known.by_request.get(&request) else { return false };
+        dots.iter().any(|dot| {
+            context.contains(*dot)
+                || (known.keep_newest.contains(key)
+                    && (context.newest() >= dot.stamp || known.newer_tombstone(*dot, key, &Object::default())))
+                || known.was_reaped(*dot, context)
+        })
+    }
+
+    /// Holds the end state of a key against everything that happened to it.
+    pub fn check_end(&self, key: &StorageKey, end: &Object, replicas: &[usize]) {
+        let mut known = self.lock();
+        let mut found = Vec::new();
+        for version in end.live() {
+            let asked = known.asked.get(&version.request);
+            match asked {
+                None => found.push((Rule::NoInventedValue, format!("{key:?} holds {version:?}, which nobody wrote"))),
+                Some(asked) if asked.payload != version.payload || asked.key != *key => {
+                    found.push((Rule::Whole, format!("{key:?} holds {version:?}, which was asked as {asked:?}")));
+                }
+                Some(_) => {}
+            }
+        }
+        let requests: Vec<(RequestId, Asked)> =
+            known.asked.iter().filter(|(_, asked)| asked.key == *key).map(|(r, a)| (*r, a.clone())).collect();
+        for (request, asked) in &requests {
+            let Some(ack) = &asked.acked else { continue };
+            if known.losses(ack, replicas) >= ack.w {
+                continue;
+            }
+            let dots = known.by_request.get(request).cloned().unwrap_or_default();
+            let mut memo = BTreeMap::new();
+            if !dots.iter().any(|dot| known.is_kept(*dot, key, end, &mut memo)) {
+                found.push((
+                    Rule::AckedWritesSurvive,
+                    format!("{key:?}: {request:?} = {:?} was acked ({ack:?}) and is neither there nor replaced; dots {dots:?}; end {end:?}", asked.payload),
+                ));
+            }
+        }
+        for version in end.live() {
+            let replacers = known.replaced_by.get(&version.dot).cloned().unwrap_or_default();
+            let acked_replacer = replacers.iter().find(|dot| {
+                let ack = known.asked.get(&known.minted[dot].request).and_then(|asked| asked.acked.as_ref());
+                ack.is_some_and(|ack| known.losses(ack, replicas) < ack.w)
+            });
+            if let Some(by) = acked_replacer {
+                let retried = known.by_request.get(&version.request).is_some_and(|dots| dots.len() > 1);
+                if retried {
+                    known.retries_seen_twice += 1;
+                } else {
+                    found.push((
+                        Rule::NothingReturns,
+                        format!("{key:?}: {:?} is back, although {by:?} had replaced it", version.dot),
+                    ));
+                }
+            }
+        }
+        let shown: Vec<_> = end.shown().iter().map(|version| (version.request, version.payload.clone())).collect();
+        let distinct: BTreeSet<_> = shown.iter().map(|(request, _)| *request).collect();
+        if distinct.len() != shown.len() {
+            found.push((Rule::RetriesAreOne, format!("{key:?} shows one write twice: {shown:?}")));
+        }
+        known.violations.extend(found.into_iter().map(|(rule, text)| Violation { rule, text }));
+    }
+}
+
+impl Known {
+    /// How many of those who acked may have lost the write: a fallback passes it on to a replica, which may lose it then.
+    fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
+        let lost = |node: &usize| self.lost_disks.iter().any(|(lost, at)| lost == node && *at >= ack.at_ms);
+        let any_replica = replicas.iter().any(lost);
+        ack.nodes.iter().filter(|node| lost(node) || (ack.fallbacks.contains(node) && any_replica)).count()
+    }
+
+    fn observe(&mut self, node: usize, key: &StorageKey, old: &Object, new: &Object) {
+        for version in new.live() {
+            match self.minted.get(&version.dot) {
+                Some(mint) if mint.request != version.request => {
+                    let text = format!("n{node}: {key:?}: {:?} names {:?} and {:?}", version.dot, mint.request, version.request);
+                    self.violations.push(Violation { rule: Rule::Causality, text });
+                }
+                Some(_) => {}
+                None => self.mint(node, key, old, new, version.dot, version.request, &version.payload),
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn mint(
+        &mut self,
+        node: usize,
+        key: &StorageKey,
+        old: &Object,
+        new: &Object,
+        dot: Dot,
+        request: RequestId,
+        payload: &Payload,
+    ) {
+        let Some(asked) = self.asked.get(&request).cloned() else {
+            let text = format!("n{node}: {key:?}: {dot:?} was written by {request:?}, which nobody asked for");
+            self.violations.push(Violation { rule: Rule::NoInventedValue, text });
+            return;
+        };
+        let was_live = |dot: &Dot| old.live().iter().any(|version| version.dot == *dot);
+        // Where only the newest is kept, what is older loses, seen or not.
+        let newest_wins = self.keep_newest.contains(key);
+        let loses = |other: &Dot| newest_wins && other.stamp < dot.stamp;
+        let mut replaced = BTreeSet::new();
+        for &other in self.keys.get(key).map_or(&[][..], Vec::as_slice) {
+            if !new.replaced().contains(other) {
+                continue;
+            }
+            let seen = asked.context.contains(other) || (asked.overwrites && was_live(&other));
+            if seen {
+                if other.stamp >= dot.stamp {
+                    let text = format!("n{node}: {key:?}: {dot:?} replaces {other:?}, which is not older");
+                    self.violations.push(Violation { rule: Rule::Causality, text });
+                }
+                replaced.insert(other);
+            } else if !old.replaced().contains(other) && !loses(&other) {
+                let text = format!("n{node}: {key:?}: {dot:?} of {request:?} covers {other:?}, which its writer had not seen");
+                self.violations.push(Violation { rule: Rule::Causality, text });
+            }
+        }
+        if new.replaced().contains(dot) || self.replaced_by.contains_key(&dot) {
+            let text = format!("n{node}: {key:?}: {dot:?} is born replaced");
+            self.violations.push(Violation { rule: Rule::Causality, text });
+        }
+        for &other in &replaced {
+            self.replaced_by.entry(other).or_default().insert(dot);
+        }
+        self.keys.entry(key.clone()).or_default().push(dot);
+        self.by_request.entry(request).or_default().push(dot);
+        self.minted.insert(dot, Mint { request, tombstone: *payload == Payload::Tombstone, replaced });
+    }
+
+    /// True if the write is live in the end, or something is that saw it, or it was deleted and the deletion reaped.
+    fn is_kept(&self, dot: Dot, key: &StorageKey, end: &Object, memo: &mut BTreeMap<Dot, bool>) -> bool {
+        if let Some(&known) = memo.get(&dot) {
+            return known;
+        }
+        memo.insert(dot, false);
+        let live = end.live().iter().any(|version| version.dot == dot);
+        let newer_wins = self.keep_newest.contains(key)
+            && end.live().iter().any(|version| (version.dot.stamp, version.dot.actor) > (dot.stamp, dot.actor));
+        let newer_was_reaped = self.keep_newest.contains(key) && self.newer_tombstone(dot, key, end);
+        let reaped = (self.minted[&dot].tombstone && !live) || newer_was_reaped;
+        let kept = live
+            || newer_wins
+            || reaped
+            || self.replaced_by.get(&dot).is_some_and(|by| by.iter().any(|by| self.is_kept(*by, key, end, memo)));
+        memo.insert(dot, kept);
+        kept
+    }
+
+    /// True if a deletion is newer than the write, and is no more itself.
+    fn newer_tombstone(&self, dot: Dot, key: &StorageKey, end: &Object) -> bool {
+        self.keys[key].iter().any(|other| {
+            let gone = !end.live().iter().any(|version| version.dot == *other);
+            self.minted[other].tombstone && gone && (other.stamp, other.actor) > (dot.stamp, dot.actor)
+        })
+    }
+
+    /// True if a deletion that saw the write, directly or not, is no more itself.
+    fn was_reaped(&self, dot: Dot, context: &CausalContext) -> bool {
+        let mut open = vec![dot];
+        let mut seen = BTreeSet::new();
+        while let Some(dot) = open.pop() {
+            if !seen.insert(dot) {
+                continue;
+            }
+            if self.minted[&dot].tombstone && !context.contains(dot) {
+                return true;
+            }
+            open.extend(self.replaced_by.get(&dot).into_iter().flatten().copied());
+        }
+        false
+    }
+}
+
+impl std::fmt::Debug for Oracle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let known = self.lock();
+        let edges: usize = known.minted.values().map(|mint| mint.replaced.len()).sum();
+        write!(f, "{} writes, {} minted, {edges} replaced", known.asked.len(), known.minted.len())
+    }
+}

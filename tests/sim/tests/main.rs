@@ -1,0 +1,3 @@
+//! The simulation's tests.
+
+mod scenarios;

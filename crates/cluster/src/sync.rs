@@ -39,7 +39,8 @@ const KEYS_TOGETHER: usize = 64;
 pub(crate) struct Synced {
     /// Partitions of which the peer may have forgotten something, too.
     pub(crate) recovering: BTreeSet<PartitionId>,
-    /// Partitions that could not be compared: a tree is still being built.
+    /// Partitions that could not be compared, or not wholly exchanged: a tree is still being built, or a record can't be
+    /// read or written.
     pub(crate) unknown: BTreeSet<PartitionId>,
     /// Keys that differed.
     pub(crate) keys: u64,
@@ -89,8 +90,12 @@ pub(crate) async fn sync(
         }
         for trees in differing.chunks(TREES_TOGETHER) {
             let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree));
-            for keys in futures::future::join_all(exchanges).await {
-                synced.keys += keys?;
+            for (tree, exchanged) in trees.iter().zip(futures::future::join_all(exchanges).await) {
+                let Exchanged { keys, whole } = exchanged?;
+                synced.keys += keys;
+                if !whole {
+                    synced.unknown.insert(tree.partition);
+                }
             }
             pace.keep(synced.keys).await;
         }
@@ -125,14 +130,22 @@ pub(crate) async fn ask(node: &Node, peer: NodeId, request: PeerRequest) -> Peer
     }
 }
 
-/// Exchanges what differs under the differing leaves of one tree. Returns how many keys did.
-async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<u64, PeerError> {
+/// What the exchange of one tree came to.
+struct Exchanged {
+    /// Keys that differed.
+    keys: u64,
+    /// False if one of them could not be read or written: the others were exchanged all the same.
+    whole: bool,
+}
+
+/// Exchanges what differs under the differing leaves of one tree.
+async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<Exchanged, PeerError> {
     let PeerReply::Leaves(theirs) = ask(node, peer, PeerRequest::Leaves(tree)).await? else {
         return Err(unexpected());
     };
-    let Some(ours) = node.shared.trees.tree(tree) else { return Ok(0) };
+    let Some(ours) = node.shared.trees.tree(tree) else { return Ok(Exchanged { keys: 0, whole: false }) };
     let leaves = ours.differing(&theirs);
-    let mut keys = 0;
+    let (mut keys, mut whole) = (0, true);
     let mut after = Bytes::new();
     while leaves != 0 {
         let wanted = DigestsOf { tree, leaves, after: after.clone() };
@@ -146,14 +159,14 @@ async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<
         let differing = differing_keys(tree, &ours, &theirs);
         keys += differing.len() as u64;
         for chunk in differing.chunks(KEYS_TOGETHER) {
-            exchange_keys(node, peer, chunk).await?;
+            whole &= exchange_keys(node, peer, chunk).await?;
         }
         after = theirs.next;
         if after.is_empty() {
             break;
         }
     }
-    Ok(keys)
+    Ok(Exchanged { keys, whole })
 }
 
 /// A key that differs, and who has something of it.
@@ -177,7 +190,8 @@ fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &Diges
         .collect()
 }
 
-async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -> Result<(), PeerError> {
+/// False if one of the keys can't be read or written: no reason to leave the others.
+async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -> Result<bool, PeerError> {
     let deadline = Instant::now() + TIMEOUT;
     // Before anything is read: what is read is void a message's life after that.
     let valid_until_ms = node.shared.valid_until_ms(TIMEOUT);
@@ -189,32 +203,50 @@ async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -
     };
     let (fetched, acked) = (Gather::default(), Gather::default());
     let (mut fetches, mut acks) = (0, 0);
+    let mut whole = true;
     for (at, one) in differing.iter().enumerate() {
         if one.there {
             let slot = fetched.slot(NodeId(at as u64));
             node.transport.send(peer, PeerRequest::Fetch(one.key.clone()), TIMEOUT, slot);
             fetches += 1;
         }
-        if one.here
-            && let Some(object) = node.shared.engine.get(&one.key).map_err(storage_failed)?
-        {
-            node.send_write(peer, write(&one.key, object), TIMEOUT, acked.slot(peer));
-            acks += 1;
+        if one.here {
+            match node.shared.engine.get(&one.key) {
+                Ok(Some(object)) => {
+                    node.send_write(peer, write(&one.key, object), TIMEOUT, acked.slot(peer));
+                    acks += 1;
+                }
+                Ok(None) => {}
+                Err(_) => whole = false,
+            }
         }
     }
     for _ in 0..fetches {
         let (NodeId(at), answer) = fetched.next(deadline).await.ok_or(PeerError::Expired)?;
-        if let PeerReply::Object(Some(object)) = answer? {
-            let key = &differing[at as usize].key;
-            node.send_write(node.shared.node(), write(key, object), TIMEOUT, acked.slot(peer));
-            acks += 1;
+        match of_one_key(answer)? {
+            Some(PeerReply::Object(Some(object))) => {
+                let key = &differing[at as usize].key;
+                node.send_write(node.shared.node(), write(key, object), TIMEOUT, acked.slot(peer));
+                acks += 1;
+            }
+            Some(_) => {}
+            None => whole = false,
         }
     }
     for _ in 0..acks {
         let (_, answer) = acked.next(deadline).await.ok_or(PeerError::Expired)?;
-        answer?;
+        whole &= of_one_key(answer)?.is_some();
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// The answer, or `None` if it is an error of one key; the error if it is one of the peer.
+fn of_one_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
+    match answer {
+        Ok(reply) => Ok(Some(reply)),
+        Err(PeerError::Storage { .. } | PeerError::Refused { .. } | PeerError::Recovering) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn storage_failed(error: StorageError) -> PeerError {

@@ -103,12 +103,22 @@ impl Disk {
         self.lock().full = full;
     }
 
-    /// Makes a record unreadable, until it is written again.
-    pub fn damage(&self, key: &StorageKey) {
+    /// Lets reads of a record fail, until it is written again.
+    pub fn make_unreadable(&self, key: &StorageKey) {
         let mut state = self.lock();
         if state.durable.contains_key(key.as_bytes()) {
             state.unreadable.insert(key.to_bytes());
         }
+    }
+
+    /// Puts something else in a record's place. False if there was none.
+    pub fn damage(&self, key: &StorageKey) -> bool {
+        let mut state = self.lock();
+        match state.durable.get_mut(key.as_bytes()) {
+            Some(value) => *value = Bytes::from_static(b"\x01damaged"),
+            None => return false,
+        }
+        true
     }
 
     /// All records as of now, uncommitted ones included.
@@ -272,7 +282,7 @@ impl StorageEngine for SimStorage {
             }
             bytes += key.len() + value.len();
             // A damaged record is there, and is no object: as a bad checksum is.
-            let value = if state.unreadable.contains(&key) { Bytes::from_static(b"damaged") } else { value };
+            let value = if state.unreadable.contains(&key) { Bytes::from_static(b"\x01damaged") } else { value };
             page.records.push((key, value));
         }
         Ok(page)

@@ -110,6 +110,12 @@ impl Net {
         self.0.borrow_mut().held.insert((from, to));
     }
 
+    /// Lets through what one held back from another.
+    pub fn release_from(&self, from: Host, to: Host) {
+        self.0.borrow_mut().held.remove(&(from, to));
+        self.wake_all();
+    }
+
     /// Lets everything through that was held back.
     pub fn release(&self) {
         self.0.borrow_mut().held.clear();

@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use quorate_core::codec::decode_object;
 use quorate_core::hint::parse_hint_key;
-use quorate_core::{CausalContext, Dot, Object, Payload, RequestId, StorageKey};
+use quorate_core::{CausalContext, Dot, NodeId, Object, Payload, RequestId, StorageKey};
+
+use crate::disk::Disk;
 
 /// What the checker holds a run against: DESIGN's promises, by number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -68,6 +70,8 @@ pub struct Ack {
     pub nodes: Vec<usize>,
     /// Those of them that keep it for another.
     pub fallbacks: Vec<usize>,
+    /// Which of the write's dots the answer spoke of: attempts that failed may have left others.
+    pub dots: Vec<Dot>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +86,8 @@ struct Mint {
 #[derive(Default)]
 pub struct Oracle {
     state: Mutex<Known>,
+    /// To see whether a hint that goes has arrived.
+    disks: Mutex<Vec<std::sync::Weak<Disk>>>,
 }
 
 #[derive(Default)]
@@ -92,6 +98,10 @@ struct Known {
     by_request: BTreeMap<RequestId, Vec<Dot>>,
     replaced_by: BTreeMap<Dot, BTreeSet<Dot>>,
     lost_disks: Vec<(usize, u64)>,
+    /// Tombstones that were reaped somewhere.
+    reaped: BTreeSet<Dot>,
+    /// What quorum reads showed, as if replicas had acked it.
+    shown: BTreeMap<(StorageKey, RequestId), Ack>,
     violations: Vec<Violation>,
     /// Keys whose bucket keeps the newest version only.
     keep_newest: BTreeSet<StorageKey>,
@@ -103,13 +113,37 @@ impl Oracle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A node's disk, in the order of their numbers.
+    pub fn add_disk(&self, disk: &std::sync::Arc<Disk>) {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(std::sync::Arc::downgrade(disk));
+    }
+
+    /// A node deletes a hint: what it says must be durable on the node that it was for.
+    fn hint_goes(&self, node: usize, target: NodeId, key: &StorageKey, hint: &Object) {
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let number = (0..disks.len()).find(|number| NodeId::of_name(&format!("n{number}")) == target);
+        let Some((number, disk)) = number.and_then(|number| Some((number, disks[number].upgrade()?))) else { return };
+        let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
+        let held = held.map(|record| record.object).unwrap_or_default();
+        let mut known = self.lock();
+        let missing = |dot: &Dot| !held.context().contains(*dot) && !known.is_reaped(*dot) && !known.keep_newest.contains(key);
+        let lost = hint.live().iter().map(|version| version.dot).find(missing);
+        let was_wiped = known.lost_disks.iter().any(|(lost, _)| *lost == number);
+        if let Some(dot) = lost.filter(|_| !was_wiped) {
+            let text = format!("n{node} deletes a hint for n{number}, which does not have {dot:?} of {key:?}");
+            known.violations.push(Violation { rule: Rule::AckedWritesSurvive, text });
+        }
+    }
+
     /// A client is about to send a write.
     pub fn asked(&self, request: RequestId, asked: Asked) {
         self.lock().asked.insert(request, asked);
     }
 
-    /// A client got its ack.
-    pub fn acked(&self, request: RequestId, ack: Ack) {
+    /// A client got its ack, and with it a context.
+    pub fn acked(&self, request: RequestId, mut ack: Ack, context: &CausalContext) {
+        ack.dots = self.lock().by_request.get(&request).cloned().unwrap_or_default();
+        ack.dots.retain(|dot| context.contains(*dot));
         if let Some(asked) = self.lock().asked.get_mut(&request) {
             asked.acked = Some(ack);
         }
@@ -142,6 +176,7 @@ impl Oracle {
 
     /// An engine changes a record.
     pub fn observe(&self, node: usize, key: &Bytes, old: Option<&Bytes>, new: Option<&Bytes>) {
+        let hint_for = parse_hint_key(key).map(|(target, _)| target);
         let key = match parse_hint_key(key) {
             Some((_, key)) => key,
             None => match StorageKey::from_peer(key) {
@@ -151,7 +186,14 @@ impl Oracle {
         };
         let decode = |bytes: Option<&Bytes>| bytes.and_then(|bytes| decode_object(bytes).ok());
         let old = decode(old).map(|record| record.object).unwrap_or_default();
-        let Some(new) = decode(new) else { return };
+        let Some(new) = decode(new) else {
+            if let Some(target) = hint_for {
+                self.hint_goes(node, target, &key, &old);
+            } else if old.is_tombstone() {
+                self.lock().reaped.extend(old.live().iter().map(|version| version.dot));
+            }
+            return;
+        };
         self.lock().observe(node, &key, &old, &new.object);
     }
 
@@ -200,7 +242,25 @@ impl Oracle {
                 && ack.w + r > replicas.len();
             counts.then_some(*request)
         };
-        known.asked.iter().filter_map(due).collect()
+        let mut all: BTreeSet<RequestId> = known.asked.iter().filter_map(due).collect();
+        for ((shown_of, request), ack) in &known.shown {
+            if shown_of == key && ack.at_ms <= at_ms && known.losses(ack, replicas) < ack.w && ack.w + r > replicas.len() {
+                all.insert(*request);
+            }
+        }
+        all.into_iter().collect()
+    }
+
+    /// A quorum read that `r` replicas and no fallback answered showed these writes: no later one may miss them.
+    pub fn shown(&self, key: &StorageKey, requests: &[RequestId], at_ms: u64, r: usize, replicas: &[usize]) {
+        let mut known = self.lock();
+        for &request in requests {
+            let ack = Ack { at_ms, w: r, nodes: replicas.to_vec(), fallbacks: Vec::new(), dots: Vec::new() };
+            let known_as = known.shown.entry((key.clone(), request)).or_insert_with(|| ack.clone());
+            if known_as.w < r {
+                *known_as = ack;
+            }
+        }
     }
 
     /// True if a context covers the write, or shows that a deletion of it was reaped.
@@ -208,11 +268,22 @@ impl Oracle {
         let known = self.lock();
         let Some(dots) = known.by_request.get(&request) else { return false };
         dots.iter().any(|dot| {
-            context.contains(*dot)
+            known.descendants(*dot).iter().any(|dot| context.contains(*dot) || known.reaped.contains(dot))
                 || (known.keep_newest.contains(key)
                     && (context.newest() >= dot.stamp || known.newer_tombstone(*dot, key, &Object::default())))
-                || known.was_reaped(*dot, context)
         })
+    }
+
+    /// A read shows these writes: none of them may have been deleted, and the deletion reaped.
+    pub fn check_shown(&self, key: &StorageKey, shown: &[RequestId]) {
+        let mut known = self.lock();
+        for request in shown {
+            let dots = known.by_request.get(request).cloned().unwrap_or_default();
+            if !dots.is_empty() && dots.iter().all(|dot| known.is_reaped(*dot)) {
+                let text = format!("a read of {key:?} shows {request:?}, which was deleted, and the deletion reaped");
+                known.violations.push(Violation { rule: Rule::NothingReturns, text });
+            }
+        }
     }
 
     /// Holds the end state of a key against everything that happened to it.
@@ -236,7 +307,8 @@ impl Oracle {
             if known.losses(ack, replicas) >= ack.w {
                 continue;
             }
-            let dots = known.by_request.get(request).cloned().unwrap_or_default();
+            let all = known.by_request.get(request).cloned().unwrap_or_default();
+            let dots = if ack.dots.is_empty() { all } else { ack.dots.clone() };
             let mut memo = BTreeMap::new();
             if !dots.iter().any(|dot| known.is_kept(*dot, key, end, &mut memo)) {
                 found.push((
@@ -249,7 +321,7 @@ impl Oracle {
             let replacers = known.replaced_by.get(&version.dot).cloned().unwrap_or_default();
             let acked_replacer = replacers.iter().find(|dot| {
                 let ack = known.asked.get(&known.minted[dot].request).and_then(|asked| asked.acked.as_ref());
-                ack.is_some_and(|ack| known.losses(ack, replicas) < ack.w)
+                ack.is_some_and(|ack| ack.dots.contains(dot) && known.losses(ack, replicas) < ack.w)
             });
             if let Some(by) = acked_replacer {
                 let retried = known.by_request.get(&version.request).is_some_and(|dots| dots.len() > 1);
@@ -276,8 +348,8 @@ impl Known {
     /// How many of those who acked may have lost the write: a fallback passes it on to a replica, which may lose it then.
     fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
         let lost = |node: &usize| self.lost_disks.iter().any(|(lost, at)| lost == node && *at >= ack.at_ms);
-        let any_replica = replicas.iter().any(lost);
-        ack.nodes.iter().filter(|node| lost(node) || (ack.fallbacks.contains(node) && any_replica)).count()
+        let taker_lost = replicas.iter().any(|replica| !ack.nodes.contains(replica) && lost(replica));
+        ack.nodes.iter().filter(|node| lost(node) || (ack.fallbacks.contains(node) && taker_lost)).count()
     }
 
     fn observe(&mut self, node: usize, key: &StorageKey, old: &Object, new: &Object) {
@@ -309,6 +381,10 @@ impl Known {
             self.violations.push(Violation { rule: Rule::NoInventedValue, text });
             return;
         };
+        if old.knows(request) {
+            let text = format!("n{node}: {key:?}: {request:?} is minted again as {dot:?}, although its coordinator knew of it");
+            self.violations.push(Violation { rule: Rule::RetriesAreOne, text });
+        }
         let was_live = |dot: &Dot| old.live().iter().any(|version| version.dot == *dot);
         // Where only the newest is kept, what is older loses, seen or not.
         let newest_wins = self.keep_newest.contains(key);
@@ -325,7 +401,7 @@ impl Known {
                     self.violations.push(Violation { rule: Rule::Causality, text });
                 }
                 replaced.insert(other);
-            } else if !old.replaced().contains(other) && !loses(&other) {
+            } else if !old.replaced().contains(other) && !loses(&other) && !self.is_reaped(other) {
                 let text = format!("n{node}: {key:?}: {dot:?} of {request:?} covers {other:?}, which its writer had not seen");
                 self.violations.push(Violation { rule: Rule::Causality, text });
             }
@@ -352,7 +428,7 @@ impl Known {
         let newer_wins = self.keep_newest.contains(key)
             && end.live().iter().any(|version| (version.dot.stamp, version.dot.actor) > (dot.stamp, dot.actor));
         let newer_was_reaped = self.keep_newest.contains(key) && self.newer_tombstone(dot, key, end);
-        let reaped = (self.minted[&dot].tombstone && !live) || newer_was_reaped;
+        let reaped = (self.reaped.contains(&dot) && !live) || newer_was_reaped;
         let kept = live
             || newer_wins
             || reaped
@@ -365,24 +441,25 @@ impl Known {
     fn newer_tombstone(&self, dot: Dot, key: &StorageKey, end: &Object) -> bool {
         self.keys[key].iter().any(|other| {
             let gone = !end.live().iter().any(|version| version.dot == *other);
-            self.minted[other].tombstone && gone && (other.stamp, other.actor) > (dot.stamp, dot.actor)
+            self.reaped.contains(other) && gone && (other.stamp, other.actor) > (dot.stamp, dot.actor)
         })
     }
 
-    /// True if a deletion that saw the write, directly or not, is no more itself.
-    fn was_reaped(&self, dot: Dot, context: &CausalContext) -> bool {
+    /// The write, and everything that replaced it, directly or not.
+    fn descendants(&self, dot: Dot) -> BTreeSet<Dot> {
         let mut open = vec![dot];
         let mut seen = BTreeSet::new();
         while let Some(dot) = open.pop() {
-            if !seen.insert(dot) {
-                continue;
+            if seen.insert(dot) {
+                open.extend(self.replaced_by.get(&dot).into_iter().flatten().copied());
             }
-            if self.minted[&dot].tombstone && !context.contains(dot) {
-                return true;
-            }
-            open.extend(self.replaced_by.get(&dot).into_iter().flatten().copied());
         }
-        false
+        seen
+    }
+
+    /// True if a deletion that saw the write, directly or not, was reaped.
+    fn is_reaped(&self, dot: Dot) -> bool {
+        self.descendants(dot).iter().any(|dot| self.reaped.contains(dot))
     }
 }
 

@@ -96,7 +96,7 @@ impl Options {
         settings.repair.interval_ms = 5_000;
         settings.repair.enabled = self.anti_entropy;
         settings.reaping.enabled = self.reaping;
-        settings.reaping.interval_ms = 1_000;
+        settings.reaping.interval_ms = 400;
         settings.reaping.grace_ms = settings.shortest_grace_ms();
         settings
     }
@@ -300,6 +300,7 @@ impl Sim {
                 process: None,
             })
             .collect();
+        machines.iter().for_each(|machine: &Machine| oracle.add_disk(&machine.disk));
         let members = machines.iter().map(|machine| machine.member.clone()).collect();
         let layout = Layout::first(members, options.partitions, options.replicas).expect("a valid layout");
         Rc::new(Sim {
@@ -490,6 +491,14 @@ impl Sim {
     pub fn set_full(&self, node: usize, full: bool) {
         self.log.add(format!("disk of n{node} full: {full}"));
         self.machines.borrow()[node].disk.set_full(full);
+    }
+
+    /// Damages what a node holds of a key: as good as lost.
+    pub fn damage(&self, node: usize, key: &Key) {
+        if self.machines.borrow()[node].disk.damage(&self.storage_key(key)) {
+            self.log.add(format!("damage {key:?} on n{node}"));
+            self.oracle.lost_disk(node, self.now_ms());
+        }
     }
 
     /// A node's disk.
@@ -713,7 +722,9 @@ impl Sim {
             let digests: BTreeSet<_> =
                 replicas.iter().map(|node| holders.get(node).map(|object| object.digest())).collect();
             if digests.len() != 1 || holders.keys().any(|node| !replicas.contains(node)) {
-                let text = format!("{named:?} of {replicas:?} is held as {holders:?}");
+                let held: BTreeMap<_, _> =
+                    holders.iter().map(|(node, object)| (node, (object.digest(), object.live()))).collect();
+                let text = format!("{named:?} of {replicas:?} is held as {held:?}");
                 self.oracle.report(Rule::Convergence, text);
             }
         }
@@ -827,13 +838,15 @@ impl Sim {
             Ok(ClientReply::Put(reply)) => {
                 let n = self.options.bucket.n.unwrap_or(self.options.replicas);
                 let default = if how.w == QuorumSize::Default { self.options.bucket.w } else { how.w };
-                self.oracle.acked(request, Ack {
+                let ack = Ack {
                     at_ms: self.now_ms(),
                     w: default.of(n).into(),
                     nodes: reply.receipt.acked.iter().map(|&id| self.number_of(id)).collect(),
                     fallbacks: reply.receipt.fallbacks.iter().map(|&id| self.number_of(id)).collect(),
-                });
+                    dots: Vec::new(),
+                };
                 let after = self.decode(key, &reply.context);
+                self.oracle.acked(request, ack, &after);
                 self.oracle.check_context(&named, &after, &context, &[request], "a put's context");
                 Some(Ok(reply))
             }
@@ -895,12 +908,14 @@ impl Sim {
                 None => self.oracle.report(Rule::NoInventedValue, format!("{key:?}: a read shows {sibling:?}")),
             }
         }
+        self.oracle.check_shown(&named, &shown);
         self.oracle.check_context(&named, &context, &CausalContext::EMPTY, &shown, "a read's context");
         if !reply.receipt.fallbacks.is_empty() && reply.context.is_empty() {
             let text = format!("{key:?}: a read through fallbacks shows absence, which they can't know: {reply:?}");
             self.oracle.report(Rule::ReadsGoForward, text);
         }
         if reply.receipt.fallbacks.is_empty() {
+            self.oracle.shown(&named, &shown, self.now_ms(), asks.into(), &replicas);
             for request in due {
                 if !self.oracle.covers(&context, request, &named) {
                     let text = format!("{key:?}: a read begun at {begun} ms via n{via} does not know of {request:?}, which was acked before: {reply:?}");

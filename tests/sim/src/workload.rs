@@ -13,9 +13,10 @@ use crate::disk::Durability;
 use crate::random::Random;
 use crate::sim::{How, LAST_WINS, MAX_SKEW_MS, Options, Outcome, Over, SIBLINGS, Sim, run};
 
-const CLIENTS: usize = 4;
-const SIBLING_KEYS: usize = 3;
-const LAST_WINS_KEYS: usize = 1;
+const CLIENTS: usize = 5;
+/// Keys of a run, in the bucket that keeps siblings and in the other: few that are overwritten all the time, or many of
+/// which each write stands for long.
+const KEYS: [(usize, usize); 3] = [(3, 1), (12, 3), (45, 5)];
 /// Attempts at one write.
 const ATTEMPTS: u16 = 3;
 
@@ -28,6 +29,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         anti_entropy: random.chance(60),
         reaping: random.chance(70),
         bug,
+        partitions: *random.pick(&[8, 64]),
         bucket: BucketDefinition { sloppy: random.chance(70), ..BucketDefinition::default() },
         ..Options::default()
     };
@@ -35,11 +37,12 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         let ring = |bucket: &str, number: usize| {
             Key::new(bucket.as_bytes(), format!("k{number}").as_bytes()).expect("a valid key")
         };
-        let keys: Vec<Key> = (0..SIBLING_KEYS)
+        let (siblings, last_wins) = *random.pick(&KEYS);
+        let keys: Vec<Key> = (0..siblings)
             .map(|number| ring(SIBLINGS, number))
-            .chain((0..LAST_WINS_KEYS).map(|number| ring(LAST_WINS, number)))
+            .chain((0..last_wins).map(|number| ring(LAST_WINS, number)))
             .collect();
-        let ends = Rc::new(Cell::new(false));
+        let (ends, quiet) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
         let mut tasks = Vec::new();
         for number in 0..CLIENTS {
             let client = Client {
@@ -50,15 +53,18 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
                 seen: RefCell::default(),
                 values: Cell::new(0),
             };
-            let ends = ends.clone();
+            let (ends, quiet) = (ends.clone(), quiet.clone());
             tasks.push(tokio::task::spawn_local(async move {
                 while !ends.get() {
-                    client.act().await;
+                    match quiet.get() {
+                        true => client.sim.sleep(500).await,
+                        false => client.act().await,
+                    }
                 }
             }));
         }
         let lasts = 12_000 + random.below(28_000);
-        nemesis(sim, sim.random(), lasts).await;
+        nemesis(sim, sim.random(), lasts, &keys, &quiet).await;
         ends.set(true);
         for task in tasks {
             if let Err(error) = task.await {
@@ -114,7 +120,7 @@ impl Client {
     }
 
     async fn act(&self) {
-        self.sim.sleep(20 + self.draw(400)).await;
+        self.sim.sleep(5 + self.draw(250)).await;
         let key = self.keys[self.draw(self.keys.len() as u64) as usize].clone();
         let seen = self.seen.borrow().get(&key).cloned().unwrap_or_default();
         let value = || Payload::Value(self.value().into());
@@ -172,59 +178,136 @@ impl Client {
     }
 }
 
-/// Breaks something every now and then, and mends it later.
-async fn nemesis(sim: &Rc<Sim>, mut random: Random, lasts_ms: u64) {
+/// What the nemesis can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    Kill,
+    PowerOff,
+    Stop,
+    Wipe,
+    AllPowerOff,
+    Start,
+    Isolate,
+    CutPair,
+    CutOneWay,
+    Hold,
+    Heal,
+    Pause,
+    Resume,
+    Skew,
+    Slow,
+    DiskFull,
+    DiskFree,
+    Damage,
+    Quiet,
+}
+
+/// Each with how often it is drawn where it is drawn at all. What mends is never left out.
+const ACTS: [(Act, u64, bool); 19] = [
+    (Act::Kill, 6, false),
+    (Act::PowerOff, 6, false),
+    (Act::Stop, 3, false),
+    (Act::Wipe, 5, false),
+    (Act::AllPowerOff, 1, false),
+    (Act::Start, 16, true),
+    (Act::Isolate, 4, false),
+    (Act::CutPair, 4, false),
+    (Act::CutOneWay, 4, false),
+    (Act::Hold, 4, false),
+    (Act::Heal, 9, true),
+    (Act::Pause, 3, false),
+    (Act::Resume, 4, true),
+    (Act::Skew, 3, false),
+    (Act::Slow, 3, false),
+    (Act::DiskFull, 2, false),
+    (Act::DiskFree, 2, true),
+    (Act::Damage, 2, false),
+    (Act::Quiet, 5, true),
+];
+
+/// Nodes that may be down at a time.
+const MOST_DOWN: usize = 3;
+/// Disks that are lost in one run.
+const MOST_WIPES: usize = 3;
+
+/// Breaks something every now and then, and mends it later. Each seed draws what kinds of trouble it has: few kinds, and
+/// much of each, find more than all of them at once.
+async fn nemesis(sim: &Rc<Sim>, mut random: Random, lasts_ms: u64, keys: &[Key], quiet: &Cell<bool>) {
     let nodes = sim.options.nodes;
     let ends = sim.now_ms() + lasts_ms;
+    let mut acts = Vec::new();
+    // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
+    let only_late = random.chance(25);
+    for (act, weight, mends) in ACTS {
+        let drawn = match only_late {
+            true => matches!(act, Act::Hold | Act::Slow | Act::Skew),
+            false => random.chance(45),
+        };
+        let weight = if mends || drawn { weight * (1 + random.below(3)) } else { 0 };
+        acts.extend(std::iter::repeat_n(act, weight as usize));
+    }
+    let pace = 200 + random.below(2_500);
     let mut wipes = 0;
     while sim.now_ms() < ends {
-        sim.sleep(200 + random.below(2_500)).await;
+        sim.sleep(100 + random.below(pace)).await;
         let node = random.below(nodes as u64) as usize;
+        let other = (node + 1 + random.below(nodes as u64 - 1) as usize) % nodes;
         let down = (0..nodes).filter(|&node| !sim.is_running(node)).count();
-        match random.below(100) {
-            0..14 if down < 2 => sim.kill(node),
-            14..22 if down < 2 => sim.power_off(node),
-            22..27 if down < 2 => sim.stop(node).await,
-            27..33 if down < 2 && wipes < 2 => {
+        match *random.pick(&acts) {
+            Act::Kill if down < MOST_DOWN => sim.kill(node),
+            Act::PowerOff if down < MOST_DOWN => sim.power_off(node),
+            Act::Stop if down < MOST_DOWN => sim.stop(node).await,
+            Act::Wipe if down < MOST_DOWN && wipes < MOST_WIPES => {
                 wipes += 1;
                 sim.power_off(node);
                 sim.wipe(node);
-            }
-            33..36 if down == 0 && random.chance(30) => {
-                for node in 0..nodes {
-                    sim.power_off(node);
+                if random.chance(60) {
+                    sim.start(node);
                 }
+            }
+            Act::AllPowerOff => {
+                (0..nodes).for_each(|node| sim.power_off(node));
                 sim.sleep(random.below(1_000)).await;
                 (0..nodes).for_each(|node| sim.start(node));
             }
-            36..58 => sim.start(node),
-            58..63 => sim.isolate(node),
-            63..67 => {
-                let other = (node + 1 + random.below(nodes as u64 - 1) as usize) % nodes;
-                sim.cut_off(&[node, other]);
-            }
-            67..71 => {
-                let other = (node + 1 + random.below(nodes as u64 - 1) as usize) % nodes;
+            Act::Start => sim.start(node),
+            Act::Isolate => sim.isolate(node),
+            Act::CutPair => sim.cut_off(&[node, other]),
+            Act::CutOneWay => {
                 sim.log.add(format!("cut n{node} -> n{other}"));
                 sim.net.cut(node, other);
             }
-            71..75 => {
-                let other = (node + 1 + random.below(nodes as u64 - 1) as usize) % nodes;
+            Act::Hold => {
                 sim.log.add(format!("hold n{node} -> n{other}"));
                 sim.net.hold(node, other);
+                let (sim, lasts) = (sim.clone(), 500 + random.below(3_500));
+                tokio::task::spawn_local(async move {
+                    sim.sleep(lasts).await;
+                    sim.log.add(format!("release n{node} -> n{other}"));
+                    sim.net.release_from(node, other);
+                });
             }
-            75..86 => sim.heal(),
-            86..89 => sim.pause(node),
-            89..93 => (0..nodes).for_each(|node| sim.resume(node)),
-            93..96 => sim.skew(node, random.below(MAX_SKEW_MS) as i64 - MAX_SKEW_MS as i64 / 2),
-            96..98 => sim.set_full(node, true),
-            _ => {
-                (0..nodes).for_each(|node| sim.set_full(node, false));
-                // Now and then a long quiet: long enough for a grace period to end while somebody is away.
-                if random.chance(40) {
-                    sim.sleep(12_000).await;
-                }
+            Act::Heal => sim.heal(),
+            Act::Pause => sim.pause(node),
+            Act::Resume => (0..nodes).for_each(|node| sim.resume(node)),
+            Act::Skew => sim.skew(node, random.below(MAX_SKEW_MS) as i64 - MAX_SKEW_MS as i64 / 2),
+            Act::Slow => {
+                let extra = random.below(120);
+                sim.log.add(format!("n{node} slower by {extra} ms"));
+                sim.net.slow(node, extra);
             }
+            Act::DiskFull => sim.set_full(node, true),
+            Act::DiskFree => (0..nodes).for_each(|node| sim.set_full(node, false)),
+            // What rots while a node is down is found when it builds its trees; while it runs, when it is read.
+            Act::Damage if !sim.is_running(node) => sim.damage(node, random.pick(keys)),
+            Act::Quiet if sim.options.reaping => {
+                // Long enough for a grace period to end while somebody is away.
+                sim.log.add("quiet");
+                quiet.set(true);
+                sim.sleep(10_000 + random.below(14_000)).await;
+                quiet.set(false);
+            }
+            _ => {}
         }
     }
 }

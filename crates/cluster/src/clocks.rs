@@ -39,6 +39,9 @@ pub(crate) async fn compare(node: Rc<Node>) {
         let measured: Vec<_> = futures::future::join_all(asked).await;
         ahead.extend(measured.into_iter().flatten());
         let far = median_if_far(&ahead, peers.len(), limit);
+        if far.is_none() && !ahead.is_empty() {
+            shared.confirm_clock();
+        }
         if far.is_some() != told.is_some() {
             shared.emit(None, EventKind::ClockSkewed { ahead_ms: far });
         }

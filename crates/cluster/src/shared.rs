@@ -1,7 +1,7 @@
 //! What all workers of a node share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +62,9 @@ pub struct Shared {
     /// Set while this node's clock is too far from most of its peers: why.
     clock_trouble: Mutex<Option<String>>,
     has_clock_trouble: AtomicBool,
+    /// Wall clock minus monotonic clock, milliseconds, when peers last agreed with it: a jump since then is noticed before
+    /// the next write is stamped, not at the next comparison.
+    clock_base: AtomicI64,
     /// Raised to ask for a round of anti-entropy with everybody.
     pub(crate) repairs_asked: AtomicU64,
     /// What anti-entropy is doing.
@@ -148,6 +151,7 @@ impl Shared {
         let clock = AtomicU64::new(0);
         let ack_when_durable = engine.capability().ack_when_durable;
         let trees = Trees::new(layout.partitions());
+        let clock_base = AtomicI64::new(environment.wall_ms() as i64 - environment.monotonic_ms() as i64);
         Ok(Arc::new(Shared {
             ack_when_durable,
             identity,
@@ -170,6 +174,7 @@ impl Shared {
             reaped: Mutex::default(),
             clock_trouble: Mutex::default(),
             has_clock_trouble: AtomicBool::new(false),
+            clock_base,
             repairs_asked: AtomicU64::new(0),
             repair: Mutex::default(),
             reaping: Mutex::default(),
@@ -329,10 +334,24 @@ impl Shared {
 
     /// Why this node coordinates and reaps nothing, if its clock is far from most of its peers'.
     pub(crate) fn clock_trouble(&self) -> Option<String> {
-        if !self.has_clock_trouble.load(Ordering::Acquire) {
-            return None;
+        if self.has_clock_trouble.load(Ordering::Acquire) {
+            return self.clock_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
         }
-        self.clock_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let jump = self.clock_offset() - self.clock_base.load(Ordering::Acquire);
+        let limit = self.settings.coordinator.max_clock_skew_ms;
+        let far = jump.unsigned_abs() > limit && self.layout.members().len() > 1;
+        far.then(|| {
+            format!("its clock has just jumped by {jump} ms, the limit is {limit} (max_clock_skew_ms)")
+        })
+    }
+
+    fn clock_offset(&self) -> i64 {
+        self.environment.wall_ms() as i64 - self.environment.monotonic_ms() as i64
+    }
+
+    /// Peers agree with this node's clock as it is now.
+    pub(crate) fn confirm_clock(&self) {
+        self.clock_base.store(self.clock_offset(), Ordering::Release);
     }
 
     pub(crate) fn set_clock_trouble(&self, trouble: Option<String>) {

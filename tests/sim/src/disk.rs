@@ -265,7 +265,10 @@ impl StorageEngine for SimStorage {
             true => Bound::Excluded(range.start),
             false => Bound::Included(range.start),
         };
-        let durable = state.durable.range::<[u8], _>((start, Bound::Unbounded)).map(|(k, v)| (k.clone(), Some(v.clone())));
+        let durable = state
+            .durable
+            .range::<[u8], _>((start, Bound::Unbounded))
+            .map(|(k, v)| (k.clone(), Some(v.clone())));
         let mut records: BTreeMap<Bytes, Option<Bytes>> = durable.collect();
         if self.durability == Durability::Interval {
             let overlay = state.overlay.range::<[u8], _>((start, Bound::Unbounded));
@@ -282,7 +285,8 @@ impl StorageEngine for SimStorage {
             }
             bytes += key.len() + value.len();
             // A damaged record is there, and is no object: as a bad checksum is.
-            let value = if state.unreadable.contains(&key) { Bytes::from_static(b"\x01damaged") } else { value };
+            let value =
+                if state.unreadable.contains(&key) { Bytes::from_static(b"\x01damaged") } else { value };
             page.records.push((key, value));
         }
         Ok(page)

@@ -61,7 +61,10 @@ fn main() -> ExitCode {
             let bug = bug.map(|name| find(&name).unwrap_or_else(|| panic!("no bug is called {name}")));
             let outcome = run_seed(seed, nodes, bug);
             outcome.log.iter().for_each(|line| println!("{line}"));
-            outcome.violations.iter().for_each(|violation| println!("{:?}: {}", violation.rule, violation.text));
+            outcome
+                .violations
+                .iter()
+                .for_each(|violation| println!("{:?}: {}", violation.rule, violation.text));
             if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }

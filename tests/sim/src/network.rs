@@ -211,7 +211,11 @@ struct ReadEnd {
 }
 
 impl AsyncRead for ReadEnd {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let mut pipe = this.pipe.borrow_mut();
         pipe.reader = Some(cx.waker().clone());

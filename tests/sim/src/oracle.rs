@@ -122,15 +122,20 @@ impl Oracle {
     fn hint_goes(&self, node: usize, target: NodeId, key: &StorageKey, hint: &Object) {
         let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let number = (0..disks.len()).find(|number| NodeId::of_name(&format!("n{number}")) == target);
-        let Some((number, disk)) = number.and_then(|number| Some((number, disks[number].upgrade()?))) else { return };
+        let Some((number, disk)) = number.and_then(|number| Some((number, disks[number].upgrade()?))) else {
+            return;
+        };
         let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
         let held = held.map(|record| record.object).unwrap_or_default();
         let mut known = self.lock();
-        let missing = |dot: &Dot| !held.context().contains(*dot) && !known.is_reaped(*dot) && !known.keep_newest.contains(key);
+        let missing = |dot: &Dot| {
+            !held.context().contains(*dot) && !known.is_reaped(*dot) && !known.keep_newest.contains(key)
+        };
         let lost = hint.live().iter().map(|version| version.dot).find(missing);
         let was_wiped = known.lost_disks.iter().any(|(lost, _)| *lost == number);
         if let Some(dot) = lost.filter(|_| !was_wiped) {
-            let text = format!("n{node} deletes a hint for n{number}, which does not have {dot:?} of {key:?}");
+            let text =
+                format!("n{node} deletes a hint for n{number}, which does not have {dot:?} of {key:?}");
             known.violations.push(Violation { rule: Rule::AckedWritesSurvive, text });
         }
     }
@@ -214,9 +219,14 @@ impl Oracle {
             }
             let mint = &known.minted[&dot];
             let replaced = known.replaced_by.contains_key(&dot);
-            let allowed = shown.contains(&mint.request) || mint.tombstone || replaced || known.keep_newest.contains(key);
+            let allowed = shown.contains(&mint.request)
+                || mint.tombstone
+                || replaced
+                || known.keep_newest.contains(key);
             if !allowed {
-                let text = format!("{what} of {key:?} covers {dot:?}, which its client was not shown and nothing replaced");
+                let text = format!(
+                    "{what} of {key:?} covers {dot:?}, which its client was not shown and nothing replaced"
+                );
                 known.violations.push(Violation { rule: Rule::Causality, text });
             }
         }
@@ -225,8 +235,12 @@ impl Oracle {
     /// The requests of those who wrote a value: values are unique in a run.
     pub fn writer_of(&self, key: &StorageKey, value: &[u8]) -> Option<RequestId> {
         let known = self.lock();
-        let wrote = |asked: &Asked| asked.key == *key && asked.payload == Payload::Value(Bytes::copy_from_slice(value));
-        known.asked.iter().find(|(_, asked)| wrote(asked)).map(|(request, _)| *request)
+        let wrote = |asked: &Asked| {
+            asked.key == *key && asked.payload == Payload::Value(Bytes::copy_from_slice(value))
+        };
+        // A scenario may ask for one value again when nothing was attempted.
+        let mut writers = known.asked.iter().filter(|(_, asked)| wrote(asked)).map(|(request, _)| *request);
+        writers.clone().find(|request| known.by_request.contains_key(request)).or_else(|| writers.next())
     }
 
     /// Writes to a key that were acked before `at_ms` by replicas alone and are not lost: what a read that begins then
@@ -244,7 +258,11 @@ impl Oracle {
         };
         let mut all: BTreeSet<RequestId> = known.asked.iter().filter_map(due).collect();
         for ((shown_of, request), ack) in &known.shown {
-            if shown_of == key && ack.at_ms <= at_ms && known.losses(ack, replicas) < ack.w && ack.w + r > replicas.len() {
+            if shown_of == key
+                && ack.at_ms <= at_ms
+                && known.losses(ack, replicas) < ack.w
+                && ack.w + r > replicas.len()
+            {
                 all.insert(*request);
             }
         }
@@ -270,7 +288,8 @@ impl Oracle {
         dots.iter().any(|dot| {
             known.descendants(*dot).iter().any(|dot| context.contains(*dot) || known.reaped.contains(dot))
                 || (known.keep_newest.contains(key)
-                    && (context.newest() >= dot.stamp || known.newer_tombstone(*dot, key, &Object::default())))
+                    && (context.newest() >= dot.stamp
+                        || known.newer_tombstone(*dot, key, &Object::default())))
         })
     }
 
@@ -280,7 +299,9 @@ impl Oracle {
         for request in shown {
             let dots = known.by_request.get(request).cloned().unwrap_or_default();
             if !dots.is_empty() && dots.iter().all(|dot| known.is_reaped(*dot)) {
-                let text = format!("a read of {key:?} shows {request:?}, which was deleted, and the deletion reaped");
+                let text = format!(
+                    "a read of {key:?} shows {request:?}, which was deleted, and the deletion reaped"
+                );
                 known.violations.push(Violation { rule: Rule::NothingReturns, text });
             }
         }
@@ -293,9 +314,13 @@ impl Oracle {
         for version in end.live() {
             let asked = known.asked.get(&version.request);
             match asked {
-                None => found.push((Rule::NoInventedValue, format!("{key:?} holds {version:?}, which nobody wrote"))),
+                None => found
+                    .push((Rule::NoInventedValue, format!("{key:?} holds {version:?}, which nobody wrote"))),
                 Some(asked) if asked.payload != version.payload || asked.key != *key => {
-                    found.push((Rule::Whole, format!("{key:?} holds {version:?}, which was asked as {asked:?}")));
+                    found.push((
+                        Rule::Whole,
+                        format!("{key:?} holds {version:?}, which was asked as {asked:?}"),
+                    ));
                 }
                 Some(_) => {}
             }
@@ -335,7 +360,8 @@ impl Oracle {
                 }
             }
         }
-        let shown: Vec<_> = end.shown().iter().map(|version| (version.request, version.payload.clone())).collect();
+        let shown: Vec<_> =
+            end.shown().iter().map(|version| (version.request, version.payload.clone())).collect();
         let distinct: BTreeSet<_> = shown.iter().map(|(request, _)| *request).collect();
         if distinct.len() != shown.len() {
             found.push((Rule::RetriesAreOne, format!("{key:?} shows one write twice: {shown:?}")));
@@ -356,7 +382,10 @@ impl Known {
         for version in new.live() {
             match self.minted.get(&version.dot) {
                 Some(mint) if mint.request != version.request => {
-                    let text = format!("n{node}: {key:?}: {:?} names {:?} and {:?}", version.dot, mint.request, version.request);
+                    let text = format!(
+                        "n{node}: {key:?}: {:?} names {:?} and {:?}",
+                        version.dot, mint.request, version.request
+                    );
                     self.violations.push(Violation { rule: Rule::Causality, text });
                 }
                 Some(_) => {}
@@ -377,12 +406,15 @@ impl Known {
         payload: &Payload,
     ) {
         let Some(asked) = self.asked.get(&request).cloned() else {
-            let text = format!("n{node}: {key:?}: {dot:?} was written by {request:?}, which nobody asked for");
+            let text =
+                format!("n{node}: {key:?}: {dot:?} was written by {request:?}, which nobody asked for");
             self.violations.push(Violation { rule: Rule::NoInventedValue, text });
             return;
         };
         if old.knows(request) {
-            let text = format!("n{node}: {key:?}: {request:?} is minted again as {dot:?}, although its coordinator knew of it");
+            let text = format!(
+                "n{node}: {key:?}: {request:?} is minted again as {dot:?}, although its coordinator knew of it"
+            );
             self.violations.push(Violation { rule: Rule::RetriesAreOne, text });
         }
         let was_live = |dot: &Dot| old.live().iter().any(|version| version.dot == *dot);
@@ -402,7 +434,9 @@ impl Known {
                 }
                 replaced.insert(other);
             } else if !old.replaced().contains(other) && !loses(&other) && !self.is_reaped(other) {
-                let text = format!("n{node}: {key:?}: {dot:?} of {request:?} covers {other:?}, which its writer had not seen");
+                let text = format!(
+                    "n{node}: {key:?}: {dot:?} of {request:?} covers {other:?}, which its writer had not seen"
+                );
                 self.violations.push(Violation { rule: Rule::Causality, text });
             }
         }
@@ -426,13 +460,19 @@ impl Known {
         memo.insert(dot, false);
         let live = end.live().iter().any(|version| version.dot == dot);
         let newer_wins = self.keep_newest.contains(key)
-            && end.live().iter().any(|version| (version.dot.stamp, version.dot.actor) > (dot.stamp, dot.actor));
+            && end
+                .live()
+                .iter()
+                .any(|version| (version.dot.stamp, version.dot.actor) > (dot.stamp, dot.actor));
         let newer_was_reaped = self.keep_newest.contains(key) && self.newer_tombstone(dot, key, end);
         let reaped = (self.reaped.contains(&dot) && !live) || newer_was_reaped;
         let kept = live
             || newer_wins
             || reaped
-            || self.replaced_by.get(&dot).is_some_and(|by| by.iter().any(|by| self.is_kept(*by, key, end, memo)));
+            || self
+                .replaced_by
+                .get(&dot)
+                .is_some_and(|by| by.iter().any(|by| self.is_kept(*by, key, end, memo)));
         memo.insert(dot, kept);
         kept
     }

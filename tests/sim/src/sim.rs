@@ -19,14 +19,14 @@ use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventSink};
 use quorate_core::planted::{Bug, plant};
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, PutReply, PutRequest, QuorumSize, RepairStatus,
-    Replacing, Status,
+    ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, PutReply, PutRequest, QuorumSize,
+    RepairStatus, Replacing, Status,
 };
 use quorate_core::resolver::ConflictResolver;
 use quorate_core::seams::{ReplySink, ReplyTo};
 use quorate_core::{
-    BucketDefinition, Buckets, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload, RequestError,
-    RequestId, StorageKey,
+    BucketDefinition, Buckets, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload,
+    RequestError, RequestId, StorageKey,
 };
 use quorate_rpc::ClientProtocol;
 use quorate_rpc::lane::Lane;
@@ -65,6 +65,8 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Of the bucket `b`.
     pub bucket: BucketDefinition,
+    /// How far clocks may differ.
+    pub max_skew_ms: u64,
 }
 
 impl Default for Options {
@@ -78,6 +80,7 @@ impl Default for Options {
             reaping: false,
             bug: None,
             bucket: BucketDefinition::default(),
+            max_skew_ms: MAX_SKEW_MS,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Options {
     pub fn settings(&self) -> Settings {
         let mut settings = Settings::default();
         settings.coordinator.max_request_timeout_ms = 2_000;
-        settings.coordinator.max_clock_skew_ms = MAX_SKEW_MS;
+        settings.coordinator.max_clock_skew_ms = self.max_skew_ms;
         settings.repair.interval_ms = 5_000;
         settings.repair.enabled = self.anti_entropy;
         settings.reaping.enabled = self.reaping;
@@ -438,7 +441,8 @@ impl Sim {
     /// Stops a node cleanly: what it has under way is finished first.
     pub async fn stop(&self, node: usize) {
         self.log.add(format!("stop n{node}"));
-        let running = self.machines.borrow()[node].process.as_ref().and_then(|process| process.node.borrow().clone());
+        let running =
+            self.machines.borrow()[node].process.as_ref().and_then(|process| process.node.borrow().clone());
         if let Some(running) = running {
             running.stop_taking();
             for _ in 0..300 {
@@ -590,7 +594,13 @@ impl Sim {
     }
 
     /// Sends a request to a node; `None` if nothing was heard in time.
-    pub async fn request(&self, client: usize, node: usize, request: ClientRequest, timeout: Duration) -> Heard {
+    pub async fn request(
+        &self,
+        client: usize,
+        node: usize,
+        request: ClientRequest,
+        timeout: Duration,
+    ) -> Heard {
         let exchange = async {
             let lane = self.lane(client, node).await?;
             let (sender, receiver) = oneshot::channel();
@@ -814,14 +824,22 @@ impl Sim {
             Over::Exactly(context) => {
                 (Replacing::Exactly { context: context.clone() }, self.decode(key, context), false)
             }
-            Over::WhatIsThere(seen) => (Replacing::WhatIsThere { seen: seen.clone() }, self.decode(key, seen), true),
+            Over::WhatIsThere(seen) => {
+                (Replacing::WhatIsThere { seen: seen.clone() }, self.decode(key, seen), true)
+            }
         };
         if how.attempt == 0 {
-            let asked =
-                Asked { key: named.clone(), payload: payload.clone(), context: context.clone(), overwrites, acked: None };
+            let asked = Asked {
+                key: named.clone(),
+                payload: payload.clone(),
+                context: context.clone(),
+                overwrites,
+                acked: None,
+            };
             self.oracle.asked(request, asked);
         }
-        self.log.add(format!("c{client} put {key:?} {request:?} {payload:?} via n{via} attempt {}", how.attempt));
+        self.log
+            .add(format!("c{client} put {key:?} {request:?} {payload:?} via n{via} attempt {}", how.attempt));
         let put = PutRequest {
             key: key.clone(),
             payload,
@@ -855,6 +873,49 @@ impl Sim {
         }
     }
 
+    /// Puts an image of a node's disk back. It must not run.
+    pub fn restore(&self, node: usize, image: BTreeMap<Bytes, Bytes>) {
+        self.log.add(format!("restore n{node}"));
+        assert!(!self.is_running(node), "stop n{node} before its disk is replaced");
+        self.machines.borrow()[node].disk.restore(image);
+        self.oracle.lost_disk(node, self.now_ms());
+    }
+
+    /// Holds back what a node sends to client 0.
+    pub fn hold_answers(&self, node: usize) {
+        self.net.hold(node, FIRST_CLIENT);
+    }
+
+    /// One write through a node that may not be ready yet: again as long as nothing was attempted.
+    pub async fn put_soon(&self, via: usize, key: &Key, value: &str, over: Over) -> PutReply {
+        self.put_soon_as(via, key, value, over, How::default()).await
+    }
+
+    /// As [`Sim::put_soon`], as the client wants it.
+    pub async fn put_soon_as(&self, via: usize, key: &Key, value: &str, over: Over, how: How) -> PutReply {
+        for _ in 0..1_000 {
+            let payload = Payload::Value(Bytes::copy_from_slice(value.as_bytes()));
+            let request = self.new_request();
+            match self.attempt(0, via, key, payload, &over, request, how).await {
+                Some(Ok(reply)) => return reply,
+                Some(Err(RequestError::NotAttempted { .. })) | None => self.sleep(5).await,
+                Some(Err(error)) => panic!("{error}"),
+            }
+        }
+        panic!("n{via} takes no write");
+    }
+
+    /// A read that is expected to succeed: what it shows, and its context.
+    pub async fn see(&self, via: usize, key: &Key) -> (BTreeSet<String>, Bytes) {
+        for _ in 0..1_000 {
+            if let Some(found) = self.shown(via, key).await {
+                return found;
+            }
+            self.sleep(5).await;
+        }
+        panic!("n{via} answers no read:\n{}", self.log.take().join("\n"));
+    }
+
     /// One write that is expected to succeed.
     pub async fn put(&self, via: usize, key: &Key, value: &str, over: Over) -> PutReply {
         self.put_as(0, via, key, value, over, How::default()).await.expect("the put is acked")
@@ -883,7 +944,13 @@ impl Sim {
     }
 
     /// One read.
-    pub async fn read(&self, client: usize, via: usize, key: &Key, r: QuorumSize) -> Option<Result<GetReply, RequestError>> {
+    pub async fn read(
+        &self,
+        client: usize,
+        via: usize,
+        key: &Key,
+        r: QuorumSize,
+    ) -> Option<Result<GetReply, RequestError>> {
         let begun = self.now_ms();
         let named = self.storage_key(key);
         let replicas = self.replicas_of(named.partition());
@@ -902,23 +969,29 @@ impl Sim {
         for sibling in &reply.siblings {
             match self.oracle.writer_of(&named, &sibling.value) {
                 Some(request) if shown.contains(&request) => {
-                    self.oracle.report(Rule::RetriesAreOne, format!("{key:?}: a read shows {request:?} twice"));
+                    self.oracle
+                        .report(Rule::RetriesAreOne, format!("{key:?}: a read shows {request:?} twice"));
                 }
                 Some(request) => shown.push(request),
-                None => self.oracle.report(Rule::NoInventedValue, format!("{key:?}: a read shows {sibling:?}")),
+                None => {
+                    self.oracle.report(Rule::NoInventedValue, format!("{key:?}: a read shows {sibling:?}"))
+                }
             }
         }
         self.oracle.check_shown(&named, &shown);
         self.oracle.check_context(&named, &context, &CausalContext::EMPTY, &shown, "a read's context");
         if !reply.receipt.fallbacks.is_empty() && reply.context.is_empty() {
-            let text = format!("{key:?}: a read through fallbacks shows absence, which they can't know: {reply:?}");
+            let text =
+                format!("{key:?}: a read through fallbacks shows absence, which they can't know: {reply:?}");
             self.oracle.report(Rule::ReadsGoForward, text);
         }
         if reply.receipt.fallbacks.is_empty() {
             self.oracle.shown(&named, &shown, self.now_ms(), asks.into(), &replicas);
             for request in due {
                 if !self.oracle.covers(&context, request, &named) {
-                    let text = format!("{key:?}: a read begun at {begun} ms via n{via} does not know of {request:?}, which was acked before: {reply:?}");
+                    let text = format!(
+                        "{key:?}: a read begun at {begun} ms via n{via} does not know of {request:?}, which was acked before: {reply:?}"
+                    );
                     self.oracle.report(Rule::ReadsGoForward, text);
                 }
             }
@@ -937,9 +1010,12 @@ impl Sim {
 fn short(heard: &Heard) -> String {
     match heard {
         None => "nothing".into(),
-        Some(Ok(ClientReply::Put(reply))) => format!("acked {:?} conflict {}", reply.receipt.acked, reply.conflict),
+        Some(Ok(ClientReply::Put(reply))) => {
+            format!("acked {:?} conflict {}", reply.receipt.acked, reply.conflict)
+        }
         Some(Ok(ClientReply::Get(reply))) => {
-            let values: Vec<_> = reply.siblings.iter().map(|s| String::from_utf8_lossy(&s.value).into_owned()).collect();
+            let values: Vec<_> =
+                reply.siblings.iter().map(|s| String::from_utf8_lossy(&s.value).into_owned()).collect();
             format!("{values:?} of {:?}", reply.receipt.acked)
         }
         Some(Ok(_)) => "done".into(),

@@ -1,3 +1,4 @@
-//! The simulation's tests.
+//! The simulation's tests: the named scenarios, random seeds, and that planted bugs are found.
 
 mod scenarios;
+mod seeds;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use quorate_core::codec::{decode_context, encode_context};
 use quorate_core::event::EventKind;
-use quorate_core::object::{Replaces, Write, Written};
+use quorate_core::object::{MergeRule, Replaces, Write, Written};
 use quorate_core::quorum::{Step, WriteQuorum};
 use quorate_core::request::{
     ClientReply, ClientRequest, ClientResult, PeerReply, PeerWrite, PutReply, PutRequest, Receipt, Replacing,
@@ -146,10 +146,15 @@ impl<'a> Attempt<'a> {
 
     /// Makes the object that the replicas are to hold: minted here, or, for a retry that a quorum knows, as it is.
     async fn begin(&mut self) -> Result<(Written, Bytes), RequestError> {
-        if self.retry
-            && let Some(found) = self.find_earlier_attempt().await
-        {
-            return Ok(found);
+        if self.retry {
+            match self.find_earlier_attempt().await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                // Minted once more it would be a sibling of what replaced it; where only the newest is kept, it would
+                // undo that.
+                Err(error) if self.keeps_newest() => return Err(error),
+                Err(_) => {}
+            }
         }
         self.remember_first().await?;
         let this = self.node.shared.node();
@@ -188,15 +193,22 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Asks R replicas, if they can be had, whether the write's id is live or was replaced.
-    async fn find_earlier_attempt(&self) -> Option<(Written, Bytes)> {
+    fn keeps_newest(&self) -> bool {
+        self.node.shared.merge_rule(self.place.key.bucket()) == MergeRule::KeepNewest
+    }
+
+    /// Asks R replicas whether the write's id is live or was replaced.
+    ///
+    /// # Errors
+    /// If they can't be had in time.
+    async fn find_earlier_attempt(&self) -> Result<Option<(Written, Bytes)>, RequestError> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
-        let required =
-            self.place.bucket.required(Default::default(), self.place.bucket.definition.r, "r").ok()?;
-        let read = read_replicas(self.node, self.place, required, self.sloppy, half).await.ok()?;
-        let object = read.encoded.filter(|_| read.merged.knows(self.write.request))?;
-        Some((read.merged.already_written(&self.write), object))
+        let required = self.place.bucket.required(Default::default(), self.place.bucket.definition.r, "r")?;
+        let read = read_replicas(self.node, self.place, required, self.sloppy, half).await?;
+        let known = read.merged.knows(self.write.request);
+        let object = read.encoded.filter(|_| known);
+        Ok(object.map(|object| (read.merged.already_written(&self.write), object)))
     }
 
     /// Sends the merged object to all replicas, or to whoever stands in for them, and counts.

@@ -1,0 +1,74 @@
+//! Random seeds: they keep every promise, they replay exactly, and they find what is planted.
+
+use quorate_core::planted::Bug;
+use quorate_sim::workload::run_seed;
+
+/// As many as `make test` has time for; `make sim SEEDS=10000` runs more.
+const SEEDS: u64 = 200;
+
+/// Seeds on two threads: each is a world of its own.
+#[test]
+fn random_seeds_keep_every_promise() {
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            scope.spawn(move || {
+                for seed in (half..SEEDS).step_by(2) {
+                    let outcome = run_seed(seed, 5, None);
+                    assert_eq!(outcome.violations, [], "seed {seed}; replay it: quorate-sim show {seed}");
+                }
+            });
+        }
+    });
+}
+
+/// Other sizes: as few nodes as replicas, and more of both sides of a cut.
+#[test]
+fn smaller_and_larger_clusters_keep_every_promise() {
+    for (nodes, seeds) in [(3, 25), (4, 10), (7, 15)] {
+        for seed in 0..seeds {
+            let outcome = run_seed(seed, nodes, None);
+            assert_eq!(outcome.violations, [], "seed {seed} with {nodes} nodes");
+        }
+    }
+}
+
+/// The same seed gives the same log, byte for byte; another one does not.
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [1, 26, 405] {
+        let (first, second) = (run_seed(seed, 5, None), run_seed(seed, 5, None));
+        assert!(first.log.len() > 100, "something happens in seed {seed}");
+        assert_eq!(first.log, second.log, "seed {seed}");
+        assert_ne!(first.log, run_seed(seed + 1, 5, None).log);
+    }
+}
+
+/// One seed for each planted bug, which finds it; without the bug it finds nothing.
+#[test]
+fn planted_bugs_are_found() {
+    for (bug, seed) in CAUGHT_BY {
+        let outcome = run_seed(seed, 5, Some(bug));
+        assert_ne!(outcome.violations, [], "{bug:?} is not found by seed {seed}");
+        assert_eq!(run_seed(seed, 5, None).violations, [], "seed {seed} without a bug");
+    }
+    let planted: Vec<Bug> = CAUGHT_BY.iter().map(|(bug, _)| *bug).collect();
+    assert_eq!(planted, Bug::ALL, "each bug has its seed");
+}
+
+/// From `make sim-bugs`.
+const CAUGHT_BY: [(Bug, u64); 14] = [
+    (Bug::HintDeletedBeforeAck, 26),
+    (Bug::ChangedHintDeleted, 161),
+    (Bug::ReapingIgnoresHints, 196),
+    (Bug::ReapingAsksOnce, 405),
+    (Bug::ReapingIgnoresTheDead, 381),
+    (Bug::ActorReusedAfterStart, 4),
+    (Bug::BareWriteReplicated, 4),
+    (Bug::PutAnswersWholeVector, 0),
+    (Bug::RepairOverwrites, 0),
+    (Bug::FallbackAnswersAbsent, 4),
+    (Bug::AmnesiacAnswers, 261),
+    (Bug::RequestIdIgnored, 4),
+    (Bug::ResolverInMerges, 0),
+    (Bug::AckBeforeDurable, 4),
+];

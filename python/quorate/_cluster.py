@@ -109,6 +109,10 @@ class Node:
             ConfigError: it refused its configuration.
             QuorateError: it ended, or was not ready in time; with what it logged.
         """
+        self._wait_ready(seconds(timeout), self._spawn())
+
+    def _spawn(self) -> int:
+        """Start its process; returns how much it had logged before."""
         if self.running:
             raise InvalidRequest(f"node {self.name} runs already")
         logged = len(self.log)
@@ -124,7 +128,7 @@ class Node:
             )
         self._paused = False
         self._watcher.add(self._process.pid)
-        self._wait_ready(seconds(timeout), logged)
+        return logged
 
     def _wait_ready(self, timeout: float, logged: int) -> None:
         process = self._process
@@ -204,7 +208,7 @@ class LocalCluster:
     Args:
         nodes: how many.
         storage: the storage plugin: "memory" or "lmdb".
-        membership: the membership plugin: "static".
+        membership: the membership plugin: "static", or "gossip": nodes that know one seed.
         config: any keys of a node's configuration, section by section, for all nodes.
         folder: where to keep data and logs. Default: a temporary folder, removed at the end.
         command: what runs a node, for one with plugins of your own: ["target/release/my-node"].
@@ -247,15 +251,17 @@ class LocalCluster:
                 "node": {"name": name, "listen": address, "data": str(place / "data"), "workers": 1},
                 "cluster": {"id": f"local-{self.folder.name}"},
                 "storage": {"engine": storage},
-                "membership": {"plugin": membership, "members": members},
+                "membership": _membership(membership, members),
                 "faults": {"enabled": True},
             }
             _merge(own, config or {})
             (place / "node.toml").write_text(dumps(own))
             self.nodes.append(Node(name, address, place, self._watcher, command))
         try:
-            for node in self.nodes:
-                node.start()
+            # All at once: nodes that have to find each other are ready when they have.
+            logged = [node._spawn() for node in self.nodes]
+            for node, before in zip(self.nodes, logged, strict=True):
+                node._wait_ready(START_SECONDS, before)
             self.wait_connected()
         except BaseException:
             self.close()
@@ -379,6 +385,12 @@ def _clean_up(owner: int, nodes: list[Node], watcher: _Watcher, folder: Path, te
     watcher.close()
     if temporary:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _membership(plugin: str, members: list[dict[str, str]]) -> dict[str, Any]:
+    if plugin == "gossip":
+        return {"plugin": plugin, "seeds": [members[0]["address"]], "expect": len(members)}
+    return {"plugin": plugin, "members": members}
 
 
 def _free_ports(count: int) -> list[int]:

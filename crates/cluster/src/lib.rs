@@ -14,6 +14,7 @@ mod completions;
 mod coordinator;
 mod fingerprint;
 mod gather;
+pub mod gossip;
 mod hints;
 pub mod node;
 mod reaper;

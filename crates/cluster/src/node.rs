@@ -1,6 +1,7 @@
 //! A node as one worker sees it: takes requests in, hands each to the coordinator or the replica.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use quorate_core::event::EventKind;
 use quorate_core::layout::Load;
+use quorate_core::membership::MemberState;
 use quorate_core::request::{
     ClientReply, ClientRequest, ClientResult, MemberStatus, PeerError, PeerReply, PeerRequest, PeerResult,
     Status,
@@ -20,7 +22,7 @@ use crate::coordinator;
 use crate::fingerprint::fingerprint;
 use crate::replica::{Replica, ToStore};
 use crate::shared::Shared;
-use crate::{clocks, hints, reaper, recovery, repair, sync, trees};
+use crate::{clocks, gossip, hints, reaper, recovery, repair, sync, trees};
 
 /// Puts a node's faults into effect, where its configuration allows any.
 pub type FaultSwitch = Arc<dyn Fn(Vec<NodeId>) -> Result<(), String> + Send + Sync>;
@@ -56,12 +58,18 @@ impl Node {
     /// Starts what goes on without any client. On one worker of a node, once.
     pub fn start_upkeep(self: &Rc<Self>) {
         let shared = self.shared.clone();
-        tokio::task::spawn_local(async move { trees::build(&shared).await });
+        tokio::task::spawn_local(async move { trees::keep_built(&shared).await });
         tokio::task::spawn_local(recovery::recover(self.clone()));
         tokio::task::spawn_local(hints::deliver(self.clone()));
         tokio::task::spawn_local(repair::rounds(self.clone()));
         tokio::task::spawn_local(reaper::reap(self.clone()));
         tokio::task::spawn_local(clocks::compare(self.clone()));
+        tokio::task::spawn_local(gossip::tick(self.clone()));
+    }
+
+    /// Keeps this worker's connections in step with the membership. On every worker.
+    pub fn follow_members(self: &Rc<Self>) {
+        tokio::task::spawn_local(gossip::follow(self.clone()));
     }
 
     /// Refuses clients' requests from now on: the node is about to stop. Those under way go on.
@@ -162,12 +170,19 @@ impl Node {
     fn status(&self) -> Status {
         let shared = &self.shared;
         let layout = &shared.layout;
+        let states: BTreeMap<NodeId, MemberState> =
+            gossip::view(shared).into_iter().map(|view| (view.member.id, view.state)).collect();
         let members = layout.members().iter().map(|member| {
             let Load { partitions, first } = layout.load_of(member.id);
-            let state = if self.is_live(member.id) { "up" } else { "down" };
+            let suspected = states.get(&member.id) == Some(&MemberState::Suspected);
+            let state = match (self.is_live(member.id), suspected) {
+                (true, _) => "up",
+                (false, true) => "down, suspected by all",
+                (false, false) => "down",
+            };
             MemberStatus {
                 name: member.name.clone(),
-                address: member.address.clone(),
+                address: self.transport.address(member.id).unwrap_or_else(|| member.address.clone()),
                 zone: member.zone.clone(),
                 state: state.to_owned(),
                 partitions,
@@ -267,11 +282,12 @@ impl NodeService for Service {
         }
     }
 
-    fn peer(&self, _from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
+    fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
         for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Write(write) => writes.push(ToStore { write, timeout, reply }),
+                PeerRequest::Gossip(message) => gossip::receive(&self.0, from, &message, reply),
                 other => self.0.answer_peer(other, timeout, reply),
             }
         }
@@ -319,9 +335,7 @@ impl Node {
             PeerRequest::Reap(reap) => self.replica.reap(reap, reply),
             PeerRequest::Clock => reply.send(Ok(PeerReply::Clock(shared.environment.wall_ms()))),
             PeerRequest::Gossip(_) => {
-                reply.send(Err(PeerError::Refused {
-                    detail: "this node's membership does not gossip".into(),
-                }));
+                reply.send(Err(PeerError::Refused { detail: "gossip comes from a peer".into() }));
             }
         }
     }

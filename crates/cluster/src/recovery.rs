@@ -16,12 +16,22 @@ use crate::sync::sync;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Asks the others until every partition has recovered.
+/// How often the node looks whether it has lost something while it ran.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Asks the others what this node may have forgotten: at its start, and when it finds records damaged.
 pub(crate) async fn recover(node: Rc<Node>) {
-    let partitions = node.shared.recovering().len();
-    if partitions == 0 {
-        return;
+    loop {
+        if !node.shared.recovering().is_empty() {
+            ask_until_recovered(&node).await;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Asks the others until every partition has recovered.
+async fn ask_until_recovered(node: &Rc<Node>) {
+    let partitions = node.shared.recovering().len();
     node.shared.emit(None, EventKind::Recovering { partitions });
     // Per partition: whom this node has merged with since its start, and whether they were recovering then.
     let mut merged: BTreeMap<PartitionId, BTreeMap<NodeId, bool>> = BTreeMap::new();
@@ -30,12 +40,14 @@ pub(crate) async fn recover(node: Rc<Node>) {
         let members: Vec<NodeId> = node.shared.layout.members().iter().map(|member| member.id).collect();
         for peer in members {
             if peer != node.shared.node() && node.is_live(peer) {
-                merge_with(&node, peer, &mut merged).await;
+                merge_with(node, peer, &mut merged).await;
             }
         }
         for partition in node.shared.recovering() {
-            if is_done(&node, partition, merged.get(&partition)) {
+            if is_done(node, partition, merged.get(&partition)) {
                 node.shared.has_recovered(partition);
+                // Should it lose something again, it asks again.
+                merged.remove(&partition);
             }
         }
         if node.shared.recovering().is_empty() {

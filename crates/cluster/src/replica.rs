@@ -433,10 +433,12 @@ impl Update for Merge {
                 return Err(self.acking.damaged(&self.key, error));
             }
             // What was here can't be read any more, which is a lost disk for this key: what others hold takes its
-            // place, and the actor that may be forgotten with it never speaks again.
+            // place, the actor that may be forgotten with it never speaks again, and until enough others were asked
+            // this replica answers no reads of the partition.
             Err(error) => {
                 self.acking.damaged(&self.key, error);
                 self.acking.renew_actor(self.key.partition());
+                shared.lost_something_of(self.key.partition());
                 let object = std::mem::take(&mut self.record.object);
                 self.changing(None, &object);
                 return Ok(Change::Put(self.encoded.clone()));

@@ -9,6 +9,7 @@ use quorate_core::admission::Identity;
 use quorate_core::clock::{HybridClock, Stamp};
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventKind, EventSink};
+use quorate_core::membership::Membership;
 use quorate_core::object::{MergeRule, RequestId};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::recovery::others_needed;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub environment: Arc<dyn Environment>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
+    /// Who is in the cluster.
+    pub membership: Arc<Mutex<Box<dyn Membership>>>,
     /// What an operator can set.
     pub settings: Settings,
     /// When this node acks a write: once it is durable, or once it is applied.
@@ -114,6 +117,8 @@ pub struct Parts {
     pub environment: Arc<dyn Environment>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
+    /// Who is in the cluster. Whoever looks for seeds shares it.
+    pub membership: Arc<Mutex<Box<dyn Membership>>>,
     /// What an operator can set.
     pub settings: Settings,
     /// The engine held nothing when this node opened it: it is new, or was wiped.
@@ -135,6 +140,7 @@ impl Shared {
             storage_name,
             environment,
             events,
+            membership,
             settings,
             is_empty,
         } = parts;
@@ -162,6 +168,7 @@ impl Shared {
             storage_name,
             environment,
             events,
+            membership,
             settings,
             started_ms,
             clock,
@@ -280,6 +287,12 @@ impl Shared {
             .filter(|(_, flag)| flag.load(Ordering::Acquire))
             .map(|(p, _)| PartitionId(p as u16))
             .collect()
+    }
+
+    /// A record of the partition is lost: what it said must be asked of others, and the tree that counted it is built anew.
+    pub(crate) fn lost_something_of(&self, partition: PartitionId) {
+        self.trees.reset(partition);
+        self.recovering[partition.0 as usize].store(self.layout.replicas() > 1, Ordering::Release);
     }
 
     pub(crate) fn has_recovered(&self, partition: PartitionId) {

@@ -18,6 +18,8 @@ use crate::shared::Shared;
 /// Records read at a time while trees are built: the event loop serves requests in between.
 const PAGE_RECORDS: usize = 256;
 const PAGE_BYTES: usize = 512 * 1024;
+/// How often the node looks for trees that have to be built again.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What a tree knows of one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,6 +148,18 @@ impl Trees {
         self.lock(key.partition()).tombstones.remove(key);
     }
 
+    /// Forgets the partition's trees: they are built again from what is stored.
+    pub(crate) fn reset(&self, partition: PartitionId) {
+        let mut partition = self.lock(partition);
+        partition.built = false;
+        partition.trees.clear();
+        partition.tombstones.clear();
+    }
+
+    fn is_built(&self, partition: PartitionId) -> bool {
+        self.lock(partition).built
+    }
+
     fn finish(&self, partition: PartitionId, scanned: Vec<(StorageKey, u8, Held)>) {
         let mut partition = self.lock(partition);
         let written = std::mem::take(&mut partition.written);
@@ -164,7 +178,7 @@ impl Trees {
 }
 
 /// Reads all that was there at the start, once, in pages.
-pub(crate) async fn build(shared: &Shared) {
+async fn build(shared: &Shared) {
     let partitions = shared.layout.partitions();
     let mut next = 0u32;
     let mut scanned: Vec<(StorageKey, u8, Held)> = Vec::new();
@@ -200,6 +214,38 @@ pub(crate) async fn build(shared: &Shared) {
         shared.trees.finish(PartitionId(next as u16), std::mem::take(&mut scanned));
         next += 1;
     }
+}
+
+/// Builds what was there at the start, and again what is reset later, for as long as the node runs.
+pub(crate) async fn keep_built(shared: &Shared) {
+    build(shared).await;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        for partition in (0..shared.layout.partitions()).map(|partition| PartitionId(partition as u16)) {
+            if !shared.trees.is_built(partition) {
+                rebuild(shared, partition).await;
+            }
+        }
+    }
+}
+
+async fn rebuild(shared: &Shared, partition: PartitionId) {
+    let mut start = StorageKey::partition_start(partition);
+    let end = end_of_prefix(&start);
+    let mut scanned = Vec::new();
+    let mut after = false;
+    loop {
+        let range =
+            Range { start: &start, after, end: end.as_deref(), limit: PAGE_RECORDS, max_bytes: PAGE_BYTES };
+        let Ok(page) = shared.engine.scan(range) else { return };
+        scanned.extend(page.records.iter().filter_map(|(key, object)| describe(shared, key, object)));
+        match page.records.last() {
+            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+            _ => break,
+        }
+        tokio::task::yield_now().await;
+    }
+    shared.trees.finish(partition, scanned);
 }
 
 /// A damaged record counts as absent: then the others offer theirs, and it is mended.

@@ -36,7 +36,7 @@ pub struct Identity {
     pub node: NodeId,
     /// The node's name.
     pub name: String,
-    /// The layout it acts on.
+    /// The layout it acts on; 0: it has none yet, and may only gossip.
     pub layout_digest: u64,
     /// Its bucket definitions.
     pub buckets_digest: u64,
@@ -66,7 +66,8 @@ pub fn admit(ours: &Identity, theirs: &Introduction) -> Result<u16, String> {
     if peer.node == ours.node {
         return Err(format!("both nodes are called {:?}: give each node its own [node] name", ours.name));
     }
-    if peer.layout_digest != ours.layout_digest {
+    let both = peer.layout_digest != 0 && ours.layout_digest != 0;
+    if both && peer.layout_digest != ours.layout_digest {
         return Err(format!(
             "layouts differ: {:016x} here, {:016x} there; [cluster] replicas and partitions and [membership] members must be the same on all nodes",
             ours.layout_digest, peer.layout_digest

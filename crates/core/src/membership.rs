@@ -31,6 +31,15 @@ pub struct MemberView {
     pub state: MemberState,
 }
 
+/// How a node without a layout finds or founds a cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Founding {
+    /// Addresses, "host:port", where members may be found.
+    pub seeds: Vec<String>,
+    /// How many members make up a new cluster.
+    pub expect: usize,
+}
+
 /// Who is there, are they alive. Driven from outside: `tick` as time passes, `receive` for messages.
 ///
 /// # Contract
@@ -45,6 +54,11 @@ pub trait Membership: Send + 'static {
 
     /// A message of the same plugin on another node.
     fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<Outgoing>;
+
+    /// How a node without a layout finds or founds a cluster; `None`: the view is the cluster from the start.
+    fn founding(&self) -> Option<Founding> {
+        None
+    }
 
     /// Everybody, as this node sees it.
     fn view(&self) -> Vec<MemberView>;

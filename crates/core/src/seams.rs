@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::layout::NodeId;
+use crate::layout::{Member, NodeId};
 use crate::request::{ClientRequest, ClientResult, PeerRequest, PeerResult};
 
 /// Where answers of one kind go, each under the number of its request.
@@ -65,6 +65,12 @@ pub trait PeerTransport: 'static {
     /// Queues a request to a peer; what gathers while earlier ones are under way travels together. The answer comes
     /// within `timeout` or is `Expired`; `Disconnected` if there is no connection.
     fn send(&self, to: NodeId, request: PeerRequest, timeout: Duration, reply: ReplyTo<PeerResult>);
+
+    /// Begins to connect to a node, or learns its new address.
+    fn meet(&self, member: Member);
+
+    /// Where the node is looked for.
+    fn address(&self, node: NodeId) -> Option<String>;
 
     /// True if there is an open connection.
     fn is_up(&self, node: NodeId) -> bool;

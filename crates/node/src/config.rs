@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use quorate_cluster::Settings;
 use quorate_core::key::MAX_BUCKET_BYTES;
+use quorate_core::membership::Founding;
 use quorate_core::{BucketDefinition, Buckets, Layout, Member};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -125,8 +126,10 @@ pub struct Config {
     pub settings: Settings,
     /// For tests.
     pub faults: FaultsSection,
-    /// The layout that the members make.
-    pub layout: Layout,
+    /// N.
+    pub replicas: u8,
+    /// The layout that the members make, where they are all known from the start.
+    pub layout: Option<Layout>,
 }
 
 /// A section that begins with a plugin's name.
@@ -216,26 +219,47 @@ impl Config {
         check_settings(&settings)?;
         registry.check_storage(&storage.name, storage.rest.clone())?;
         let this = member_of(&node);
-        let members: Vec<Member> = registry
-            .open_membership(&membership.name, membership.rest.clone(), &this)?
-            .view()
-            .into_iter()
-            .map(|view| view.member)
-            .collect();
-        let replicas = cluster.replicas.unwrap_or(members.len().min(3) as u8);
-        let layout = Layout::first(members, cluster.partitions, replicas)
-            .map_err(|error| ConfigError::new(format!("[cluster] {error}")))?;
+        let opened = registry.open_membership(&membership.name, membership.rest.clone(), &this)?;
+        let members: Vec<Member> = opened.view().into_iter().map(|view| view.member).collect();
+        let count = opened.founding().map_or(members.len(), |founding| founding.expect);
+        let replicas = cluster.replicas.unwrap_or(count.min(3) as u8);
+        let layout = match opened.founding() {
+            Some(founding) => {
+                check_founding(&founding, &cluster, replicas)?;
+                None
+            }
+            None => Some(first_layout(members, &cluster, replicas)?),
+        };
         let buckets = Buckets::new(&definitions, replicas).map_err(ConfigError::new)?;
         for (name, bucket) in buckets.iter() {
             registry.open_resolver(&format!("[buckets.{name}] resolver"), &bucket.definition.resolver)?;
         }
-        Ok(Config { node, cluster, storage, membership, buckets, settings, faults, layout })
+        Ok(Config { node, cluster, storage, membership, buckets, settings, faults, replicas, layout })
+    }
+
+    /// The first layout of these members.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn first_layout(&self, members: Vec<Member>) -> Result<Layout, ConfigError> {
+        first_layout(members, &self.cluster, self.replicas)
     }
 
     /// This node as a member.
     pub fn this(&self) -> Member {
         member_of(&self.node)
     }
+}
+
+fn first_layout(members: Vec<Member>, cluster: &ClusterSection, replicas: u8) -> Result<Layout, ConfigError> {
+    Layout::first(members, cluster.partitions, replicas)
+        .map_err(|error| ConfigError::new(format!("[cluster] {error}")))
+}
+
+/// What would only be found when the nodes have found each other, found now.
+fn check_founding(founding: &Founding, cluster: &ClusterSection, replicas: u8) -> Result<(), ConfigError> {
+    let stand_in = |n: usize| Member::new(&format!("member-{n}"), "", "");
+    first_layout((0..founding.expect).map(stand_in).collect(), cluster, replicas).map(drop)
 }
 
 fn member_of(node: &NodeSection) -> Member {

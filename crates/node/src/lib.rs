@@ -14,6 +14,7 @@ mod bench;
 mod cli;
 pub mod config;
 mod faults;
+mod founding;
 mod logging;
 pub mod registry;
 mod serve;

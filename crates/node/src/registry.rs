@@ -36,6 +36,7 @@ impl Registry {
         registry.resolver(quorate_resolver_siblings::NAME, quorate_resolver_siblings::open);
         registry.resolver(quorate_resolver_lww::NAME, quorate_resolver_lww::open);
         registry.membership(quorate_membership_static::NAME, quorate_membership_static::open);
+        registry.membership(quorate_membership_gossip::NAME, quorate_membership_gossip::open);
         registry
     }
 

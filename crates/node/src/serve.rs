@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use quorate_cluster::{Node, Shared};
 use quorate_core::admission::Identity;
 use quorate_core::event::{Event, EventSink};
 use quorate_core::key::Table;
+use quorate_core::membership::Founding;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
-use quorate_core::{Member, StorageKey};
+use quorate_core::{Layout, Member, StorageKey};
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::serve::serve_connection;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError};
 use crate::faults::{Cut, FaultyTcp};
+use crate::founding::{Seeker, SharedMembership, follow_seeds};
 use crate::logging::{self, LogEvents};
 use crate::registry::Registry;
 
@@ -43,16 +45,23 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
         ConfigError::new(format!("cannot listen on {} ([node] listen): {error}", config.node.listen))
     })?;
     let cut = Arc::new(Cut::default());
-    let shared = open(&config, registry)?;
+    let Some(found) = find(&config, registry, &listener, &cut)? else {
+        tracing::info!("stopped");
+        return Ok(());
+    };
+    let shared = open(&config, registry, &found)?;
     let workers =
         config.node.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let connections = Arc::new(AtomicUsize::new(0));
     let workers: Vec<Worker> = (0..workers)
         .map(|number| {
             let faults = config.faults.enabled.then(|| cut.clone());
-            Worker::start(number, shared.clone(), faults, connections.clone())
+            let seeds = if number == 0 { found.seeds.clone() } else { Vec::new() };
+            Worker::start(number, shared.clone(), faults, seeds, connections.clone())
         })
         .collect();
+    // The engine closes with its last owner, which is to be the node.
+    drop(found);
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
@@ -79,38 +88,141 @@ fn close_engine(shared: Arc<Shared>) {
     drop(shared);
 }
 
-fn open(config: &Config, registry: &Registry) -> Result<Arc<Shared>, ConfigError> {
+/// What a node knows before it serves.
+struct Found {
+    engine: Arc<dyn StorageEngine>,
+    /// The engine held nothing.
+    is_empty: bool,
+    layout: Layout,
+    membership: SharedMembership,
+    seeds: Vec<String>,
+}
+
+/// Opens the engine and comes to a layout: the configured one, the stored one, or by gossip. `None`: told to stop meanwhile.
+fn find(
+    config: &Config,
+    registry: &Registry,
+    listener: &TcpListener,
+    cut: &Arc<Cut>,
+) -> Result<Option<Found>, ConfigError> {
     let engine =
         registry.open_storage(&config.storage.name, config.storage.rest.clone(), &config.node.data)?;
     let is_empty = claim_folder(&*engine, config)?;
+    let membership =
+        registry.open_membership(&config.membership.name, config.membership.rest.clone(), &config.this())?;
+    let founding = membership.founding();
+    let membership = Arc::new(Mutex::new(membership));
+    let seeds = founding.as_ref().map_or(Vec::new(), |founding| founding.seeds.clone());
+    let failed = |error: StorageError| ConfigError::new(format!("[storage] {error}"));
+    let key = StorageKey::of_table(Table::Facts, b"layout");
+    let layout = match (&config.layout, &founding) {
+        (Some(layout), _) => layout.clone(),
+        (None, Some(founding)) => match engine.get(&key).map_err(failed)? {
+            Some(stored) => Layout::decode(&stored)
+                .map_err(|error| ConfigError::new(format!("[node] data: the stored layout: {error}")))?,
+            None => {
+                let Some(layout) = seek(config, founding, membership.clone(), listener, cut)? else {
+                    return Ok(None);
+                };
+                store(&*engine, key, layout.encode().into())?;
+                layout
+            }
+        },
+        (None, None) => {
+            return Err(ConfigError::new("[membership] names no members, and no way to find any"));
+        }
+    };
+    if layout.partitions() != config.cluster.partitions || layout.replicas() != config.replicas {
+        return Err(ConfigError::new(format!(
+            "[cluster] partitions = {}, replicas = {}: the cluster was founded with {} and {}; use those",
+            config.cluster.partitions,
+            config.replicas,
+            layout.partitions(),
+            layout.replicas()
+        )));
+    }
+    if founding.is_some() {
+        let mut membership = membership.lock().unwrap_or_else(PoisonError::into_inner);
+        for member in layout.members() {
+            membership.join(member.clone()).map_err(ConfigError::new)?;
+        }
+    }
+    Ok(Some(Found { engine, is_empty, layout, membership, seeds }))
+}
+
+/// Gossips until there is a layout, or the process is told to stop.
+fn seek(
+    config: &Config,
+    founding: &Founding,
+    membership: SharedMembership,
+    listener: &TcpListener,
+    cut: &Arc<Cut>,
+) -> Result<Option<Layout>, ConfigError> {
+    let failed = |error: std::io::Error| ConfigError::new(format!("cannot serve: {error}"));
+    let network: Rc<dyn Network> = match config.faults.enabled {
+        true => Rc::new(FaultyTcp { cut: cut.clone() }),
+        false => Rc::new(Tcp),
+    };
+    let listener = listener.try_clone().map_err(failed)?;
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.map_err(failed)?.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        tracing::info!(expect = founding.expect, seeds = ?founding.seeds, "looking for a cluster");
+        let seeker = Seeker {
+            identity: identity(config, 0),
+            membership,
+            network,
+            environment: Arc::new(System::new()),
+            events: Arc::new(LogEvents),
+        };
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => Ok(None),
+            _ = interrupt.recv() => Ok(None),
+            found = seeker.find_layout(&listener, config, founding) => found.map(Some),
+        }
+    })
+}
+
+fn identity(config: &Config, layout_digest: u64) -> Identity {
+    let this = config.this();
+    Identity {
+        cluster: config.cluster.id.clone(),
+        node: this.id,
+        name: this.name,
+        layout_digest,
+        buckets_digest: config.buckets.digest(),
+    }
+}
+
+fn open(config: &Config, registry: &Registry, found: &Found) -> Result<Arc<Shared>, ConfigError> {
+    let engine = found.engine.clone();
     let mut resolvers = BTreeMap::new();
     for (_, bucket) in config.buckets.iter() {
         let name = &bucket.definition.resolver;
         resolvers.insert(name.clone(), registry.open_resolver("resolver", name)?);
     }
-    let this = config.this();
     let durability = match engine.capability().durable {
         true => "durable when acked",
         false if engine.capability().survives_restart => "committed at intervals",
         false => "volatile",
     };
     let shared = Shared::new(Parts {
-        identity: Identity {
-            cluster: config.cluster.id.clone(),
-            node: this.id,
-            name: this.name,
-            layout_digest: config.layout.digest(),
-            buckets_digest: config.buckets.digest(),
-        },
-        layout: config.layout.clone(),
+        identity: identity(config, found.layout.digest()),
+        layout: found.layout.clone(),
         buckets: config.buckets.clone(),
         resolvers,
         storage_name: format!("{} ({durability})", config.storage.name),
         engine,
         environment: Arc::new(System::new()),
         events: Arc::new(LogEvents),
+        membership: found.membership.clone(),
         settings: config.settings.clone(),
-        is_empty,
+        is_empty: found.is_empty,
     });
     shared.map_err(|error| ConfigError::new(format!("[storage] {error}")))
 }
@@ -128,29 +240,32 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<bool, Con
             config.node.data.display(),
             String::from_utf8_lossy(&found)
         ))),
-        None => {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            engine.update(vec![Box::new(Claim { key, owner, done: sender })]);
-            engine.flush();
-            let lost = StorageError::Io { detail: "the engine dropped a write".into() };
-            receiver.recv().unwrap_or(Err(lost)).map_err(failed).map(|()| true)
-        }
+        None => store(engine, key, owner.into()).map(|()| true),
     }
 }
 
-struct Claim {
+/// Stores one of the node's own facts, and waits until it is durable.
+fn store(engine: &dyn StorageEngine, key: StorageKey, value: bytes::Bytes) -> Result<(), ConfigError> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    engine.update(vec![Box::new(Fact { key, value, done: sender })]);
+    engine.flush();
+    let lost = StorageError::Io { detail: "the engine dropped a write".into() };
+    receiver.recv().unwrap_or(Err(lost)).map_err(|error| ConfigError::new(format!("[storage] {error}")))
+}
+
+struct Fact {
     key: StorageKey,
-    owner: String,
+    value: bytes::Bytes,
     done: std::sync::mpsc::Sender<Result<(), StorageError>>,
 }
 
-impl Update for Claim {
+impl Update for Fact {
     fn key(&self) -> &StorageKey {
         &self.key
     }
 
     fn change(&mut self, _: Option<bytes::Bytes>) -> Result<Change, StorageError> {
-        Ok(Change::Put(self.owner.clone().into()))
+        Ok(Change::Put(self.value.clone()))
     }
 
     fn applied(&mut self) {}
@@ -238,6 +353,7 @@ impl Worker {
         number: usize,
         shared: Arc<Shared>,
         faults: Option<Arc<Cut>>,
+        seeds: Vec<String>,
         connections: Arc<AtomicUsize>,
     ) -> Worker {
         let (streams, incoming) = mpsc::unbounded_channel();
@@ -246,7 +362,7 @@ impl Worker {
             .spawn(move || {
                 let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 let runtime = runtime.expect("an event loop can be started");
-                runtime.block_on(run(number, shared, faults, incoming, connections));
+                runtime.block_on(run(number, shared, faults, seeds, incoming, connections));
             })
             .expect("a thread can be started");
         Worker { streams, thread }
@@ -267,6 +383,7 @@ async fn run(
     number: usize,
     shared: Arc<Shared>,
     faults: Option<Arc<Cut>>,
+    seeds: Vec<String>,
     mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>,
     connections: Arc<AtomicUsize>,
 ) {
@@ -292,6 +409,11 @@ async fn run(
     let node = Node::new(shared.clone(), peers.clone(), switch);
     if number == 0 {
         node.start_upkeep();
+    }
+    node.follow_members();
+    if !seeds.is_empty() {
+        let membership = shared.membership.clone();
+        tokio::task::spawn_local(follow_seeds(seeds, shared.identity.clone(), network.clone(), membership));
     }
     let service = Rc::new(Service(node.clone()));
     while let Some(stream) = incoming.recv().await {

@@ -28,11 +28,12 @@ const MIN_SAMPLES: u32 = 50;
 
 /// The open connections of one worker to all peers.
 pub struct Peers {
-    links: BTreeMap<NodeId, Rc<Link>>,
+    links: RefCell<BTreeMap<NodeId, Rc<Link>>>,
+    dialler: Rc<Dialler>,
 }
 
 struct Link {
-    member: Member,
+    member: RefCell<Member>,
     lane: RefCell<Option<Rc<Lane<PeerProtocol>>>>,
     trouble: RefCell<Option<String>>,
     hurry: Notify,
@@ -48,64 +49,76 @@ impl Peers {
         environment: Arc<dyn Environment>,
         events: Arc<dyn EventSink>,
     ) -> Rc<Peers> {
-        let link = |member: Member| {
-            let lane = RefCell::new(None);
-            Rc::new(Link {
-                member,
-                lane,
-                trouble: RefCell::new(None),
-                hurry: Notify::new(),
-                latency: Latency::default(),
-            })
-        };
-        let links: BTreeMap<_, _> = peers.into_iter().map(|member| (member.id, link(member))).collect();
-        for link in links.values() {
-            let dialler = Dialler {
-                ours: ours.clone(),
-                network: network.clone(),
-                environment: environment.clone(),
-                events: events.clone(),
-            };
-            let link = Rc::downgrade(link);
-            tokio::task::spawn_local(dialler.keep_connected(link));
-        }
-        Rc::new(Peers { links })
+        let dialler = Rc::new(Dialler { ours, network, environment, events });
+        let this = Rc::new(Peers { links: RefCell::default(), dialler });
+        peers.into_iter().for_each(|member| this.meet(member));
+        this
     }
 
     /// A peer has just connected to us: if we are waiting to dial it again, now is the time.
     pub fn hurry(&self, peer: NodeId) {
-        if let Some(link) = self.links.get(&peer) {
+        if let Some(link) = self.link(peer) {
             link.hurry.notify_one();
         }
+    }
+
+    fn link(&self, node: NodeId) -> Option<Rc<Link>> {
+        self.links.borrow().get(&node).cloned()
     }
 }
 
 impl PeerTransport for Peers {
     fn send(&self, to: NodeId, request: PeerRequest, timeout: Duration, reply: ReplyTo<PeerResult>) {
-        let Some(link) = self.links.get(&to) else {
+        let Some(link) = self.link(to) else {
             return reply.send(Err(PeerError::Disconnected));
         };
         let Some(lane) = link.lane.borrow().clone() else {
             return reply.send(Err(PeerError::Disconnected));
         };
         if matches!(request, PeerRequest::Read(_)) {
-            let timed = Timed { link: link.clone(), sent: Instant::now(), reply: Cell::new(Some(reply)) };
+            let timed = Timed { link, sent: Instant::now(), reply: Cell::new(Some(reply)) };
             lane.send(request, timeout, ReplyTo::new(Rc::new(timed), 0));
         } else {
             lane.send(request, timeout, reply);
         }
     }
 
+    fn meet(&self, member: Member) {
+        let mut links = self.links.borrow_mut();
+        if let Some(link) = links.get(&member.id) {
+            let moved = link.member.borrow().address != member.address;
+            *link.member.borrow_mut() = member;
+            if moved {
+                link.hurry.notify_one();
+            }
+            return;
+        }
+        let id = member.id;
+        let link = Rc::new(Link {
+            member: RefCell::new(member),
+            lane: RefCell::new(None),
+            trouble: RefCell::new(None),
+            hurry: Notify::new(),
+            latency: Latency::default(),
+        });
+        tokio::task::spawn_local(self.dialler.clone().keep_connected(Rc::downgrade(&link)));
+        links.insert(id, link);
+    }
+
+    fn address(&self, node: NodeId) -> Option<String> {
+        self.link(node).map(|link| link.member.borrow().address.clone())
+    }
+
     fn is_up(&self, node: NodeId) -> bool {
-        self.links.get(&node).is_some_and(|link| link.lane.borrow().is_some())
+        self.links.borrow().get(&node).is_some_and(|link| link.lane.borrow().is_some())
     }
 
     fn trouble(&self, node: NodeId) -> Option<String> {
-        self.links.get(&node).and_then(|link| link.trouble.borrow().clone())
+        self.link(node).and_then(|link| link.trouble.borrow().clone())
     }
 
     fn usual_latency(&self, node: NodeId) -> Option<Duration> {
-        self.links.get(&node).and_then(|link| link.latency.p95())
+        self.links.borrow().get(&node).and_then(|link| link.latency.p95())
     }
 }
 
@@ -164,11 +177,11 @@ struct Dialler {
 }
 
 impl Dialler {
-    async fn keep_connected(self, link: std::rc::Weak<Link>) {
+    async fn keep_connected(self: Rc<Self>, link: std::rc::Weak<Link>) {
         let mut pause = FIRST_PAUSE;
         loop {
             let Some(strong) = link.upgrade() else { return };
-            let name = strong.member.name.clone();
+            let name = strong.member.borrow().name.clone();
             match self.dial(&strong).await {
                 Ok(lane) => {
                     pause = FIRST_PAUSE;
@@ -202,7 +215,7 @@ impl Dialler {
     }
 
     async fn dial(&self, link: &Link) -> Result<Rc<Lane<PeerProtocol>>, String> {
-        let member = &link.member;
+        let member = link.member.borrow().clone();
         let connect = self.network.connect(&member.address, Some(member.id));
         let mut duplex = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(Ok(duplex)) => duplex,

@@ -17,6 +17,7 @@ use quorate_core::admission::Identity;
 use quorate_core::codec::{decode_context, decode_object};
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventSink};
+use quorate_core::membership::Membership;
 use quorate_core::planted::{Bug, plant};
 use quorate_core::request::{
     ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, PutReply, PutRequest, QuorumSize,
@@ -67,6 +68,8 @@ pub struct Options {
     pub bucket: BucketDefinition,
     /// How far clocks may differ.
     pub max_skew_ms: u64,
+    /// Members find each other by gossip, from one seed.
+    pub gossip: bool,
 }
 
 impl Default for Options {
@@ -81,6 +84,7 @@ impl Default for Options {
             bug: None,
             bucket: BucketDefinition::default(),
             max_skew_ms: MAX_SKEW_MS,
+            gossip: false,
         }
     }
 }
@@ -376,6 +380,7 @@ impl Sim {
             storage_name: "simulated".into(),
             environment: environment.clone(),
             events: events.clone(),
+            membership: Arc::new(Mutex::new(self.membership(&machine.member, &others))),
             settings: self.options.settings(),
             is_empty,
         })
@@ -383,13 +388,17 @@ impl Sim {
         let tasks = LocalSet::new();
         let network: Rc<dyn Network> = Rc::new(HostNetwork { net: self.net.clone(), host: node });
         let mut incoming = self.net.listen(node, &machine.member.address);
-        let others = others.into_iter().filter(|member| member.id != machine.member.id).collect();
+        // By gossip, they are met as they are heard of.
+        let known = if self.options.gossip { 1 } else { others.len() };
+        let others: Vec<Member> =
+            others.into_iter().take(known).filter(|member| member.id != machine.member.id).collect();
         let running = Rc::new(RefCell::new(None));
         let theirs = running.clone();
         tasks.spawn_local(async move {
             let peers = Peers::start(others, identity.clone(), network.clone(), environment, events);
             let node = Node::new(shared, peers.clone(), None);
             node.start_upkeep();
+            node.follow_members();
             *theirs.borrow_mut() = Some(node.clone());
             let service = Rc::new(Service(node));
             while let Some(duplex) = incoming.recv().await {
@@ -407,6 +416,24 @@ impl Sim {
         let driver = Driver { tasks: tasks.clone(), paused: paused.clone(), waker: waker.clone() };
         tokio::task::spawn_local(driver);
         machine.process = Some(Process { tasks, paused, waker, node: running });
+    }
+
+    /// Gossip that begins with one seed, or the list.
+    fn membership(&self, this: &Member, all: &[Member]) -> Box<dyn Membership> {
+        if !self.options.gossip {
+            let entry = |member: &Member| quorate_membership_static::MemberEntry {
+                name: member.name.clone(),
+                address: member.address.clone(),
+                zone: String::new(),
+            };
+            let config = quorate_membership_static::Config { members: all.iter().map(entry).collect() };
+            return Box::new(quorate_membership_static::open(config, this).expect("a valid list"));
+        }
+        let seeds = vec![all[0].address.clone()];
+        let config = quorate_membership_gossip::Config { seeds, expect: all.len(), ..Default::default() };
+        let mut gossip = quorate_membership_gossip::open(config, this).expect("a valid configuration");
+        gossip.join(all[0].clone()).expect("a seed");
+        Box::new(gossip)
     }
 
     fn end(&self, node: usize) {
@@ -686,7 +713,16 @@ impl Sim {
                 break;
             }
         }
-        self.check_convergence();
+        // An order to reap may be on its way.
+        let mut differing = self.differing();
+        for _ in 0..20 {
+            if differing.is_empty() {
+                return;
+            }
+            self.sleep(500).await;
+            differing = self.differing();
+        }
+        differing.into_iter().for_each(|text| self.oracle.report(Rule::Convergence, text));
     }
 
     /// Has a node compare itself with every peer, and waits for it. Returns how many keys differed.
@@ -725,7 +761,8 @@ impl Sim {
         self.layout.replicas_of(partition, n).iter().map(|&id| self.number_of(id)).collect()
     }
 
-    fn check_convergence(&self) {
+    fn differing(&self) -> Vec<String> {
+        let mut differing = Vec::new();
         for (key, holders) in self.objects() {
             let named = StorageKey::from_peer(&key).expect("looked at");
             let replicas = self.replicas_of(named.partition());
@@ -735,15 +772,16 @@ impl Sim {
                 let held: BTreeMap<_, _> =
                     holders.iter().map(|(node, object)| (node, (object.digest(), object.live()))).collect();
                 let text = format!("{named:?} of {replicas:?} is held as {held:?}");
-                self.oracle.report(Rule::Convergence, text);
+                differing.push(text);
             }
         }
         for (node, machine) in self.machines.borrow().iter().enumerate() {
             let hints = machine.disk.records().keys().filter(|key| key.first() == Some(&b'h')).count();
             if hints > 0 {
-                self.oracle.report(Rule::Convergence, format!("n{node} still holds {hints} hints"));
+                differing.push(format!("n{node} still holds {hints} hints"));
             }
         }
+        differing
     }
 
     /// Holds the end state of all keys against what happened.

@@ -30,6 +30,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         reaping: random.chance(70),
         bug,
         partitions: *random.pick(&[8, 64]),
+        gossip: random.chance(40),
         bucket: BucketDefinition { sloppy: random.chance(70), ..BucketDefinition::default() },
         ..Options::default()
     };

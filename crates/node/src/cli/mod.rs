@@ -147,13 +147,16 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Check { file }) => {
             let config = load(&file)?;
             say!(
-                "{}: valid. Node {} of cluster {:?}, {} members, {} partitions, {} replicas, storage {}.",
+                "{}: valid. Node {} of cluster {:?}, {}, {} partitions, {} replicas, storage {}.",
                 file.display(),
                 config.node.name,
                 config.cluster.id,
-                config.layout.members().len(),
-                config.layout.partitions(),
-                config.layout.replicas(),
+                match &config.layout {
+                    Some(layout) => format!("{} members", layout.members().len()),
+                    None => format!("members found by {}", config.membership.name),
+                },
+                config.cluster.partitions,
+                config.replicas,
                 config.storage.name
             );
             Ok(())

@@ -1,0 +1,398 @@
+//! Nodes find each other through seeds and tell each other whom they know, what those published, and that they are alive.
+//!
+//! Each round a node sends one other its *digest*: of every member, how new its own knowledge is. The other answers with
+//! what it knows better, and asks for what it knows worse. A member's *heartbeat* counts up by itself and travels in the
+//! digests; whose heartbeat stands still for long is suspected, never forgotten.
+//!
+//! What is *not* here: a connection, a clock, randomness from outside. The same calls give the same messages.
+//!
+//! Source: van Renesse et al., *Efficient Reconciliation and Flow Control for Anti-Entropy Protocols* (Scuttlebutt), 2008;
+//! that a node answers rumours about itself with a higher incarnation is SWIM's (Das et al., 2002).
+
+mod config;
+mod message;
+
+use std::collections::BTreeMap;
+
+use quorate_core::layout::{MAX_MEMBERS, Member, NodeId};
+use quorate_core::membership::{Founding, MemberState, MemberView, Membership, Outgoing};
+
+pub use config::Config;
+use message::{Age, Card, Message};
+
+/// This plugin's name in `[membership] plugin`.
+pub const NAME: &str = "gossip";
+
+/// Whom a node talks to in one round, besides a suspected member now and then.
+const TALKS_PER_ROUND: usize = 2;
+/// Most facts of a member, and most bytes of one.
+const MAX_FACTS: usize = 32;
+const MAX_FACT_BYTES: usize = 1_024;
+
+/// Opens the plugin. `this` is this node as the configuration's `[node]` describes it.
+///
+/// # Errors
+/// What is wrong with the configuration, and what to write.
+pub fn open(config: Config, this: &Member) -> Result<GossipMembership, String> {
+    for (name, number) in [("interval_ms", config.interval_ms), ("suspect_after_ms", config.suspect_after_ms)]
+    {
+        if number == 0 || number > 3_600_000 {
+            return Err(format!("[membership] {name} = {number}: use 1 to 3600000"));
+        }
+    }
+    if config.expect == 0 || config.expect > MAX_MEMBERS {
+        return Err(format!("[membership] expect = {}: use 1 to {MAX_MEMBERS}", config.expect));
+    }
+    if config.seeds.is_empty() && config.expect > 1 {
+        return Err(format!(
+            "[membership] expect = {} without seeds: this node could find nobody; set seeds = [\"host:port\", …]",
+            config.expect
+        ));
+    }
+    let card = Card::of(this.clone());
+    Ok(GossipMembership {
+        this: this.id,
+        config,
+        known: BTreeMap::from([(this.id, Known { card, heartbeat: 0, heard_ms: 0 })]),
+        now_ms: 0,
+        next_round_ms: 0,
+        random: this.id.0,
+    })
+}
+
+/// What one node knows of all members.
+pub struct GossipMembership {
+    this: NodeId,
+    config: Config,
+    known: BTreeMap<NodeId, Known>,
+    now_ms: u64,
+    next_round_ms: u64,
+    random: u64,
+}
+
+struct Known {
+    card: Card,
+    heartbeat: u64,
+    /// When the heartbeat was last seen to advance.
+    heard_ms: u64,
+}
+
+impl Known {
+    fn age(&self) -> Age {
+        Age { incarnation: self.card.incarnation, version: self.card.version, heartbeat: self.heartbeat }
+    }
+}
+
+impl GossipMembership {
+    /// SplitMix64, from this node's id: everybody draws others, each the same again.
+    fn draw(&mut self, bound: usize) -> usize {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+
+    fn own(&mut self) -> &mut Known {
+        self.known.get_mut(&self.this).expect("this node knows itself")
+    }
+
+    fn is_suspected(&self, known: &Known) -> bool {
+        known.card.member.id != self.this && self.now_ms > known.heard_ms + self.config.suspect_after_ms
+    }
+
+    fn digest(&self) -> Message {
+        let own = &self.known[&self.this];
+        let ages = self.known.iter().map(|(id, known)| (id.0, known.age())).collect();
+        Message::Digest { own: (own.card.clone(), own.heartbeat), ages }
+    }
+
+    fn send(&self, to: NodeId, message: &Message) -> Option<Outgoing> {
+        self.known.contains_key(&to).then(|| Outgoing { to, message: message.encode() })
+    }
+
+    /// Takes over what is newer than what is known. A rumour about this node that is newer than what it says of itself is
+    /// from an earlier run: it is outbid.
+    fn learn(&mut self, card: Card, heartbeat: u64) {
+        let id = card.member.id;
+        if id == self.this {
+            let now_ms = self.now_ms;
+            let own = self.own();
+            if (card.incarnation, card.version) > (own.card.incarnation, own.card.version)
+                || (card.incarnation == own.card.incarnation && card != own.card)
+            {
+                own.card.incarnation = card.incarnation + 1;
+                own.heard_ms = now_ms;
+            }
+            return;
+        }
+        let (now_ms, room) = (self.now_ms, self.known.len() < MAX_MEMBERS);
+        match self.known.get_mut(&id) {
+            Some(known) => {
+                let newer = (card.incarnation, card.version) > (known.card.incarnation, known.card.version);
+                if newer {
+                    let left = known.card.left || card.left;
+                    known.card = card;
+                    known.card.left = left;
+                }
+                if newer || heartbeat > known.heartbeat {
+                    known.heartbeat = heartbeat;
+                    known.heard_ms = now_ms;
+                }
+            }
+            None if room => {
+                self.known.insert(id, Known { card, heartbeat, heard_ms: now_ms });
+            }
+            None => {}
+        }
+    }
+
+    /// Answers a digest: what this node knows better, and of whom it wants to hear.
+    fn answer(&mut self, from: NodeId, digest: Vec<(u64, Age)>) -> Vec<Outgoing> {
+        let now_ms = self.now_ms;
+        let mut wanted = Vec::new();
+        let mut behind: BTreeMap<NodeId, Age> = BTreeMap::new();
+        for (id, age) in digest.into_iter().take(MAX_MEMBERS) {
+            let id = NodeId(id);
+            behind.insert(id, age);
+            match self.known.get_mut(&id) {
+                Some(known)
+                    if (age.incarnation, age.version) > (known.card.incarnation, known.card.version) =>
+                {
+                    wanted.push(id.0);
+                }
+                // Only the heart has beaten: the digest says it all.
+                Some(known)
+                    if age.incarnation == known.card.incarnation && age.heartbeat > known.heartbeat =>
+                {
+                    if id != self.this {
+                        known.heartbeat = age.heartbeat;
+                        known.heard_ms = now_ms;
+                    }
+                }
+                Some(_) => {}
+                None => wanted.push(id.0),
+            }
+        }
+        let newer =
+            |known: &&Known| behind.get(&known.card.member.id).is_none_or(|theirs| known.age() > *theirs);
+        let cards =
+            self.known.values().filter(newer).map(|known| (known.card.clone(), known.heartbeat)).collect();
+        self.send(from, &Message::News { cards, wanted }).into_iter().collect()
+    }
+}
+
+impl Membership for GossipMembership {
+    fn tick(&mut self, now_ms: u64) -> Vec<Outgoing> {
+        self.now_ms = self.now_ms.max(now_ms);
+        if self.now_ms < self.next_round_ms {
+            return Vec::new();
+        }
+        self.next_round_ms = self.now_ms + self.config.interval_ms;
+        let now_ms = self.now_ms;
+        let own = self.own();
+        own.heartbeat += 1;
+        own.heard_ms = now_ms;
+        let others = |suspected: bool| -> Vec<NodeId> {
+            let wanted = |known: &&Known| {
+                !known.card.left && known.card.member.id != self.this && self.is_suspected(known) == suspected
+            };
+            self.known.values().filter(wanted).map(|known| known.card.member.id).collect()
+        };
+        let (mut alive, suspected) = (others(false), others(true));
+        let mut talks = Vec::new();
+        while talks.len() < TALKS_PER_ROUND && !alive.is_empty() {
+            let at = self.draw(alive.len());
+            talks.push(alive.swap_remove(at));
+        }
+        // Who is suspected may be back, or have been cut off with others.
+        if !suspected.is_empty() {
+            talks.push(suspected[self.draw(suspected.len())]);
+        }
+        let digest = self.digest();
+        talks.into_iter().filter_map(|to| self.send(to, &digest)).collect()
+    }
+
+    fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<Outgoing> {
+        self.now_ms = self.now_ms.max(now_ms);
+        match Message::decode(message) {
+            Some(Message::Digest { own: (card, heartbeat), ages }) => {
+                if card.is_sound() && card.member.id == from {
+                    self.learn(card, heartbeat);
+                }
+                self.answer(from, ages)
+            }
+            Some(Message::News { cards, wanted }) => {
+                for (card, heartbeat) in cards.into_iter().take(MAX_MEMBERS) {
+                    if card.is_sound() {
+                        self.learn(card, heartbeat);
+                    }
+                }
+                let wanted: Vec<NodeId> = wanted.into_iter().take(MAX_MEMBERS).map(NodeId).collect();
+                let known = wanted.iter().filter_map(|id| self.known.get(id));
+                let cards: Vec<_> = known.map(|known| (known.card.clone(), known.heartbeat)).collect();
+                if cards.is_empty() {
+                    return Vec::new();
+                }
+                self.send(from, &Message::News { cards, wanted: Vec::new() }).into_iter().collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn view(&self) -> Vec<MemberView> {
+        let view = |known: &Known| MemberView {
+            member: known.card.member.clone(),
+            state: match (known.card.left, self.is_suspected(known)) {
+                (true, _) => MemberState::Left,
+                (false, true) => MemberState::Suspected,
+                (false, false) => MemberState::Alive,
+            },
+        };
+        self.known.values().map(view).collect()
+    }
+
+    fn publish(&mut self, name: &str, value: &[u8]) {
+        let own = self.own();
+        let value = value[..value.len().min(MAX_FACT_BYTES)].to_vec();
+        if own.card.facts.len() >= MAX_FACTS && !own.card.facts.contains_key(name) {
+            return;
+        }
+        if own.card.facts.get(name) != Some(&value) {
+            own.card.facts.insert(name.to_owned(), value);
+            own.card.version += 1;
+        }
+    }
+
+    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
+        let facts = self.known.get(&of).map(|known| known.card.facts.clone());
+        facts.unwrap_or_default().into_iter().collect()
+    }
+
+    fn join(&mut self, member: Member) -> Result<(), String> {
+        if member.id != self.this && !self.known.contains_key(&member.id) {
+            // Older than anything it says of itself.
+            let card = Card { incarnation: 0, ..Card::of(member) };
+            self.learn(card, 0);
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, node: NodeId) -> Result<(), String> {
+        match self.known.get_mut(&node) {
+            Some(known) => {
+                known.card.left = true;
+                known.card.version += 1;
+                Ok(())
+            }
+            None => Err(format!("{node:?} is no member")),
+        }
+    }
+
+    fn founding(&self) -> Option<Founding> {
+        Some(Founding { seeds: self.config.seeds.clone(), expect: self.config.expect })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(count: usize) -> Vec<GossipMembership> {
+        let member = |n: usize| Member::new(&format!("n{n}"), &format!("h:{n}"), "");
+        let seeds = vec!["h:0".to_owned()];
+        let config = Config { seeds, expect: count, ..Config::default() };
+        let mut nodes: Vec<_> = (0..count).map(|n| open(config.clone(), &member(n)).unwrap()).collect();
+        for node in &mut nodes[1..] {
+            node.join(member(0)).unwrap();
+        }
+        nodes
+    }
+
+    /// Lets time pass: all messages between those who are up arrive.
+    fn run(nodes: &mut [GossipMembership], from_ms: u64, to_ms: u64, up: impl Fn(usize) -> bool) {
+        let number = |nodes: &[GossipMembership], id: NodeId| nodes.iter().position(|node| node.this == id);
+        for now in (from_ms..to_ms).step_by(100) {
+            let mut mail: Vec<(usize, Outgoing)> = Vec::new();
+            for at in (0..nodes.len()).filter(|&at| up(at)) {
+                mail.extend(nodes[at].tick(now).into_iter().map(|sent| (at, sent)));
+            }
+            while let Some((from, Outgoing { to, message })) = mail.pop() {
+                let to = number(nodes, to).expect("messages go to members");
+                if up(to) {
+                    let sender = nodes[from].this;
+                    let answers = nodes[to].receive(sender, &message, now);
+                    mail.extend(answers.into_iter().map(|sent| (to, sent)));
+                }
+            }
+        }
+    }
+
+    fn states(node: &GossipMembership) -> Vec<MemberState> {
+        let mut view = node.view();
+        view.sort_by(|a, b| a.member.name.cmp(&b.member.name));
+        view.into_iter().map(|view| view.state).collect()
+    }
+
+    /// Nodes that know one seed soon all know each other, and what each published.
+    #[test]
+    fn everybody_meets_everybody_through_one_seed() {
+        let mut nodes = nodes(7);
+        nodes[3].publish("color", b"red");
+        run(&mut nodes, 0, 5_000, |_| true);
+        for node in &nodes {
+            assert_eq!(states(node), vec![MemberState::Alive; 7]);
+            assert_eq!(node.facts(nodes[3].this), [("color".to_owned(), b"red".to_vec())]);
+        }
+    }
+
+    /// A node that is paused for 30 s is suspected, not forgotten, and nobody else is; afterwards all is as before.
+    #[test]
+    fn a_pause_makes_nobody_forget() {
+        let mut nodes = nodes(5);
+        run(&mut nodes, 0, 5_000, |_| true);
+        run(&mut nodes, 5_000, 35_000, |at| at != 2);
+        for node in [0, 1, 3, 4] {
+            let expected: Vec<_> =
+                (0..5).map(|at| if at == 2 { MemberState::Suspected } else { MemberState::Alive }).collect();
+            assert_eq!(states(&nodes[node]), expected);
+        }
+        run(&mut nodes, 35_000, 40_000, |_| true);
+        for node in &nodes {
+            assert_eq!(states(node), vec![MemberState::Alive; 5]);
+        }
+    }
+
+    /// A node that starts again at another address is the same member, and all learn the new address, although its new run
+    /// knows nothing of the old one.
+    #[test]
+    fn a_restart_with_a_new_address_is_the_same_member() {
+        let mut nodes = nodes(4);
+        nodes[2].publish("run", b"first");
+        run(&mut nodes, 0, 5_000, |_| true);
+        let config = nodes[2].config.clone();
+        nodes[2] = open(config, &Member::new("n2", "elsewhere:1", "")).unwrap();
+        nodes[2].join(Member::new("n0", "h:0", "")).unwrap();
+        run(&mut nodes, 5_000, 12_000, |_| true);
+        for node in &nodes {
+            let view = node.view();
+            assert_eq!(view.len(), 4);
+            let member = view.iter().find(|view| view.member.name == "n2").unwrap();
+            assert_eq!(member.member.address, "elsewhere:1");
+            assert_eq!(node.facts(member.member.id), [], "what the old run published is gone with it");
+        }
+    }
+
+    /// Who was taken out stays out, whatever it says of itself.
+    #[test]
+    fn who_left_stays_out() {
+        let mut nodes = nodes(4);
+        run(&mut nodes, 0, 5_000, |_| true);
+        let gone = nodes[3].this;
+        nodes[0].leave(gone).unwrap();
+        run(&mut nodes, 5_000, 12_000, |at| at != 3);
+        for node in &nodes[..3] {
+            assert_eq!(states(node)[3], MemberState::Left);
+        }
+    }
+}

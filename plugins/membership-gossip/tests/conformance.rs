@@ -1,0 +1,15 @@
+//! The membership contract, run by this plugin.
+
+use quorate_membership_gossip::{Config, open};
+
+#[test]
+fn keeps_the_contract() {
+    quorate_core::conformance::membership::run(|members| {
+        let config = Config { seeds: vec!["h:0".into()], expect: members.len(), ..Config::default() };
+        let mut opened = open(config, &members[0]).unwrap();
+        for member in &members[1..] {
+            quorate_core::membership::Membership::join(&mut opened, member.clone()).unwrap();
+        }
+        Box::new(opened)
+    });
+}

@@ -1,7 +1,8 @@
 # What a person types. Everything is set up inside the checkout: a .venv, and target/.
 #
-#   make demo    three nodes, 28,000 airports, a node killed and brought back, a conflict shown and merged
+#   make demo    28,000 airports on three nodes and on five that gossip: nodes killed, paused, wiped, and brought back
 #   make test    all tests, Rust and Python
+#   make sim     simulated clusters: SEEDS=200 NODES=5; make sim-bugs plants bugs and finds them
 #   make bench   measures this machine and writes docs/benchmarks.md, about a quarter of an hour
 
 PYTHON ?= python3
@@ -9,18 +10,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -name 'Cargo.toml' -not -path '*/target/*') Cargo.toml
 
-.PHONY: demo test test-rust test-python bench profile lint format schema clean
+SEEDS ?= 200
+NODES ?= 5
+
+.PHONY: demo test test-rust test-python sim sim-bugs bench profile lint format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
+	$(BIN)/python demo/failures.py
 
 test: test-rust test-python
 
 test-rust:
-	cargo test --workspace --exclude quorate-python --locked
+	cargo test --workspace --exclude quorate-python --exclude quorate-sim --locked
+	cargo test --package quorate-sim --locked
 
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest tests
+
+# Deterministic simulation: a seed that breaks a promise is named, and replayed with `quorate-sim show SEED`.
+sim:
+	cargo run --quiet --locked --package quorate-sim -- run --seeds $(SEEDS) --nodes $(NODES)
+
+# Each planted bug must be found.
+sim-bugs:
+	cargo run --quiet --locked --package quorate-sim -- bugs --seeds 500
 
 bench: $(VENV)/.built
 	cargo build --release --locked -p quorate-node -p quorate-example-fjall

@@ -29,7 +29,7 @@ struct Operation {
     layout @11 :Void;
     fingerprint @12 :Void;
     faults @13 :List(Text);
-    # Names of the nodes to be cut off from. Refused unless the node's configuration turns faults on.
+    # Names of the nodes to be cut off from, both ways or (">name") in what this one sends. Refused unless the node's configuration turns faults on.
     repair @14 :Bool;
     # True: begin a round with every peer.
   }

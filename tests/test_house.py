@@ -31,12 +31,15 @@ ALLOWED = {
     "quorate-python": {"quorate-client", "quorate-node"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
     **{example: {"quorate-core", "quorate-node"} for example in EXAMPLES.values()},
+    # The whole node but its shell, and no storage: it brings its own.
+    "quorate-sim": {"quorate-core", "quorate-cluster", "quorate-rpc"}
+    | {plugin for plugin in PLUGINS.values() if "storage" not in plugin},
 }
 
 
 def manifests() -> dict[str, dict[str, Any]]:
     found = {}
-    for folder in [ROOT / "crates", ROOT / "plugins", ROOT / "python"]:
+    for folder in [ROOT / "crates", ROOT / "plugins", ROOT / "python", ROOT / "tests"]:
         for path in [*folder.glob("*/Cargo.toml"), *folder.glob("Cargo.toml")]:
             manifest = tomllib.loads(path.read_text())
             found[manifest["package"]["name"]] = manifest

@@ -321,6 +321,13 @@ class LocalCluster:
             side = next((set(group) for group in groups if number in group), {number})
             self._set_faults(node, [other.name for at, other in enumerate(self.nodes) if at not in side])
 
+    def cut(self, sender: int, receiver: int) -> None:
+        """Lose everything that one node sends to another, and nothing else: a cut in one way. Replaces a partition of the sender."""
+        for number in (sender, receiver):
+            if not 0 <= number < len(self.nodes):
+                raise InvalidRequest(f"cut({sender}, {receiver}): name two of the nodes 0 to {len(self.nodes) - 1}")
+        self._set_faults(self.nodes[sender], [">" + self.nodes[receiver].name])
+
     def heal(self) -> None:
         """End all partitions, and wait until the nodes are connected again."""
         for node in self.nodes:

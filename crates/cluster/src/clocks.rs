@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate_core::NodeId;
@@ -38,6 +39,9 @@ pub(crate) async fn compare(node: Rc<Node>) {
         });
         let measured: Vec<_> = futures::future::join_all(asked).await;
         ahead.extend(measured.into_iter().flatten());
+        let mut sorted: Vec<i64> = ahead.values().copied().collect();
+        sorted.sort_unstable();
+        shared.clock_ahead_ms.store(sorted.get(sorted.len() / 2).copied().unwrap_or(0), Ordering::Relaxed);
         let far = median_if_far(&ahead, peers.len(), limit);
         if far.is_none() && !ahead.is_empty() {
             shared.confirm_clock();

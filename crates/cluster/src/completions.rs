@@ -155,6 +155,10 @@ impl Completions {
         {
             self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
         }
+        if let Some(Err(WriteFailure::HintBudget { target, .. })) = &acked {
+            let target = self.shared.layout.name_of(*target);
+            self.shared.emit(None, EventKind::HintRefused { target });
+        }
         if let Some(applied) = applied
             && let Some(waiting) = self.waiting.borrow_mut().get_mut(&ticket)
             && let Some(sender) = waiting.applied.take()

@@ -180,7 +180,7 @@ impl Update for KeepHint {
             at_ms: shared.environment.wall_ms(),
         };
         if let Err(limit) = shared.check_budget(change) {
-            let failure = WriteFailure::HintBudget { limit };
+            let failure = WriteFailure::HintBudget { target: self.target, limit };
             return Err(self.acking.reject(failure, "hint budget".into()));
         }
         self.change = Some(change);

@@ -25,7 +25,16 @@ use crate::shared::Shared;
 use crate::{clocks, gossip, hints, reaper, recovery, repair, sync, trees};
 
 /// Puts a node's faults into effect, where its configuration allows any.
-pub type FaultSwitch = Arc<dyn Fn(Vec<NodeId>) -> Result<(), String> + Send + Sync>;
+pub type FaultSwitch = Arc<dyn Fn(Vec<Fault>) -> Result<(), String> + Send + Sync>;
+
+/// A cut of a node from a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// From whom.
+    pub peer: NodeId,
+    /// Only what this node sends is lost, not what it is sent.
+    pub one_way: bool,
+}
 
 /// One worker's part of a node.
 pub struct Node {
@@ -111,11 +120,12 @@ impl Node {
             return reply.send(Err(RequestError::Overloaded { what, limit: limit as u64 }));
         }
         self.in_flight.set(self.in_flight.get() + 1);
+        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
         let reply = Observed::watch(&self.shared, &request, reply);
         let deadline = self.deadline(timeout);
         let node = self.clone();
         tokio::task::spawn_local(async move {
-            let _guard = InFlight(&node.in_flight);
+            let _guard = InFlight(&node);
             node.run(request, deadline, forwarded, reply).await;
         });
     }
@@ -159,10 +169,14 @@ impl Node {
         };
         let mut nodes = Vec::new();
         for name in cut {
-            let member = self.shared.layout.members().iter().find(|member| member.name == *name);
+            let (one_way, name) = match name.strip_prefix('>') {
+                Some(name) => (true, name),
+                None => (false, name.as_str()),
+            };
+            let member = self.shared.layout.members().iter().find(|member| member.name == name);
             let member =
                 member.ok_or_else(|| RequestError::invalid(format!("no member is called {name:?}")))?;
-            nodes.push(member.id);
+            nodes.push(Fault { peer: member.id, one_way });
         }
         switch(nodes).map_err(RequestError::invalid)
     }
@@ -190,7 +204,7 @@ impl Node {
                 trouble: self.transport.trouble(member.id),
             }
         });
-        let hints_for = shared.hints.status(shared);
+        let upkeep = shared.upkeep();
         Status {
             node: shared.identity.name.clone(),
             cluster: shared.identity.cluster.clone(),
@@ -201,12 +215,12 @@ impl Node {
             replicas: layout.replicas(),
             storage: shared.storage_name.clone(),
             uptime_ms: shared.uptime_ms(),
-            hints: hints_for.iter().map(|hints| hints.hints).sum(),
-            hints_for,
-            recovering: shared.recovering().len() as u32,
-            clock_trouble: shared.clock_trouble(),
-            repair: repair::status(shared),
-            reaping: reaper::status(shared),
+            hints: upkeep.hints_for.iter().map(|hints| hints.hints).sum(),
+            hints_for: upkeep.hints_for,
+            recovering: upkeep.recovering as u32,
+            clock_trouble: upkeep.clock_trouble,
+            repair: upkeep.repair,
+            reaping: upkeep.reaping,
             members: members.collect(),
         }
     }
@@ -260,11 +274,12 @@ impl ReplySink<ClientResult> for Observed {
     }
 }
 
-struct InFlight<'a>(&'a Cell<usize>);
+struct InFlight<'a>(&'a Node);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum WriteFailure {
     Expired,
     /// What is kept for one replica would pass its budget.
     HintBudget {
+        /// For whom it was.
+        target: NodeId,
         /// The budget, bytes.
         limit: u64,
     },
@@ -54,7 +56,7 @@ impl WriteFailure {
         match self {
             WriteFailure::Refused(refusal) => PeerError::Refused { detail: format!("{refusal:?}") },
             WriteFailure::Expired => PeerError::Expired,
-            WriteFailure::HintBudget { limit } => {
+            WriteFailure::HintBudget { limit, .. } => {
                 PeerError::Overloaded { what: HINT_BUDGET.into(), limit: *limit }
             }
             WriteFailure::Storage(error) => storage_error_for_peer(error),
@@ -76,7 +78,7 @@ impl WriteFailure {
                 what: "what the storage engine does before a deadline".into(),
                 limit: 0,
             },
-            WriteFailure::HintBudget { limit } => {
+            WriteFailure::HintBudget { limit, .. } => {
                 RequestError::Overloaded { what: HINT_BUDGET.into(), limit: *limit }
             }
             WriteFailure::Storage(StorageError::QueueFull { limit }) => {
@@ -589,7 +591,7 @@ impl Update for ClientWrite {
                     if let Effect::Hint(change) = effect
                         && let Err(limit) = shared.check_budget(change)
                     {
-                        let failure = WriteFailure::HintBudget { limit };
+                        let failure = WriteFailure::HintBudget { target: change.target, limit };
                         return Err(self.acking.reject(failure, "hint budget".into()));
                     }
                     self.effect = Some(effect);

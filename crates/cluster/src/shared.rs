@@ -1,7 +1,7 @@
 //! What all workers of a node share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use quorate_core::membership::Membership;
 use quorate_core::object::{MergeRule, RequestId};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::recovery::others_needed;
-use quorate_core::request::{RepairStatus, TreeName};
+use quorate_core::request::{HintStatus, ReapingStatus, RepairStatus, TreeName};
 use quorate_core::resolver::ConflictResolver;
 use quorate_core::storage::{StorageEngine, StorageError};
 use quorate_core::{Actor, Buckets, Digest, Dot, Layout, NodeId, PartitionId, StorageKey};
@@ -74,6 +74,29 @@ pub struct Shared {
     pub(crate) repair: Mutex<RepairProgress>,
     /// What reaping came to.
     pub(crate) reaping: Mutex<ReapingProgress>,
+    /// How far this clock is ahead of its peers', milliseconds.
+    pub(crate) clock_ahead_ms: AtomicI64,
+    /// Clients' requests under way, on all workers.
+    pub(crate) in_flight: AtomicUsize,
+}
+
+/// What goes on without any client, for metrics and `status`.
+#[derive(Clone, Debug)]
+pub struct Upkeep {
+    /// What is kept for others.
+    pub hints_for: Vec<HintStatus>,
+    /// Partitions that may have forgotten.
+    pub recovering: usize,
+    /// Why the node coordinates nothing, if it does not.
+    pub clock_trouble: Option<String>,
+    /// How far its clock is ahead of its peers' (the median), milliseconds.
+    pub clock_ahead_ms: i64,
+    /// Anti-entropy.
+    pub repair: RepairStatus,
+    /// Deletes.
+    pub reaping: ReapingStatus,
+    /// Clients' requests under way.
+    pub in_flight: usize,
 }
 
 /// What anti-entropy is doing, for people.
@@ -185,6 +208,8 @@ impl Shared {
             repairs_asked: AtomicU64::new(0),
             repair: Mutex::default(),
             reaping: Mutex::default(),
+            clock_ahead_ms: AtomicI64::new(0),
+            in_flight: AtomicUsize::new(0),
         }))
     }
 
@@ -273,6 +298,19 @@ impl Shared {
         let deleted = self.hint_deleted[partition.0 as usize].load(Ordering::Acquire);
         let lately = deleted != 0 && now.saturating_sub(deleted - 1) <= period_ms;
         lately || now.saturating_sub(self.started_ms) <= period_ms
+    }
+
+    /// What goes on without any client.
+    pub fn upkeep(&self) -> Upkeep {
+        Upkeep {
+            hints_for: self.hints.status(self),
+            recovering: self.recovering().len(),
+            clock_trouble: self.clock_trouble(),
+            clock_ahead_ms: self.clock_ahead_ms.load(Ordering::Relaxed),
+            repair: crate::repair::status(self),
+            reaping: crate::reaper::status(self),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+        }
     }
 
     /// True if this node may have forgotten what it held of the partition: it answers no reads of it.

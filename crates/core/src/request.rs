@@ -181,7 +181,7 @@ pub enum ClientRequest {
     },
     /// Cut this node off from peers (empty: from none). Refused unless the configuration turns faults on.
     Faults {
-        /// Names of the members to lose all messages from and to.
+        /// Names of the members to lose all messages from and to; with a ">" before it: only those to it.
         cut: Vec<String>,
     },
 }

@@ -52,6 +52,8 @@ pub struct NodeSection {
     pub max_connections: usize,
     /// Listen on more than loopback although nothing is encrypted or authenticated. Default false.
     pub insecure: bool,
+    /// Where to serve `/metrics`, `/livez` and `/readyz` over HTTP, "ip:port". Default: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// Logs as "text" or "json", on stderr. Default "text".
     pub log_format: LogFormat,
     /// What to log, as `tracing` filters read it. Default "info".
@@ -68,6 +70,7 @@ impl Default for NodeSection {
             workers: None,
             max_connections: 10_000,
             insecure: false,
+            metrics: None,
             log_format: LogFormat::Text,
             log: "info".into(),
         }
@@ -277,16 +280,18 @@ fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
             node.name
         )));
     }
-    let is_loopback = match node.listen.ip() {
+    let is_loopback = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
-    if !is_loopback && !node.insecure {
-        return Err(ConfigError::new(format!(
-            "[node] listen = \"{}\": nothing is encrypted or authenticated yet, so other machines could read and change everything; \
-             use 127.0.0.1, or set insecure = true in [node] if the network is yours alone",
-            node.listen
-        )));
+    let ports = [("listen", Some(node.listen)), ("metrics", node.metrics)];
+    for (name, address) in ports.into_iter().filter_map(|(name, address)| Some((name, address?))) {
+        if !is_loopback(address) && !node.insecure {
+            return Err(ConfigError::new(format!(
+                "[node] {name} = \"{address}\": nothing is encrypted or authenticated yet, so other machines could read and change everything; \
+                 use 127.0.0.1, or set insecure = true in [node] if the network is yours alone"
+            )));
+        }
     }
     if node.workers == Some(0) || node.workers.is_some_and(|workers| workers > 256) {
         return Err(ConfigError::new("[node] workers: use 1 to 256"));

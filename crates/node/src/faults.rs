@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use quorate_client::system::Tcp;
+use quorate_cluster::node::Fault;
 use quorate_core::NodeId;
 use quorate_rpc::network::{Duplex, Network};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,16 +27,26 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Whom this node is cut off from. Shared by all workers.
 #[derive(Default)]
 pub(crate) struct Cut {
-    nodes: ArcSwap<BTreeSet<NodeId>>,
+    both_ways: ArcSwap<BTreeSet<NodeId>>,
+    /// Only what this node sends to them is lost.
+    sending: ArcSwap<BTreeSet<NodeId>>,
 }
 
 impl Cut {
-    pub(crate) fn set(&self, nodes: Vec<NodeId>) {
-        self.nodes.store(Arc::new(nodes.into_iter().collect()));
+    pub(crate) fn set(&self, faults: &[Fault]) {
+        let of = |one_way: bool| {
+            faults.iter().filter(|fault| fault.one_way == one_way).map(|fault| fault.peer).collect()
+        };
+        self.both_ways.store(Arc::new(of(false)));
+        self.sending.store(Arc::new(of(true)));
     }
 
     fn is_cut(&self, node: NodeId) -> bool {
-        self.nodes.load().contains(&node)
+        self.both_ways.load().contains(&node)
+    }
+
+    fn loses_what_is_sent_to(&self, node: NodeId) -> bool {
+        self.is_cut(node) || self.sending.load().contains(&node)
     }
 }
 
@@ -59,7 +70,7 @@ impl Network for FaultyTcp {
 
     fn accepted(&self, peer: NodeId, duplex: Duplex) -> Duplex {
         let lost = Rc::new(Cell::new(false));
-        let stream = |look| Fault { cut: self.cut.clone(), peer, lost: lost.clone(), look };
+        let stream = |look| Stream { cut: self.cut.clone(), peer, lost: lost.clone(), look };
         Duplex {
             read: Box::new(FaultyRead { fault: stream(interval(LOOK_EVERY)), stream: duplex.read }),
             write: Box::new(FaultyWrite { fault: stream(interval(LOOK_EVERY)), stream: duplex.write }),
@@ -67,7 +78,7 @@ impl Network for FaultyTcp {
     }
 }
 
-struct Fault {
+struct Stream {
     cut: Arc<Cut>,
     peer: NodeId,
     /// Bytes of this connection vanished: it can't go on after the heal.
@@ -76,7 +87,7 @@ struct Fault {
 }
 
 struct FaultyRead {
-    fault: Fault,
+    fault: Stream,
     stream: Box<dyn AsyncRead + Unpin>,
 }
 
@@ -101,14 +112,14 @@ impl AsyncRead for FaultyRead {
 }
 
 struct FaultyWrite {
-    fault: Fault,
+    fault: Stream,
     stream: Box<dyn AsyncWrite + Unpin>,
 }
 
 impl AsyncWrite for FaultyWrite {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.fault.cut.is_cut(this.fault.peer) {
+        if this.fault.cut.loses_what_is_sent_to(this.fault.peer) {
             this.fault.lost.set(true);
             return Poll::Ready(Ok(bytes.len()));
         }

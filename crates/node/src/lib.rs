@@ -16,6 +16,7 @@ pub mod config;
 mod faults;
 mod founding;
 mod logging;
+mod metrics;
 pub mod registry;
 mod serve;
 

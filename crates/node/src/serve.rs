@@ -30,6 +30,7 @@ use crate::config::{Config, ConfigError};
 use crate::faults::{Cut, FaultyTcp};
 use crate::founding::{Seeker, SharedMembership, follow_seeds};
 use crate::logging::{self, LogEvents};
+use crate::metrics::{self, Metrics};
 use crate::registry::Registry;
 
 /// How long requests under way may go on once the node is told to stop.
@@ -44,12 +45,19 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
     let listener = TcpListener::bind(config.node.listen).map_err(|error| {
         ConfigError::new(format!("cannot listen on {} ([node] listen): {error}", config.node.listen))
     })?;
+    let scrapes = match config.node.metrics {
+        None => None,
+        Some(address) => Some(metrics::listen(address).map_err(|error| {
+            ConfigError::new(format!("cannot listen on {address} ([node] metrics): {error}"))
+        })?),
+    };
+    let counted = Arc::new(Metrics::new());
     let cut = Arc::new(Cut::default());
     let Some(found) = find(&config, registry, &listener, &cut)? else {
         tracing::info!("stopped");
         return Ok(());
     };
-    let shared = open(&config, registry, &found)?;
+    let shared = open(&config, registry, &found, counted.clone())?;
     let workers =
         config.node.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let connections = Arc::new(AtomicUsize::new(0));
@@ -66,7 +74,16 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
         .enable_all()
         .build()
         .map_err(|error| ConfigError::new(format!("cannot start the event loop: {error}")))?;
-    let served = runtime.block_on(accept(listener, &workers, &connections, &config));
+    let served = runtime.block_on(async {
+        if let Some(listener) = scrapes {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .map_err(|error| ConfigError::new(format!("cannot serve metrics: {error}")))?;
+            tokio::spawn(metrics::serve(listener, counted.clone(), shared.clone()));
+        }
+        accept(listener, &workers, &connections, &config).await
+    });
+    // What still serves a scrape goes with it, and lets go of the node.
+    drop(runtime);
     // All are told first, so that they drain side by side.
     let threads: Vec<JoinHandle<()>> = workers.into_iter().map(Worker::stop).collect();
     for thread in threads {
@@ -199,7 +216,12 @@ fn identity(config: &Config, layout_digest: u64) -> Identity {
     }
 }
 
-fn open(config: &Config, registry: &Registry, found: &Found) -> Result<Arc<Shared>, ConfigError> {
+fn open(
+    config: &Config,
+    registry: &Registry,
+    found: &Found,
+    counted: Arc<Metrics>,
+) -> Result<Arc<Shared>, ConfigError> {
     let engine = found.engine.clone();
     let mut resolvers = BTreeMap::new();
     for (_, bucket) in config.buckets.iter() {
@@ -219,7 +241,7 @@ fn open(config: &Config, registry: &Registry, found: &Found) -> Result<Arc<Share
         storage_name: format!("{} ({durability})", config.storage.name),
         engine,
         environment: Arc::new(System::new()),
-        events: Arc::new(LogEvents),
+        events: counted,
         membership: found.membership.clone(),
         settings: config.settings.clone(),
         is_empty: found.is_empty,
@@ -402,7 +424,7 @@ async fn run(
     );
     let switch = faults.map(|cut| -> FaultSwitch {
         Arc::new(move |nodes| {
-            cut.set(nodes);
+            cut.set(&nodes);
             Ok(())
         })
     });

@@ -62,8 +62,10 @@ pub struct Asked {
 /// An ack, as its receipt has it.
 #[derive(Clone, Debug)]
 pub struct Ack {
-    /// When, in the run's milliseconds.
+    /// When it was heard, in the run's milliseconds.
     pub at_ms: u64,
+    /// When it was asked for: disks that were lost since then may have been lost after they had acked.
+    pub since_ms: u64,
     /// Acks that were needed.
     pub w: usize,
     /// Nodes that acked.
@@ -270,10 +272,24 @@ impl Oracle {
     }
 
     /// A quorum read that `r` replicas and no fallback answered showed these writes: no later one may miss them.
-    pub fn shown(&self, key: &StorageKey, requests: &[RequestId], at_ms: u64, r: usize, replicas: &[usize]) {
+    pub fn shown(
+        &self,
+        key: &StorageKey,
+        requests: &[RequestId],
+        (since_ms, at_ms): (u64, u64),
+        r: usize,
+        replicas: &[usize],
+    ) {
         let mut known = self.lock();
         for &request in requests {
-            let ack = Ack { at_ms, w: r, nodes: replicas.to_vec(), fallbacks: Vec::new(), dots: Vec::new() };
+            let ack = Ack {
+                at_ms,
+                since_ms,
+                w: r,
+                nodes: replicas.to_vec(),
+                fallbacks: Vec::new(),
+                dots: Vec::new(),
+            };
             let known_as = known.shown.entry((key.clone(), request)).or_insert_with(|| ack.clone());
             if known_as.w < r {
                 *known_as = ack;
@@ -373,7 +389,8 @@ impl Oracle {
 impl Known {
     /// How many of those who acked may have lost the write: a fallback passes it on to a replica, which may lose it then.
     fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
-        let lost = |node: &usize| self.lost_disks.iter().any(|(lost, at)| lost == node && *at >= ack.at_ms);
+        let lost =
+            |node: &usize| self.lost_disks.iter().any(|(lost, at)| lost == node && *at >= ack.since_ms);
         let taker_lost = replicas.iter().any(|replica| !ack.nodes.contains(replica) && lost(replica));
         ack.nodes.iter().filter(|node| lost(node) || (ack.fallbacks.contains(node) && taker_lost)).count()
     }

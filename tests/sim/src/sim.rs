@@ -887,7 +887,7 @@ impl Sim {
             sloppy: how.sloppy,
             attempt: how.attempt,
         };
-        let timeout = Duration::from_millis(how.timeout_ms);
+        let (timeout, begun) = (Duration::from_millis(how.timeout_ms), self.now_ms());
         let heard = self.request(client, via, ClientRequest::Put(put), timeout).await;
         self.log.add(format!("c{client} heard {request:?} {}", short(&heard)));
         match heard? {
@@ -896,6 +896,7 @@ impl Sim {
                 let default = if how.w == QuorumSize::Default { self.options.bucket.w } else { how.w };
                 let ack = Ack {
                     at_ms: self.now_ms(),
+                    since_ms: begun,
                     w: default.of(n).into(),
                     nodes: reply.receipt.acked.iter().map(|&id| self.number_of(id)).collect(),
                     fallbacks: reply.receipt.fallbacks.iter().map(|&id| self.number_of(id)).collect(),
@@ -1024,7 +1025,7 @@ impl Sim {
             self.oracle.report(Rule::ReadsGoForward, text);
         }
         if reply.receipt.fallbacks.is_empty() {
-            self.oracle.shown(&named, &shown, self.now_ms(), asks.into(), &replicas);
+            self.oracle.shown(&named, &shown, (begun, self.now_ms()), asks.into(), &replicas);
             for request in due {
                 if !self.oracle.covers(&context, request, &named) {
                     let text = format!(

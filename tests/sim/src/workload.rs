@@ -23,11 +23,13 @@ const ATTEMPTS: u16 = 3;
 /// Runs a seed and holds it against the promises.
 pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
     let mut random = Random::new(seed ^ 0x5eed);
+    // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
+    let only_late = random.chance(30);
     let options = Options {
         nodes,
         durability: if random.chance(80) { Durability::Fsync } else { Durability::Interval },
         anti_entropy: random.chance(60),
-        reaping: random.chance(70),
+        reaping: only_late || random.chance(60),
         bug,
         partitions: *random.pick(&[8, 64]),
         gossip: random.chance(40),
@@ -38,7 +40,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         let ring = |bucket: &str, number: usize| {
             Key::new(bucket.as_bytes(), format!("k{number}").as_bytes()).expect("a valid key")
         };
-        let (siblings, last_wins) = *random.pick(&KEYS);
+        let (siblings, last_wins) = if only_late { KEYS[2] } else { *random.pick(&KEYS) };
         let keys: Vec<Key> = (0..siblings)
             .map(|number| ring(SIBLINGS, number))
             .chain((0..last_wins).map(|number| ring(LAST_WINS, number)))
@@ -65,7 +67,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
             }));
         }
         let lasts = 12_000 + random.below(28_000);
-        nemesis(sim, sim.random(), lasts, &keys, &quiet).await;
+        nemesis(sim, sim.random(), lasts, &keys, &quiet, only_late).await;
         ends.set(true);
         for task in tasks {
             if let Err(error) = task.await {
@@ -233,21 +235,28 @@ const MOST_WIPES: usize = 3;
 
 /// Breaks something every now and then, and mends it later. Each seed draws what kinds of trouble it has: few kinds, and
 /// much of each, find more than all of them at once.
-async fn nemesis(sim: &Rc<Sim>, mut random: Random, lasts_ms: u64, keys: &[Key], quiet: &Cell<bool>) {
+async fn nemesis(
+    sim: &Rc<Sim>,
+    mut random: Random,
+    lasts_ms: u64,
+    keys: &[Key],
+    quiet: &Cell<bool>,
+    only_late: bool,
+) {
     let nodes = sim.options.nodes;
     let ends = sim.now_ms() + lasts_ms;
     let mut acts = Vec::new();
-    // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
-    let only_late = random.chance(25);
     for (act, weight, mends) in ACTS {
-        let drawn = match only_late {
-            true => matches!(act, Act::Hold | Act::Slow | Act::Skew),
-            false => random.chance(45),
+        let weight = match (only_late, act) {
+            (true, Act::Hold) => 12,
+            (true, Act::Slow | Act::Skew | Act::Heal | Act::Quiet) => 1,
+            (true, _) => 0,
+            (false, _) if mends || random.chance(45) => weight * (1 + random.below(3)),
+            (false, _) => 0,
         };
-        let weight = if mends || drawn { weight * (1 + random.below(3)) } else { 0 };
         acts.extend(std::iter::repeat_n(act, weight as usize));
     }
-    let pace = 200 + random.below(2_500);
+    let pace = if only_late { 500 } else { 200 + random.below(2_500) };
     let mut wipes = 0;
     while sim.now_ms() < ends {
         sim.sleep(100 + random.below(pace)).await;

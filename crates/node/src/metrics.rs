@@ -1,0 +1,328 @@
+//! Events to metrics, and the small HTTP port that they are read from: `/metrics`, `/livez`, `/readyz`.
+//!
+//! Counters and histograms are fed from the event stream, on the event loops that things happen on; what is a state (hints
+//! pending, tombstones waiting) is looked up when somebody asks. Never a key in a label.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use quorate_cluster::Shared;
+use quorate_core::event::{Event, EventKind, EventSink};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::logging::LogEvents;
+
+const VERBS: [&str; 3] = ["get", "put", "scan"];
+const OUTCOMES: [&str; 8] = [
+    "ok",
+    "NotAttempted",
+    "Indeterminate",
+    "Overloaded",
+    "DeadlineExceeded",
+    "TooManySiblings",
+    "StorageFailed",
+    "InvalidRequest",
+];
+/// Longest request that the HTTP port reads, and how long it waits for one.
+const MAX_REQUEST_BYTES: usize = 8 * 1024;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections to the HTTP port at a time.
+const MAX_SCRAPES: usize = 16;
+
+type Label = [(&'static str, &'static str); 1];
+type PeerLabel = [(&'static str, String); 1];
+
+/// Everything that is counted, and the log.
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    /// By verb and outcome: found by place, since every request passes here.
+    requests: Vec<Vec<Counter>>,
+    durations: Vec<Histogram>,
+    acks: Vec<Histogram>,
+    siblings: Histogram,
+    hinted: Counter,
+    read_repairs: Counter,
+    hints_delivered: Counter,
+    hints_refused: Counter,
+    storage_failures: Counter,
+    actors_renewed: Counter,
+    repair_rounds: Counter,
+    divergent_keys: Counter,
+    repairs_failed: Counter,
+    reaped: Counter,
+    strangers: Counter,
+    states: States,
+}
+
+/// What is looked up when somebody asks.
+#[derive(Default)]
+struct States {
+    hints_pending: Family<PeerLabel, Gauge>,
+    hints_bytes: Family<PeerLabel, Gauge>,
+    hints_oldest: Family<PeerLabel, Gauge>,
+    recovering: Gauge,
+    tombstones: Gauge,
+    reaping_blocked: Gauge,
+    clock_ahead_ms: Gauge,
+    in_flight: Gauge,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub(crate) fn new() -> Metrics {
+        let mut registry = Registry::with_prefix("quorate");
+        let requests = Family::<[(&'static str, &'static str); 2], Counter>::default();
+        registry.register("requests", "Clients' requests by verb and outcome", requests.clone());
+        let durations = Family::<Label, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_1, 2.0, 16))
+        });
+        let help = "From a request's arrival to its answer";
+        registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
+        let acks = Family::<Label, Histogram>::new_with_constructor(|| {
+            Histogram::new([1.0, 2.0, 3.0, 4.0, 5.0, 7.0])
+        });
+        registry.register(
+            "quorum_acks",
+            "Nodes that had acked or replied when a request was answered",
+            acks.clone(),
+        );
+        let siblings = Histogram::new([0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0]);
+        registry.register("read_siblings", "Values that a read showed", siblings.clone());
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let hinted = counter("hinted_acks", "Acks of writes that were hints");
+        let read_repairs =
+            counter("read_repairs", "Reads that found replicas behind and sent them the merged object");
+        let hints_delivered = counter("hints_delivered", "Hints that reached the replica they were for");
+        let hints_refused = counter("hints_refused", "Hints refused for want of budget");
+        let storage_failures =
+            counter("storage_failures", "Reads and commits that the storage engine failed");
+        let actors_renewed = counter("actors_renewed", "Partitions that went on under a new actor");
+        let repair_rounds = counter("repair_rounds", "Rounds of anti-entropy with one peer that ended");
+        let divergent_keys = counter("repair_divergent_keys", "Keys that anti-entropy found to differ");
+        let repairs_failed = counter("repair_failures", "Rounds of anti-entropy that broke off");
+        let reaped = counter("tombstones_reaped", "Tombstones deleted by this node's orders");
+        let strangers =
+            counter("strangers_refused", "Connections refused: not our protocol, or not our cluster");
+        let states = States::default();
+        states.register(&mut registry);
+        Metrics {
+            requests: VERBS
+                .map(|verb| {
+                    let one =
+                        |outcome| requests.get_or_create(&[("verb", verb), ("outcome", outcome)]).clone();
+                    OUTCOMES.map(one).to_vec()
+                })
+                .to_vec(),
+            durations: VERBS.map(|verb| durations.get_or_create(&[("verb", verb)]).clone()).to_vec(),
+            acks: VERBS.map(|verb| acks.get_or_create(&[("verb", verb)]).clone()).to_vec(),
+            registry: Mutex::new(registry),
+            siblings,
+            hinted,
+            read_repairs,
+            hints_delivered,
+            hints_refused,
+            storage_failures,
+            actors_renewed,
+            repair_rounds,
+            divergent_keys,
+            repairs_failed,
+            reaped,
+            strangers,
+            states,
+        }
+    }
+
+    fn served(&self, verb: &str, outcome: &str, micros: u64, acked: u8, siblings: u32, hinted: u8) {
+        let Some(verb) = VERBS.iter().position(|known| *known == verb) else { return };
+        let Some(outcome) = OUTCOMES.iter().position(|known| *known == outcome) else { return };
+        self.requests[verb][outcome].inc();
+        self.durations[verb].observe(micros as f64 / 1e6);
+        if OUTCOMES[outcome] == "ok" {
+            self.acks[verb].observe(f64::from(acked));
+            if VERBS[verb] == "get" {
+                self.siblings.observe(f64::from(siblings));
+            }
+            if hinted > 0 {
+                self.hinted.inc_by(u64::from(hinted));
+            }
+        }
+    }
+
+    /// The page that Prometheus reads.
+    fn page(&self, shared: &Shared) -> String {
+        self.states.look(shared);
+        let mut page = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if encode(&mut page, &registry).is_err() {
+            page.clear();
+        }
+        page
+    }
+}
+
+impl States {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "hints_pending",
+            "Hints kept for a replica that can't be reached",
+            self.hints_pending.clone(),
+        );
+        registry.register("hints_pending_bytes", "Their bytes", self.hints_bytes.clone());
+        let help = "How long the oldest of them has been waiting";
+        registry.register_with_unit("hints_oldest_age", help, Unit::Seconds, self.hints_oldest.clone());
+        let help = "Partitions that may have forgotten, and answer no reads yet";
+        registry.register("recovering_partitions", help, self.recovering.clone());
+        let help = "Deleted keys of which this node is the first replica";
+        registry.register("tombstones_waiting", help, self.tombstones.clone());
+        registry.register(
+            "reaping_blocked",
+            "1 while a member stands in the way of reaping",
+            self.reaping_blocked.clone(),
+        );
+        let help = "How far this node's clock is ahead of its peers' (the median), milliseconds";
+        registry.register("clock_ahead_ms", help, self.clock_ahead_ms.clone());
+        registry.register("requests_in_flight", "Clients' requests under way", self.in_flight.clone());
+    }
+
+    fn look(&self, shared: &Shared) {
+        let upkeep = shared.upkeep();
+        self.hints_pending.clear();
+        self.hints_bytes.clear();
+        self.hints_oldest.clear();
+        for hints in upkeep.hints_for {
+            let peer = [("peer", hints.target)];
+            self.hints_pending.get_or_create(&peer).set(hints.hints as i64);
+            self.hints_bytes.get_or_create(&peer).set(hints.bytes as i64);
+            self.hints_oldest.get_or_create(&peer).set((hints.oldest_ms / 1_000) as i64);
+        }
+        self.recovering.set(upkeep.recovering as i64);
+        self.tombstones.set(upkeep.reaping.waiting as i64);
+        self.reaping_blocked.set(i64::from(upkeep.reaping.blocked_by.is_some()));
+        self.clock_ahead_ms.set(upkeep.clock_ahead_ms);
+        self.in_flight.set(upkeep.in_flight as i64);
+    }
+}
+
+impl EventSink for Metrics {
+    fn emit(&self, event: Event) {
+        match &event.kind {
+            EventKind::Served { verb, outcome, micros, acked, siblings, hinted } => {
+                // The one kind that is not rare: it goes no further.
+                return self.served(verb, outcome, *micros, *acked, *siblings, *hinted);
+            }
+            EventKind::ReadRepaired { .. } => drop(self.read_repairs.inc()),
+            EventKind::HintsDelivered { hints, .. } => drop(self.hints_delivered.inc_by(*hints as u64)),
+            EventKind::HintRefused { .. } => drop(self.hints_refused.inc()),
+            EventKind::StorageFailed { .. } => drop(self.storage_failures.inc()),
+            EventKind::ActorRenewed { .. } => drop(self.actors_renewed.inc()),
+            EventKind::Repaired { keys, .. } => {
+                self.repair_rounds.inc();
+                self.divergent_keys.inc_by(*keys);
+            }
+            EventKind::RepairFailed { .. } => drop(self.repairs_failed.inc()),
+            EventKind::Reaped { keys } => drop(self.reaped.inc_by(*keys as u64)),
+            EventKind::StrangerRefused { .. } | EventKind::PeerRefused { .. } => drop(self.strangers.inc()),
+            EventKind::PeerUp { .. }
+            | EventKind::PeerDown { .. }
+            | EventKind::PeerUnreachable { .. }
+            | EventKind::Recovering { .. }
+            | EventKind::Recovered { .. }
+            | EventKind::ClockSkewed { .. }
+            | EventKind::WriteIndeterminate { .. } => {}
+        }
+        LogEvents.emit(event);
+    }
+}
+
+/// Serves the HTTP port for as long as the node runs.
+pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, shared: Arc<Shared>) {
+    let places = Arc::new(tokio::sync::Semaphore::new(MAX_SCRAPES));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (metrics, shared) = (metrics.clone(), shared.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let _ = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &metrics, &shared)).await;
+        });
+    }
+}
+
+/// Binds the port.
+pub(crate) fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+async fn answer(mut stream: TcpStream, metrics: &Metrics, shared: &Shared) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut part = [0; 1024];
+    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+        let count = stream.read(&mut part).await?;
+        request.extend_from_slice(&part[..count]);
+        if count == 0 || request.len() > MAX_REQUEST_BYTES {
+            return reply(&mut stream, "400 Bad Request", "text/plain", "one small GET a connection\n").await;
+        }
+    }
+    let line = request.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match (method, path.split('?').next().unwrap_or_default()) {
+        ("GET", "/metrics") => {
+            let page = metrics.page(shared);
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            reply(&mut stream, "200 OK", kind, &page).await
+        }
+        ("GET", "/livez") => reply(&mut stream, "200 OK", "text/plain", "alive\n").await,
+        ("GET", "/readyz") => match not_ready(shared) {
+            None => reply(&mut stream, "200 OK", "text/plain", "ready\n").await,
+            Some(why) => reply(&mut stream, "503 Service Unavailable", "text/plain", &why).await,
+        },
+        ("GET", _) => {
+            let known = "known: /metrics, /livez, /readyz\n";
+            reply(&mut stream, "404 Not Found", "text/plain", known).await
+        }
+        _ => reply(&mut stream, "405 Method Not Allowed", "text/plain", "use GET\n").await,
+    }
+}
+
+/// Why the node does not answer all it should.
+fn not_ready(shared: &Shared) -> Option<String> {
+    let upkeep = shared.upkeep();
+    let mut why = String::new();
+    if upkeep.recovering > 0 {
+        let _ = writeln!(why, "recovering: {} partitions answer no reads yet", upkeep.recovering);
+    }
+    if let Some(trouble) = upkeep.clock_trouble {
+        let _ = writeln!(why, "coordinates nothing: {trouble}");
+    }
+    (!why.is_empty()).then_some(why)
+}
+
+async fn reply(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> std::io::Result<()> {
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.shutdown().await
+}

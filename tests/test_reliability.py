@@ -1,0 +1,384 @@
+"""What goes on while nodes die, freeze, are cut off, and come back: real processes. The exact histories are the simulation's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import quorate
+from quorate import Bucket, LocalCluster, QuorateError
+
+
+@pytest.fixture
+def five() -> Iterator[LocalCluster]:
+    """Five nodes that found each other by gossip."""
+    with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
+        yield cluster
+
+
+class Writer:
+    """Writes on and on in a thread of its own, and remembers what was acked and what failed."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.acked: dict[str, bytes] = {}
+        self.failed: list[Exception] = []
+        self._stop = threading.Event()
+        self._cluster = cluster
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._cluster.connect(timeout=10.0) as db:
+            bucket = db.bucket("b")
+            number = 0
+            while not self._stop.is_set():
+                key, value = f"w{number % 300}", b"v%d" % number
+                try:
+                    bucket.put(key, value)
+                    self.acked[key] = value
+                except QuorateError as error:
+                    self.failed.append(error)
+                number += 1
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def check(bucket: Bucket[bytes], acked: dict[str, bytes]) -> None:
+    """Every acked write is there. An attempt that lay in a frozen node's socket and was retried elsewhere may have taken effect
+    once more, beside what replaced it, never instead of it."""
+    found = bucket.get_many(acked, r="all")
+    for key, value in acked.items():
+        assert value in found[key].siblings, key
+    assert sum(len(entry.siblings) - 1 for entry in found.values()) <= 2
+
+
+def pending(cluster: LocalCluster) -> int:
+    """Hints on all running nodes."""
+    total = 0
+    for node in cluster.nodes:
+        if node.running:
+            with quorate.connect(node.address, follow=False, timeout=5.0) as client:
+                total += int(client.status()["hints"])
+    return total
+
+
+def until(what: Callable[[], bool], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def test_one_killed_and_one_frozen_node_fail_no_request(five: LocalCluster) -> None:
+    with Writer(five) as writer:
+        time.sleep(0.5)
+        five[1].kill()
+        time.sleep(0.5)
+        five[2].pause()
+        time.sleep(3.0)
+        with five.connect(timeout=5.0) as db:
+            states = {member["name"]: member["state"] for member in db.status()["members"]}
+            assert states["n1"].startswith("down") and states["n2"].startswith("down")
+        with quorate.connect(five[0].address, follow=False) as client:
+            waiting = {hints["target"]: hints["hints"] for hints in client.status()["hints_for"]}
+            assert set(waiting) == {"n1", "n2"} and all(count > 0 for count in waiting.values())
+        five[2].resume()
+        five[1].start()
+    assert writer.failed == []
+    until(lambda: pending(five) == 0)
+    five.wait_converged(timeout=20.0)
+    with five.connect(timeout=5.0) as db:
+        check(db.bucket("b"), writer.acked)
+
+
+def test_nobody_forgets_a_node_that_was_frozen_for_half_a_minute(five: LocalCluster) -> None:
+    with five.connect(timeout=5.0) as db:
+        db.bucket("b").put("k", b"before")
+        five[3].pause()
+        time.sleep(30.0)
+        members = {member["name"]: member["state"] for member in db.status()["members"]}
+        assert members == {"n0": "up", "n1": "up", "n2": "up", "n3": "down, suspected by all", "n4": "up"}
+        db.bucket("b").put("k", b"meanwhile")
+        five[3].resume()
+        five.wait_connected()
+        until(lambda: pending(five) == 0)
+        five.wait_converged()
+        assert db.bucket("b").get("k", r="all").value == b"meanwhile"  # type: ignore[union-attr]
+
+
+def test_a_wiped_node_is_refilled_unattended(five: LocalCluster) -> None:
+    with five.connect(timeout=10.0) as db:
+        items = {f"k{number}": b"v%d" % number for number in range(3_000)}
+        db.bucket("b").put_many(items, w="all")
+        five[4].kill()
+        five[4].wipe()
+        five[4].start()
+        five.wait_connected(timeout=20.0)
+        five.wait_converged(timeout=20.0)
+        assert "recovered" in five[4].log
+        found = db.bucket("b").get_many(items, r="all")
+        assert {key: entry.value for key, entry in found.items()} == items
+
+
+def test_a_node_that_forgot_everything_answers_no_read_before_it_asked(five: LocalCluster) -> None:
+    """Both others are needed to know what it may have acked: until then it counts for nothing."""
+    with LocalCluster(nodes=3, storage="lmdb", config={"buckets": {"default": {"sloppy": False}}}) as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            db.bucket("b").put("k", b"v", w="all")
+            cluster[0].kill()
+            cluster[0].wipe()
+            cluster[1].kill()
+            cluster[0].start()
+            with quorate.connect(cluster[0].address, follow=False, timeout=1.0) as forgetful:
+                assert forgetful.status()["recovering"] > 0
+                with pytest.raises(QuorateError):
+                    forgetful.bucket("b").get("k", r=2)
+                assert forgetful.bucket("b").get("k", r=1).value == b"v"  # type: ignore[union-attr]
+            cluster[1].start()
+            cluster.wait_connected()
+            with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as client:
+                assert client.status()["recovering"] == 0
+                assert client.bucket("b").get("k", r="all").value == b"v"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["half", "one way", "each in turn", "flapping"])
+def test_partitions_lose_nothing(kind: str) -> None:
+    with LocalCluster(nodes=5, storage="memory") as cluster:
+        with Writer(cluster) as writer:
+            if kind == "half":
+                cluster.partition([0, 1, 2], [3, 4])
+                time.sleep(3.0)
+            elif kind == "one way":
+                cluster.cut(0, 1)
+                cluster.cut(2, 3)
+                time.sleep(3.0)
+            elif kind == "each in turn":
+                for number in range(5):
+                    cluster.partition([other for other in range(5) if other != number])
+                    time.sleep(1.0)
+            else:
+                for _ in range(3):
+                    cluster.partition([0, 1], [2, 3, 4])
+                    time.sleep(1.0)
+                    for node in cluster.nodes:
+                        cluster._set_faults(node, [])
+                    time.sleep(1.0)
+            for node in cluster.nodes:
+                cluster._set_faults(node, [])
+        cluster.wait_connected(timeout=20.0)
+        until(lambda: pending(cluster) == 0)
+        cluster.wait_converged(timeout=30.0)
+        # A coordinator that is cut off can't ack: its clients wait, and go elsewhere.
+        assert len(writer.acked) > 10
+        with cluster.connect(timeout=10.0) as db:
+            found = db.bucket("b").get_many(writer.acked, r="all")
+            for key, value in writer.acked.items():
+                # A write that failed may lie beside it.
+                assert value in found[key].siblings, key
+
+
+def test_everyone_loses_power_with_a_node_down(five: LocalCluster) -> None:
+    """S29 with real processes: what was acked through a hint is there, too."""
+    five[2].kill()
+    with Writer(five) as writer:
+        time.sleep(2.0)
+        for node in five.nodes:
+            node.kill()
+        acked = dict(writer.acked)
+        for node in five.nodes:
+            node._spawn()
+        for node in five.nodes:
+            node._wait_ready(20.0, 0)
+    five.wait_connected(timeout=20.0)
+    until(lambda: pending(five) == 0)
+    five.wait_converged(timeout=20.0)
+    assert len(acked) > 50
+    with five.connect(timeout=10.0) as db:
+        found = db.bucket("b").get_many(acked, r=2)
+        for key in acked:
+            newest = max(int(value[1:]) for value in found[key].siblings)
+            assert newest >= int(acked[key][1:]), key
+
+
+def test_a_restored_image_reissues_no_dot(tmp_path: Path) -> None:
+    """S4 with real processes and a real file."""
+    with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=5.0) as db:
+        with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as a:
+            bucket = a.bucket("b")
+            first = bucket.put("k", b"a")
+        cluster[0].stop()
+        shutil.copytree(cluster[0].folder / "data", tmp_path / "image")
+        cluster[0].start()
+        cluster.wait_connected()
+        with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as a:
+            second = a.bucket("b").put("k", b"b", context=first.context)
+            a.bucket("b").put("k", b"c", context=second.context)
+        cluster[0].kill()
+        shutil.rmtree(cluster[0].folder / "data")
+        shutil.copytree(tmp_path / "image", cluster[0].folder / "data")
+        cluster.partition([1, 2])
+        cluster[0].start()
+        cluster._set_faults(cluster[0], ["n1", "n2"])
+        with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as a:
+            a.bucket("b").put("k", b"d", context=first.context, w=1)
+            seen = a.bucket("b").get("k", r=1)
+            assert seen is not None
+            a.bucket("b").put("k", b"e", context=seen.context, w=1)
+        cluster.heal()
+        cluster.wait_converged(timeout=20.0)
+        entry = db.bucket("b").get("k", r="all")
+        assert entry is not None and sorted(entry.siblings) == [b"c", b"e"]
+
+
+def test_hints_over_budget_are_refused_and_repair_brings_what_they_would_have() -> None:
+    with LocalCluster(nodes=3, storage="memory", config={"hints": {"max_mib_per_target": 1}}) as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            cluster[2].kill()
+            for number in range(60):
+                db.bucket("b").put(f"k{number}", bytes(50_000))
+            assert 0 < pending(cluster) < 60
+            assert "hint refused" in cluster[0].log
+            cluster[2].start()
+            cluster.wait_connected()
+            until(lambda: pending(cluster) == 0)
+            cluster.wait_converged(timeout=20.0)
+
+
+def test_deleted_keys_are_reaped_when_everybody_is_there() -> None:
+    config = {
+        "coordinator": {"max_request_timeout_ms": 1_000, "max_clock_skew_ms": 200},
+        "reaping": {"interval_ms": 200, "grace_ms": 6_500},
+    }
+    with LocalCluster(nodes=3, storage="lmdb", config=config) as cluster, cluster.connect(timeout=5.0) as db:
+        bucket = db.bucket("b")
+        for number in range(50):
+            bucket.put(f"k{number}", b"v", w="all")
+            bucket.delete(f"k{number}")
+        waiting = sum(int(status(node.address)["reaping"]["waiting"]) for node in cluster.nodes)
+        assert waiting == 50
+        cluster[2].pause()
+        until(lambda: any(status(cluster[n].address)["reaping"]["blocked_by"] for n in (0, 1)))
+        cluster[2].resume()
+        cluster.wait_connected()
+        until(lambda: sum(int(status(node.address)["reaping"]["waiting"]) for node in cluster.nodes) == 0, timeout=60.0)
+        for node in cluster.nodes:
+            with quorate.connect(node.address, follow=False) as client:
+                assert client._native.fingerprint() == []
+        assert bucket.get("k0") is None
+
+
+def status(address: str) -> dict[str, object]:
+    with quorate.connect(address, follow=False, timeout=5.0) as client:
+        return client.status()
+
+
+def test_a_restart_at_another_address_is_the_same_member(five: LocalCluster) -> None:
+    with five.connect(timeout=10.0) as db:
+        db.bucket("b").put("k", b"v", w="all")
+        five[2].stop()
+        with LocalCluster(nodes=1) as elsewhere:
+            address = elsewhere[0].address
+        file = five[2].folder / "node.toml"
+        file.write_text(file.read_text().replace(five[2].address, address))
+        five[2].address = address
+        five[2].start()
+        five.wait_connected(timeout=20.0)
+        members = {member["name"]: member["address"] for member in db.status()["members"]}
+        assert len(members) == 5 and members["n2"] == address
+
+
+def test_two_clusters_that_meet_do_not_merge() -> None:
+    with LocalCluster(nodes=2, membership="gossip") as one:
+        for same_id in (False, True):
+            cluster_id = f"local-{one.folder.name}" if same_id else "another"
+            seeds = {"seeds": [one[0].address], "expect": 1}
+            config = {"cluster": {"id": cluster_id}, "membership": seeds, "node": {"name": "stranger"}}
+            if not same_id:
+                with LocalCluster(nodes=1, membership="gossip", config=config) as other:
+                    time.sleep(2.0)
+                    assert [member["name"] for member in other_members(other)] == ["stranger"]
+            members = [member["name"] for member in other_members(one)]
+            assert sorted(members) == ["n0", "n1"], "the layout does not change by itself"
+
+
+def other_members(cluster: LocalCluster) -> list[dict[str, str]]:
+    with cluster.connect(timeout=5.0) as db:
+        return list(db.status()["members"])
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5.0) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_metrics_tell_what_happens() -> None:
+    with LocalCluster(nodes=1) as ports:
+        address = ports[0].address
+    with LocalCluster(nodes=3, storage="memory") as cluster:
+        cluster[0].stop()
+        file = cluster[0].folder / "node.toml"
+        file.write_text(file.read_text().replace('["node"]', f'["node"]\n"metrics" = "{address}"'))
+        cluster[0].start()
+        cluster.wait_connected()
+        assert fetch(address, "/livez") == (200, "alive\n")
+        assert fetch(address, "/readyz") == (200, "ready\n")
+        assert fetch(address, "/other")[0] == 404
+        with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as client:
+            bucket = client.bucket("carts")
+            for number in range(100):
+                bucket.put(f"secret-key-{number}", b"v")
+                bucket.get(f"secret-key-{number}")
+            cluster[2].kill()
+            for number in range(50):
+                bucket.put(f"secret-key-{number}", b"w")
+            code, page = fetch(address, "/metrics")
+            assert code == 200
+            values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line[0] != "#"}
+            assert values['quorate_requests_total{verb="put",outcome="ok"}'] >= 150
+            assert values['quorate_requests_total{verb="get",outcome="ok"}'] >= 100
+            assert values['quorate_request_duration_seconds_count{verb="get"}'] >= 100
+            assert values['quorate_hints_pending{peer="n2"}'] > 0
+            assert values["quorate_recovering_partitions"] == 0
+            assert "quorate_tombstones_waiting" in values and "quorate_clock_ahead_ms" in values
+            assert "secret" not in page, "never keys as labels"
+
+
+def test_the_commands_show_it() -> None:
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "quorate", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with LocalCluster(nodes=3, storage="memory") as cluster, cluster.connect(timeout=5.0) as db:
+        cluster[2].kill()
+        for number in range(100):
+            db.bucket("b").put(f"k{number}", b"v")
+            db.bucket("b").delete(f"k{number}")
+        nodes = ["--nodes", cluster[0].address]
+        assert "hints: " in run("status", *nodes) and "for n2" in run("status", *nodes)
+        assert "tombstones: " in run("status", *nodes)
+        explained = json.loads(run("explain", "b", "k0", "-o", "json", *nodes))
+        assert explained["hints"], "who keeps hints is named"
+        cluster[2].start()
+        cluster.wait_connected()
+        assert "a round with each peer begins" in run("repair", "start", *nodes)
+        until(lambda: json.loads(run("repair", "status", "-o", "json", *nodes))["rounds"] >= 2)

@@ -118,8 +118,9 @@ impl<'a> Attempt<'a> {
         let standing_in =
             if sloppy && live < place.replicas.len() { place.live_fallbacks(node).len() } else { 0 };
         let reachable = (live + standing_in).min(place.replicas.len()) as u8;
-        if reachable < required || node.shared.clock_trouble().is_some() {
-            let reachable = if node.shared.clock_trouble().is_some() { 0 } else { reachable };
+        let clock_is_wrong = node.shared.clock_trouble().is_some();
+        if reachable < required || clock_is_wrong {
+            let reachable = if clock_is_wrong { 0 } else { reachable };
             return Err(RequestError::NotAttempted { needed: required, reachable });
         }
         let replaces = match &request.replacing {

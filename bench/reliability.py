@@ -1,0 +1,125 @@
+"""Measures what docs/reliability.md promises figures for, and writes them there: ``make reliability``, about three minutes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import airportsdata
+
+from quorate import LocalCluster
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/reliability.md"
+RATE = 2_000
+RUNS = 5
+
+
+def bench(cluster: LocalCluster, seconds: int, workload: str = "a") -> dict[str, Any]:
+    """An open loop at a fixed rate: a request that waits is charged from when it was due."""
+    command = [sys.executable, "-m", "quorate", "bench", "--nodes", cluster.url, "--workload", workload]
+    options = ["--rate", str(RATE), "--in-flight", "512", "--seconds", str(seconds), "--warm-up", "1", "--verify"]
+    done = subprocess.run([*command, *options, "-o", "json"], capture_output=True, text=True)
+    if not done.stdout:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def errors(found: dict[str, Any]) -> int:
+    """All of them, of any kind, and what was not done when the time was up."""
+    return sum(found["errors"].values()) + int(found["late"])
+
+
+def killed() -> tuple[int, float]:
+    """Failed requests, and the longest wait, while one of five nodes is killed and comes back."""
+    with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
+        timers = [threading.Timer(4.0, cluster[1].kill), threading.Timer(9.0, cluster[1].start)]
+        for timer in timers:
+            timer.start()
+        found = bench(cluster, 12)
+        for timer in timers:
+            timer.join()
+        return errors(found), found["max_us"] / 1000
+
+
+def returned() -> tuple[int, float]:
+    """How long a node takes that missed all of 28,000 keys, from its start until all replicas are identical."""
+    with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=10.0) as db:
+        cluster[2].kill()
+        airports = db.bucket("airports", codec="json")
+        source = list(airportsdata.load("ICAO").items())
+        for at in range(0, len(source), 256):
+            airports.put_many({key: dict(record) for key, record in source[at : at + 256]})
+        began = time.monotonic()
+        cluster[2].start()
+        cluster.wait_connected()
+        cluster.wait_converged(timeout=120.0)
+        return len(source), time.monotonic() - began
+
+
+def wiped() -> float:
+    """The same for a node whose disk was lost."""
+    with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=10.0) as db:
+        airports = db.bucket("airports", codec="json")
+        source = list(airportsdata.load("ICAO").items())
+        for at in range(0, len(source), 256):
+            airports.put_many({key: dict(record) for key, record in source[at : at + 256]})
+        cluster[2].kill()
+        cluster[2].wipe()
+        began = time.monotonic()
+        cluster[2].start()
+        cluster.wait_connected(timeout=60.0)
+        cluster.wait_converged(timeout=120.0)
+        return time.monotonic() - began
+
+
+def paused() -> tuple[float, float, int]:
+    """p99 with all nodes up, p99 with one frozen (once it is known), both in ms, and failed requests."""
+    with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
+        healthy = statistics.median(bench(cluster, 4)["p99_us"] for _ in range(RUNS))
+        cluster[3].pause()
+        time.sleep(3.0)
+        frozen = [bench(cluster, 4) for _ in range(RUNS)]
+        cluster[3].resume()
+        return healthy / 1000, statistics.median(run["p99_us"] for run in frozen) / 1000, sum(map(errors, frozen))
+
+
+def main() -> None:
+    """Measure everything and write the page's table."""
+    failed, longest = killed()
+    keys, seconds = returned()
+    refilled = wiped()
+    healthy, frozen, frozen_failed = paused()
+    rows = [
+        (f"failed requests while a node of five is killed and returns, {RATE:,} ops/s open loop, YCSB a", "0", f"{failed}"),
+        ("longest wait of any of them", "", f"{longest:,.0f} ms"),
+        (f"a returned node that missed {keys:,} keys is identical again after", "seconds", f"{seconds:.1f} s"),
+        (f"a wiped node holds its {keys:,} keys again after", "seconds", f"{refilled:.1f} s"),
+        ("p99 with one node frozen ÷ p99 with all up", "≤ 2", f"{frozen / healthy:.2f} ({frozen:.1f} ms ÷ {healthy:.1f} ms)"),
+        ("failed requests with one node frozen", "0", f"{frozen_failed}"),
+    ]
+    lines = [
+        f"Measured on {datetime.date.today()}, {os.cpu_count()} cores that also run the load generator, LMDB with fsync.",
+        "",
+        "| | aim | measured |",
+        "|---|---|---|",
+        *(f"| {what} | {aim} | {value} |" for what, aim, value in rows),
+    ]
+    text = "<!-- measured -->\n" + "\n".join(lines) + "\n<!-- /measured -->"
+    print("\n".join(lines))
+    page = PAGE.read_text()
+    PAGE.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: text, page, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()

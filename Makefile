@@ -13,7 +13,7 @@ RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -n
 SEEDS ?= 200
 NODES ?= 5
 
-.PHONY: demo test test-rust test-python sim sim-bugs bench profile lint format schema clean
+.PHONY: demo test test-rust test-python sim sim-bugs bench reliability profile lint format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
@@ -39,6 +39,10 @@ sim-bugs:
 bench: $(VENV)/.built
 	cargo build --release --locked -p quorate-node -p quorate-example-fjall
 	$(BIN)/python bench/run.py
+
+# What docs/reliability.md has figures for, measured into it.
+reliability: $(VENV)/.built
+	$(BIN)/python bench/reliability.py
 
 # Where the time goes, into the same page. Needs perf.
 profile: $(VENV)/.built

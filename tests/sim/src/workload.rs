@@ -55,6 +55,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
                 keys: keys.clone(),
                 seen: RefCell::default(),
                 values: Cell::new(0),
+                churns: only_late,
             };
             let (ends, quiet) = (ends.clone(), quiet.clone());
             tasks.push(tokio::task::spawn_local(async move {
@@ -66,7 +67,8 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
                 }
             }));
         }
-        let lasts = 12_000 + random.below(28_000);
+        // Nothing is reaped before a grace period is over.
+        let lasts = if only_late { 30_000 } else { 12_000 } + random.below(28_000);
         nemesis(sim, sim.random(), lasts, &keys, &quiet, only_late).await;
         ends.set(true);
         for task in tasks {
@@ -92,6 +94,8 @@ struct Client {
     keys: Vec<Key>,
     seen: RefCell<BTreeMap<Key, Bytes>>,
     values: Cell<u64>,
+    /// It deletes much of what it writes, soon.
+    churns: bool,
 }
 
 impl Client {
@@ -127,6 +131,14 @@ impl Client {
         let key = self.keys[self.draw(self.keys.len() as u64) as usize].clone();
         let seen = self.seen.borrow().get(&key).cloned().unwrap_or_default();
         let value = || Payload::Value(self.value().into());
+        if self.churns && self.draw(100) < 60 {
+            self.write(&key, value(), Over::WhatIsThere(seen)).await;
+            self.sim.sleep(self.draw(200)).await;
+            if let Some(context) = self.read(&key, QuorumSize::Default).await {
+                self.write(&key, Payload::Tombstone, Over::Exactly(context)).await;
+            }
+            return;
+        }
         match self.draw(100) {
             0..30 => {
                 let size = self.size();

@@ -31,7 +31,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn reap(node: Rc<Node>) {
     let settings = node.shared.settings.reaping.clone();
     let mut candidates = Candidates::default();
-    while settings.enabled {
+    if !settings.enabled {
+        return;
+    }
+    loop {
         tokio::time::sleep(Duration::from_millis(settings.interval_ms)).await;
         let mut blocked = None;
         let mut reaped = 0;

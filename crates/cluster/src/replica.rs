@@ -262,7 +262,7 @@ impl Replica {
         };
         let update = ClientWrite {
             at,
-            key,
+            named: key,
             role,
             effect: None,
             long_key,
@@ -515,7 +515,7 @@ impl Effect {
 struct ClientWrite {
     /// The record: the key's, or a hint's.
     at: StorageKey,
-    key: StorageKey,
+    named: StorageKey,
     role: Role,
     effect: Option<Effect>,
     long_key: Option<Bytes>,
@@ -531,7 +531,7 @@ struct ClientWrite {
 impl ClientWrite {
     fn tenure(&self) -> Tenure {
         match self.role {
-            Role::Replica { .. } => Tenure::Replica(self.key.partition()),
+            Role::Replica { .. } => Tenure::Replica(self.named.partition()),
             Role::Fallback { .. } => Tenure::Fallback,
         }
     }
@@ -539,7 +539,7 @@ impl ClientWrite {
     fn effect(&self, old: Option<(Held, usize)>, new: &Object, new_bytes: usize) -> Effect {
         match self.role {
             Role::Replica { n } => Effect::Tree(TreeChange {
-                key: self.key.clone(),
+                key: self.named.clone(),
                 n,
                 old: old.map(|(held, _)| held),
                 new: Some(Held::of(new)),
@@ -624,7 +624,7 @@ impl Update for ClientWrite {
                 effect.undo(&self.acking.shared);
             }
             match self.role {
-                Role::Replica { .. } => self.acking.renew_actor(self.key.partition()),
+                Role::Replica { .. } => self.acking.renew_actor(self.named.partition()),
                 Role::Fallback { .. } => self.acking.shared.renew_fallback_actor(),
             }
         }

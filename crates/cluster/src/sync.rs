@@ -147,7 +147,10 @@ async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<
     let leaves = ours.differing(&theirs);
     let (mut keys, mut whole) = (0, true);
     let mut after = Bytes::new();
-    while leaves != 0 {
+    if leaves == 0 {
+        return Ok(Exchanged { keys, whole });
+    }
+    loop {
         let wanted = DigestsOf { tree, leaves, after: after.clone() };
         let PeerReply::Digests(theirs) = ask(node, peer, PeerRequest::Digests(wanted)).await? else {
             return Err(unexpected());

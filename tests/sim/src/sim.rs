@@ -135,7 +135,7 @@ impl Environment for SimEnvironment {
     }
 
     fn random(&self) -> u64 {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner).next()
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).draw()
     }
 }
 
@@ -207,6 +207,8 @@ impl Future for Driver {
     }
 }
 
+type ClientLane = Rc<Lane<ClientProtocol>>;
+
 /// A cluster and its world. Nodes are named by number.
 pub struct Sim {
     /// What it is made of.
@@ -221,7 +223,7 @@ pub struct Sim {
     layout: Layout,
     machines: RefCell<Vec<Machine>>,
     random: RefCell<Random>,
-    lanes: RefCell<BTreeMap<(usize, usize), Rc<Lane<ClientProtocol>>>>,
+    lanes: RefCell<BTreeMap<(usize, usize), ClientLane>>,
     next_request: Cell<u64>,
 }
 
@@ -810,6 +812,8 @@ impl ReplySink<Heard> for Sink {
 /// How a client wants its write.
 #[derive(Clone, Copy, Debug)]
 pub struct How {
+    /// Which client.
+    pub client: usize,
     /// Acks.
     pub w: QuorumSize,
     /// Whether fallbacks count.
@@ -822,7 +826,7 @@ pub struct How {
 
 impl Default for How {
     fn default() -> Self {
-        How { w: QuorumSize::Default, sloppy: None, timeout_ms: 1_000, attempt: 0 }
+        How { client: 0, w: QuorumSize::Default, sloppy: None, timeout_ms: 1_000, attempt: 0 }
     }
 }
 
@@ -845,7 +849,6 @@ impl Sim {
     /// One attempt at a write, told to the oracle before and after.
     pub async fn attempt(
         &self,
-        client: usize,
         via: usize,
         key: &Key,
         payload: Payload,
@@ -853,6 +856,7 @@ impl Sim {
         request: RequestId,
         how: How,
     ) -> Option<Result<PutReply, RequestError>> {
+        let client = how.client;
         let named = self.storage_key(key);
         if key.bucket() == LAST_WINS {
             self.oracle.keeps_newest(&named);
@@ -935,7 +939,7 @@ impl Sim {
         for _ in 0..1_000 {
             let payload = Payload::Value(Bytes::copy_from_slice(value.as_bytes()));
             let request = self.new_request();
-            match self.attempt(0, via, key, payload, &over, request, how).await {
+            match self.attempt(via, key, payload, &over, request, how).await {
                 Some(Ok(reply)) => return reply,
                 Some(Err(RequestError::NotAttempted { .. })) | None => self.sleep(5).await,
                 Some(Err(error)) => panic!("{error}"),
@@ -972,13 +976,13 @@ impl Sim {
     ) -> Option<PutReply> {
         let payload = Payload::Value(Bytes::copy_from_slice(value.as_bytes()));
         let request = self.new_request();
-        self.attempt(client, via, key, payload, &over, request, how).await.and_then(Result::ok)
+        self.attempt(via, key, payload, &over, request, How { client, ..how }).await.and_then(Result::ok)
     }
 
     /// One delete that is expected to succeed.
     pub async fn delete(&self, via: usize, key: &Key, over: Over) -> PutReply {
         let request = self.new_request();
-        let heard = self.attempt(0, via, key, Payload::Tombstone, &over, request, How::default()).await;
+        let heard = self.attempt(via, key, Payload::Tombstone, &over, request, How::default()).await;
         heard.and_then(Result::ok).expect("the delete is acked")
     }
 

@@ -173,10 +173,9 @@ impl Client {
         let sloppy = [None, None, Some(true), Some(false)][self.draw(4) as usize];
         let gives_up = self.draw(100) < 20;
         for attempt in 0..ATTEMPTS {
-            let how = How { w, sloppy, timeout_ms: 400 + self.draw(800), attempt };
+            let how = How { client: self.number, w, sloppy, timeout_ms: 400 + self.draw(800), attempt };
             let begun = self.sim.now_ms();
-            let heard =
-                self.sim.attempt(self.number, self.via(), key, payload.clone(), &over, request, how).await;
+            let heard = self.sim.attempt(self.via(), key, payload.clone(), &over, request, how).await;
             match heard {
                 Some(Ok(reply)) => {
                     self.seen.borrow_mut().insert(key.clone(), reply.context);

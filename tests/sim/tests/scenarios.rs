@@ -297,10 +297,10 @@ fn s7_one_put_is_one_write() {
                     }
                     let request = s.sim.new_request();
                     let (sim, k) = (&s.sim, &s.k);
-                    let heard = sim.attempt(0, s.a, k, value(&text), &over, request, How::default()).await;
+                    let heard = sim.attempt(s.a, k, value(&text), &over, request, How::default()).await;
                     assert!(heard.is_none(), "the answer is held back");
                     let again = How { attempt: 1, ..How::default() };
-                    let retried = sim.attempt(0, s.b, k, value(&text), &over, request, again).await;
+                    let retried = sim.attempt(s.b, k, value(&text), &over, request, again).await;
                     retried.expect("an answer").expect("the retry succeeds");
                     if !copies_late {
                         s.sim.net.release();
@@ -332,7 +332,7 @@ fn s8_late_retry_undoes_nothing() {
                 }
                 s.sim.hold_answers(s.a);
                 let (request, over) = (s.sim.new_request(), Over::Exactly(seen));
-                let lost = s.sim.attempt(0, s.a, &s.k, value("b"), &over, request, How::default()).await;
+                let lost = s.sim.attempt(s.a, &s.k, value("b"), &over, request, How::default()).await;
                 assert!(lost.is_none());
                 s.sim.net.release();
                 let (shown, context) = s.see(s.a).await;
@@ -342,7 +342,7 @@ fn s8_late_retry_undoes_nothing() {
                 let again = How { attempt: 1, ..How::default() };
                 let mut retried = None;
                 while !matches!(retried, Some(Ok(_))) {
-                    retried = s.sim.attempt(0, s.b, &s.k, value("b"), &over, request, again).await;
+                    retried = s.sim.attempt(s.b, &s.k, value("b"), &over, request, again).await;
                 }
                 s.sim.settle().await;
                 let end = s.sim.values(s.a, &s.k);
@@ -371,7 +371,7 @@ fn s9_sibling_limit_does_not_stop_convergence() {
         }
         let request = s.sim.new_request();
         let refused =
-            s.sim.attempt(0, s.a, &s.k, value("one more"), &Over::Nothing, request, How::default()).await;
+            s.sim.attempt(s.a, &s.k, value("one more"), &Over::Nothing, request, How::default()).await;
         assert!(matches!(refused, Some(Err(RequestError::TooManySiblings { siblings: 160, limit: 100 }))));
         let (_, context) = s.see(s.a).await;
         s.put(s.a, "z", Over::Exactly(context)).await;
@@ -590,7 +590,7 @@ fn s18_quorum_reads_never_go_back() {
     play(SIBLINGS, strict(), async |s| {
         s.sim.isolate(s.c);
         let request = s.sim.new_request();
-        let heard = s.sim.attempt(0, s.c, &s.k, value("a"), &Over::Nothing, request, How::default()).await;
+        let heard = s.sim.attempt(s.c, &s.k, value("a"), &Over::Nothing, request, How::default()).await;
         assert!(!matches!(heard, Some(Ok(_))), "not acked");
         assert_eq!(s.see(s.a).await.0, set(&[]));
         s.sim.heal();
@@ -691,7 +691,7 @@ fn s27_clock_far_ahead() {
         for w in [1, 2] {
             let (request, how) = (s.sim.new_request(), How { w: QuorumSize::Count(w), ..How::default() });
             let over = Over::WhatIsThere(Bytes::new());
-            let heard = s.sim.attempt(0, s.a, &s.k, value("a"), &over, request, how).await;
+            let heard = s.sim.attempt(s.a, &s.k, value("a"), &over, request, how).await;
             assert!(matches!(heard, Some(Err(RequestError::NotAttempted { .. }))), "{heard:?}");
         }
         s.notice().await;
@@ -724,7 +724,7 @@ fn s28_failed_minority_write() {
                     s.notice().await;
                 }
                 let (request, over) = (s.sim.new_request(), Over::Exactly(seen));
-                let failed = s.sim.attempt(0, s.a, &s.k, value("x"), &over, request, How::default()).await;
+                let failed = s.sim.attempt(s.a, &s.k, value("x"), &over, request, How::default()).await;
                 assert!(!matches!(failed, Some(Ok(_))));
                 s.put(s.b, "y", over).await;
                 let not_attempted = matches!(failed, Some(Err(RequestError::NotAttempted { .. })));

@@ -1,4 +1,4 @@
-"""Failures on a five-node cluster that found itself by gossip: a node killed and one frozen under load, one wiped and refilled.
+"""Failures on five nodes that found each other by gossip: one killed and one frozen under load, one wiped and refilled.
 
 Run it with ``make demo``. Exits with 1 if any request fails, any airport is missing, or the replicas differ at the end.
 """

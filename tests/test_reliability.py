@@ -1,4 +1,4 @@
-"""What goes on while nodes die, freeze, are cut off, and come back: real processes. The exact histories are the simulation's."""
+"""Real nodes that die, freeze, are cut off and come back, under load. The exact histories are the simulation's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +60,11 @@ class Writer:
 
 
 def check(bucket: Bucket[bytes], acked: dict[str, bytes]) -> None:
-    """Every acked write is there. An attempt that lay in a frozen node's socket and was retried elsewhere may have taken effect
-    once more, beside what replaced it, never instead of it."""
+    """Every acked write is there.
+
+    An attempt that lay in a frozen node's socket and was retried elsewhere may have taken effect once more, beside what
+    replaced it, never instead of it.
+    """
     found = bucket.get_many(acked, r="all")
     for key, value in acked.items():
         assert value in found[key].siblings, key
@@ -282,7 +286,7 @@ def test_deleted_keys_are_reaped_when_everybody_is_there() -> None:
         assert bucket.get("k0") is None
 
 
-def status(address: str) -> dict[str, object]:
+def status(address: str) -> dict[str, Any]:
     with quorate.connect(address, follow=False, timeout=5.0) as client:
         return client.status()
 

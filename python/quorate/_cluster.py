@@ -322,7 +322,7 @@ class LocalCluster:
             self._set_faults(node, [other.name for at, other in enumerate(self.nodes) if at not in side])
 
     def cut(self, sender: int, receiver: int) -> None:
-        """Lose everything that one node sends to another, and nothing else: a cut in one way. Replaces a partition of the sender."""
+        """Lose everything that one node sends to another, and nothing else. Replaces a partition of the sender."""
         for number in (sender, receiver):
             if not 0 <= number < len(self.nodes):
                 raise InvalidRequest(f"cut({sender}, {receiver}): name two of the nodes 0 to {len(self.nodes) - 1}")

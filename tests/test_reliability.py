@@ -18,6 +18,7 @@ import pytest
 
 import quorate
 from quorate import Bucket, LocalCluster, QuorateError
+from quorate._toml import dumps
 
 
 @pytest.fixture
@@ -308,16 +309,36 @@ def test_a_restart_at_another_address_is_the_same_member(five: LocalCluster) -> 
 
 def test_two_clusters_that_meet_do_not_merge() -> None:
     with LocalCluster(nodes=2, membership="gossip") as one:
-        for same_id in (False, True):
-            cluster_id = f"local-{one.folder.name}" if same_id else "another"
-            seeds = {"seeds": [one[0].address], "expect": 1}
-            config = {"cluster": {"id": cluster_id}, "membership": seeds, "node": {"name": "stranger"}}
-            if not same_id:
-                with LocalCluster(nodes=1, membership="gossip", config=config) as other:
-                    time.sleep(2.0)
-                    assert [member["name"] for member in other_members(other)] == ["stranger"]
-            members = [member["name"] for member in other_members(one)]
-            assert sorted(members) == ["n0", "n1"], "the layout does not change by itself"
+        # Of another cluster: it finds nobody it belongs to, and never gets ready.
+        seeds = {"seeds": [one[0].address], "expect": 2}
+        stranger = {"cluster": {"id": "another"}, "membership": seeds, "node": {"name": "stranger"}}
+        with LocalCluster(nodes=1) as ports:
+            node = ports[0]
+            node.stop()
+            (node.folder / "node.toml").write_text(
+                dumps({**stranger, "node": {**stranger["node"], "listen": node.address, "data": str(node.folder / "other")}})
+            )
+            node._spawn()
+            until(lambda: "cluster ids differ" in one[0].log)
+            with pytest.raises(QuorateError, match="has not found its cluster yet"):
+                status(node.address)
+        assert sorted(member["name"] for member in other_members(one)) == ["n0", "n1"]
+
+
+def test_a_node_that_comes_later_takes_the_layout_that_is_there() -> None:
+    with LocalCluster(nodes=3, membership="gossip") as one, one.connect(timeout=5.0) as db:
+        db.bucket("b").put("k", b"v")
+        config = {
+            "cluster": {"id": f"local-{one.folder.name}", "replicas": 3},
+            "membership": {"seeds": [one[0].address], "expect": 3},
+            "node": {"name": "late"},
+        }
+        with LocalCluster(nodes=1, membership="gossip", config=config) as late:
+            assert sorted(member["name"] for member in other_members(late)) == ["n0", "n1", "n2"]
+            with quorate.connect(late[0].address, follow=False, timeout=5.0) as client:
+                # It is no replica of anything: it passes requests on.
+                assert client.bucket("b").get("k").value == b"v"  # type: ignore[union-attr]
+        assert sorted(member["name"] for member in other_members(one)) == ["n0", "n1", "n2"]
 
 
 def other_members(cluster: LocalCluster) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ use crate::node::Node;
 use crate::sync::ask;
 
 const EVERY: Duration = Duration::from_secs(2);
-/// While nobody has been met.
+/// While too few answer.
 const FIRST: Duration = Duration::from_millis(200);
 
 /// Asks every peer for the time when they meet and at intervals, for as long as the node runs.
@@ -22,7 +22,6 @@ pub(crate) async fn compare(node: Rc<Node>) {
     let limit = shared.settings.coordinator.max_clock_skew_ms as i64;
     let peers: Vec<NodeId> =
         shared.layout.members().iter().map(|member| member.id).filter(|&id| id != shared.node()).collect();
-    let mut ahead: BTreeMap<NodeId, i64> = BTreeMap::new();
     let mut told = None;
     loop {
         let asked = peers.iter().filter(|&&peer| node.is_live(peer)).map(|&peer| {
@@ -32,18 +31,26 @@ pub(crate) async fn compare(node: Rc<Node>) {
                 let answer = ask(&node, peer, PeerRequest::Clock).await;
                 let after = node.shared.environment.wall_ms() as i64;
                 match answer {
-                    Ok(PeerReply::Clock(theirs)) => Some((peer, (before + after) / 2 - theirs as i64)),
+                    Ok(PeerReply::Clock(theirs)) if after - before < limit => Some((
+                        peer,
+                        ((before + after) / 2).saturating_sub(i64::try_from(theirs).unwrap_or(i64::MAX)),
+                    )),
                     _ => None,
                 }
             }
         });
         let measured: Vec<_> = futures::future::join_all(asked).await;
-        ahead.extend(measured.into_iter().flatten());
+        let ahead: BTreeMap<NodeId, i64> = measured.into_iter().flatten().collect();
+        if ahead.len() * 2 <= peers.len() {
+            // Too few to know better than before.
+            tokio::time::sleep(FIRST).await;
+            continue;
+        }
         let mut sorted: Vec<i64> = ahead.values().copied().collect();
         sorted.sort_unstable();
         shared.clock_ahead_ms.store(sorted.get(sorted.len() / 2).copied().unwrap_or(0), Ordering::Relaxed);
         let far = median_if_far(&ahead, peers.len(), limit);
-        if far.is_none() && !ahead.is_empty() {
+        if far.is_none() {
             shared.confirm_clock();
         }
         if far.is_some() != told.is_some() {
@@ -54,13 +61,13 @@ pub(crate) async fn compare(node: Rc<Node>) {
             let (by, where_to) = (ms.unsigned_abs(), if ms > 0 { "ahead of" } else { "behind" });
             format!("its clock is {by} ms {where_to} most of its peers, the limit is {limit} (max_clock_skew_ms): set it right")
         }));
-        tokio::time::sleep(if ahead.is_empty() { FIRST } else { EVERY }).await;
+        tokio::time::sleep(EVERY).await;
     }
 }
 
 /// How far this clock is ahead, if it is further than `limit` from most of the `peers`.
 fn median_if_far(ahead: &BTreeMap<NodeId, i64>, peers: usize, limit: i64) -> Option<i64> {
-    let mut far: Vec<i64> = ahead.values().copied().filter(|ms| ms.abs() > limit).collect();
+    let mut far: Vec<i64> = ahead.values().copied().filter(|ms| ms.unsigned_abs() > limit as u64).collect();
     far.sort_unstable();
     (far.len() * 2 > peers).then(|| far[far.len() / 2])
 }

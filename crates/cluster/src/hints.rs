@@ -227,7 +227,8 @@ impl Update for DropHint {
         self.shared.renew_fallback_actor();
         self.shared.note_hint_deleted(self.partition);
         let old = self.at.as_bytes().len() + stored.len();
-        self.change = Some(HintChange { target: self.target, old, new: 0, at_ms: 0 });
+        let at_ms = self.shared.environment.wall_ms();
+        self.change = Some(HintChange { target: self.target, old, new: 0, at_ms });
         Ok(Change::Remove)
     }
 

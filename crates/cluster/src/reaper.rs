@@ -79,8 +79,12 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
     for key in keys {
         let n = shared.buckets.get(key.bucket()).n;
         let replicas = shared.layout.replicas_of(key.partition(), n);
-        if replicas.first() == Some(&shared.node()) && is_tombstone(shared, &key) {
-            by_n.entry(n).or_default().push(key);
+        if replicas.first() != Some(&shared.node()) {
+            continue;
+        }
+        match is_tombstone(shared, &key) {
+            true => by_n.entry(n).or_default().push(key),
+            false => candidates.disagreed(&key),
         }
     }
     let mut reaped = 0;
@@ -125,11 +129,7 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
 
 fn is_tombstone(shared: &Shared, key: &StorageKey) -> bool {
     let record = shared.engine.get(key).ok().flatten().and_then(|object| decode_object(&object).ok());
-    let is = record.is_some_and(|record| record.object.is_tombstone());
-    if !is {
-        shared.trees.forget_tombstone(key);
-    }
-    is
+    record.is_some_and(|record| record.object.is_tombstone())
 }
 
 /// Per key the state that all replicas durably hold, or `None` where they differ.
@@ -250,12 +250,14 @@ pub(crate) fn may_reap(shared: &Shared, keys: &[StorageKey]) -> PeerResult {
             free.push(false);
             continue;
         }
-        let mut stands_against = shared.deleted_hint_within(key.partition(), grace);
+        let mut stands_against = shared.clock_trouble().is_some();
         for member in shared.layout.members() {
             let hint = shared.engine.get(&hint_key(member.id, key));
             stands_against |=
                 hint.map_err(|error| PeerError::Storage { detail: error.to_string() })?.is_some();
         }
+        // After the hints were looked for: one that goes meanwhile is seen here.
+        stands_against |= shared.deleted_hint_within(key.partition(), grace);
         free.push(!stands_against);
     }
     Ok(PeerReply::MayReap(free))

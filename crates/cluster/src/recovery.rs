@@ -35,8 +35,17 @@ async fn ask_until_recovered(node: &Rc<Node>) {
     node.shared.emit(None, EventKind::Recovering { partitions });
     // Per partition: whom this node has merged with since its start, and whether they were recovering then.
     let mut merged: BTreeMap<PartitionId, BTreeMap<NodeId, bool>> = BTreeMap::new();
+    let mut losses: BTreeMap<PartitionId, u64> = BTreeMap::new();
     let mut pause = FIRST_PAUSE;
+    node.shared.mark_recovering(true);
     loop {
+        for partition in node.shared.recovering() {
+            let now = node.shared.losses(partition);
+            // Who was asked before this loss was not asked for what it took.
+            if losses.insert(partition, now) != Some(now) {
+                merged.remove(&partition);
+            }
+        }
         let members: Vec<NodeId> = node.shared.layout.members().iter().map(|member| member.id).collect();
         for peer in members {
             if peer != node.shared.node() && node.is_live(peer) {
@@ -45,12 +54,13 @@ async fn ask_until_recovered(node: &Rc<Node>) {
         }
         for partition in node.shared.recovering() {
             if is_done(node, partition, merged.get(&partition)) {
-                node.shared.has_recovered(partition);
+                node.shared.has_recovered(partition, losses.get(&partition).copied().unwrap_or(0));
                 // Should it lose something again, it asks again.
                 merged.remove(&partition);
             }
         }
         if node.shared.recovering().is_empty() {
+            node.shared.mark_recovering(false);
             return node.shared.emit(None, EventKind::Recovered { partitions });
         }
         tokio::time::sleep(pause).await;

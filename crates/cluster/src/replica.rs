@@ -222,9 +222,7 @@ impl Replica {
     /// Deletes objects that are exactly in the state named.
     pub(crate) fn reap(&self, reap: Reap, reply: ReplyTo<PeerResult>) {
         let Reap { entries, valid_until_ms } = reap;
-        for (key, digest) in &entries {
-            self.shared.note_reaped(key, *digest, valid_until_ms);
-        }
+        self.shared.note_reaped(&entries, valid_until_ms);
         let one = |(key, digest): (StorageKey, Digest)| -> Box<dyn Update> {
             let n = self.shared.buckets.get(key.bucket()).n;
             let shared = self.shared.clone();
@@ -474,7 +472,7 @@ impl Update for Merge {
 
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
         if let (Err(_), Some(change)) = (&outcome, &self.change) {
-            self.acking.undo_if_applied(|shared| shared.trees.apply(&change.undone()));
+            self.acking.undo_if_applied(|shared| shared.trees.undo(change));
         }
         self.acking.finished(outcome);
     }
@@ -505,7 +503,7 @@ impl Effect {
 
     fn undo(&self, shared: &Shared) {
         match self {
-            Effect::Tree(change) => shared.trees.apply(&change.undone()),
+            Effect::Tree(change) => shared.trees.undo(change),
             Effect::Hint(change) => shared.hints.apply(change.undone()),
         }
     }
@@ -731,13 +729,12 @@ impl Update for ReapOne {
         self.applied = true;
         if let Some(change) = &self.change {
             self.shared.trees.apply(change);
-            self.shared.trees.forget_tombstone(&self.key);
         }
     }
 
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
         if let (Err(_), Some(change), true) = (outcome, &self.change, self.applied) {
-            self.shared.trees.apply(&change.undone());
+            self.shared.trees.undo(change);
         }
     }
 }

@@ -5,17 +5,19 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use quorate_core::admission::Identity;
 use quorate_core::clock::{HybridClock, Stamp};
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventKind, EventSink};
+use quorate_core::key::Table;
 use quorate_core::membership::Membership;
 use quorate_core::object::{MergeRule, RequestId};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::recovery::others_needed;
 use quorate_core::request::{HintStatus, ReapingStatus, RepairStatus, TreeName};
 use quorate_core::resolver::ConflictResolver;
-use quorate_core::storage::{StorageEngine, StorageError};
+use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_core::{Actor, Buckets, Digest, Dot, Layout, NodeId, PartitionId, StorageKey};
 
 use crate::hints::{HintBook, HintChange};
@@ -58,6 +60,8 @@ pub struct Shared {
     pub(crate) hints: HintBook,
     /// Per partition: this node may have forgotten what it held, and has not asked enough others yet.
     recovering: Vec<AtomicBool>,
+    /// Per partition: how often a record of it was found lost.
+    losses: Vec<AtomicU64>,
     /// Per partition: when a hint was last deleted here, milliseconds of the monotonic clock, plus one. Zero: never.
     hint_deleted: Vec<AtomicU64>,
     /// What was reaped lately, with the end of its order: not to be offered to others, nor taken from them.
@@ -111,6 +115,31 @@ pub(crate) struct RepairProgress {
 pub(crate) struct ReapingProgress {
     pub(crate) reaped: u64,
     pub(crate) blocked_by: Option<String>,
+}
+
+/// Where it is noted, on disk, that this node has not recovered yet.
+pub fn recovering_fact() -> StorageKey {
+    StorageKey::of_table(Table::Facts, b"recovering")
+}
+
+/// Notes that this node may have forgotten what it held, or that it has asked the others.
+pub(crate) struct Mark {
+    pub(crate) key: StorageKey,
+    pub(crate) recovering: bool,
+}
+
+impl Update for Mark {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, _: Option<Bytes>) -> Result<Change, StorageError> {
+        Ok(if self.recovering { Change::Put(Bytes::from_static(b"1")) } else { Change::Remove })
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(self: Box<Self>, _: Result<(), StorageError>) {}
 }
 
 /// In which role a write is minted: each has an actor of its own.
@@ -168,12 +197,18 @@ impl Shared {
             is_empty,
         } = parts;
         let hints = HintBook::load(&*engine, environment.wall_ms())?;
-        let forgot = is_empty || !engine.capability().durable;
+        let marked = engine.get(&recovering_fact())?.is_some();
+        let forgot = is_empty || marked || !engine.capability().durable;
+        if forgot && engine.capability().durable && !marked {
+            // Before anything else is stored: a node that is stopped before it has recovered has not recovered.
+            engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering: true })]);
+        }
         let has_others =
             |p: u32| layout.replicas_of(PartitionId(p as u16), layout.replicas()).contains(&identity.node);
         let recovering = (0..layout.partitions())
             .map(|p| AtomicBool::new(forgot && layout.replicas() > 1 && has_others(p)))
             .collect();
+        let losses = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let hint_deleted = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let actors = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let started_ms = environment.monotonic_ms();
@@ -200,6 +235,7 @@ impl Shared {
             trees,
             hints,
             recovering,
+            losses,
             hint_deleted,
             reaped: Mutex::default(),
             clock_trouble: Mutex::default(),
@@ -278,7 +314,8 @@ impl Shared {
 
     /// True if a message's time is over, whatever the sender's clock says within the allowed skew.
     pub(crate) fn is_void(&self, valid_until_ms: u64) -> bool {
-        self.environment.wall_ms() > valid_until_ms + self.settings.coordinator.max_clock_skew_ms
+        self.environment.wall_ms()
+            > valid_until_ms.saturating_add(self.settings.coordinator.max_clock_skew_ms)
     }
 
     /// The budget that a hint would break.
@@ -330,11 +367,26 @@ impl Shared {
     /// A record of the partition is lost: what it said must be asked of others, and the tree that counted it is built anew.
     pub(crate) fn lost_something_of(&self, partition: PartitionId) {
         self.trees.reset(partition);
+        self.losses[partition.0 as usize].fetch_add(1, Ordering::AcqRel);
         self.recovering[partition.0 as usize].store(self.layout.replicas() > 1, Ordering::Release);
     }
 
-    pub(crate) fn has_recovered(&self, partition: PartitionId) {
+    /// How often a record of the partition was found lost.
+    pub(crate) fn losses(&self, partition: PartitionId) -> u64 {
+        self.losses[partition.0 as usize].load(Ordering::Acquire)
+    }
+
+    /// Enough others were asked since this many losses.
+    pub(crate) fn has_recovered(&self, partition: PartitionId, losses: u64) {
         self.recovering[partition.0 as usize].store(false, Ordering::Release);
+        if self.losses(partition) != losses {
+            self.recovering[partition.0 as usize].store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes on disk that this node has, or has not, recovered.
+    pub(crate) fn mark_recovering(&self, recovering: bool) {
+        self.engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering })]);
     }
 
     /// The trees of a partition that this node and a peer both hold.
@@ -369,12 +421,14 @@ impl Shared {
     }
 
     /// Remembers that this state of a key was reaped, or is about to be, until the order is void.
-    pub(crate) fn note_reaped(&self, key: &StorageKey, digest: Digest, valid_until_ms: u64) {
-        let mut reaped = self.lock_reaped();
+    pub(crate) fn note_reaped(&self, entries: &[(StorageKey, Digest)], valid_until_ms: u64) {
         let now = self.environment.wall_ms();
         let skew = self.settings.coordinator.max_clock_skew_ms;
-        reaped.retain(|_, (_, until)| *until + skew >= now);
-        reaped.insert(key.clone(), (digest, valid_until_ms));
+        // No order is good for longer than a message's life, whatever it says.
+        let until = valid_until_ms.min(now.saturating_add(self.settings.message_life_ms() + skew));
+        let mut reaped = self.lock_reaped();
+        reaped.retain(|_, (_, until)| until.saturating_add(skew) >= now);
+        reaped.extend(entries.iter().map(|(key, digest)| (key.clone(), (*digest, until))));
     }
 
     /// True if this state of a key was reaped lately, and must not be offered or taken.

@@ -17,6 +17,7 @@ use quorate_core::request::{
 use quorate_core::storage::{Range, StorageError};
 use quorate_core::tree::leaf_of;
 use quorate_core::{Digest, NodeId, PartitionId};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::gather::Gather;
@@ -31,8 +32,9 @@ const PAGE_RECORDS: usize = 1_024;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Trees compared side by side.
 const TREES_TOGETHER: usize = 16;
-/// Keys exchanged side by side, a tree.
-const KEYS_TOGETHER: usize = 64;
+/// Keys exchanged together, and side by side by all trees: each may be a large object.
+const KEYS_TOGETHER: usize = 16;
+const KEYS_UNDER_WAY: usize = 128;
 
 /// What a look at a peer came to.
 #[derive(Default)]
@@ -70,6 +72,7 @@ pub(crate) async fn sync(
             }
         }
     }
+    let places = Semaphore::new(KEYS_UNDER_WAY);
     let pace = Pace { begun: Instant::now(), keys_per_second: keys_per_second.max(1) };
     for chunk in roots.chunks(MAX_KEYS_ASKED) {
         let PeerReply::Trees(states) = ask(node, peer, PeerRequest::Roots(chunk.to_vec())).await? else {
@@ -89,7 +92,7 @@ pub(crate) async fn sync(
             }
         }
         for trees in differing.chunks(TREES_TOGETHER) {
-            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree));
+            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree, &places));
             for (tree, exchanged) in trees.iter().zip(futures::future::join_all(exchanges).await) {
                 let Exchanged { keys, whole } = exchanged?;
                 synced.keys += keys;
@@ -139,7 +142,12 @@ struct Exchanged {
 }
 
 /// Exchanges what differs under the differing leaves of one tree.
-async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<Exchanged, PeerError> {
+async fn exchange_tree(
+    node: &Rc<Node>,
+    peer: NodeId,
+    tree: TreeName,
+    places: &Semaphore,
+) -> Result<Exchanged, PeerError> {
     let PeerReply::Leaves(theirs) = ask(node, peer, PeerRequest::Leaves(tree)).await? else {
         return Err(unexpected());
     };
@@ -162,6 +170,7 @@ async fn exchange_tree(node: &Rc<Node>, peer: NodeId, tree: TreeName) -> Result<
         let differing = differing_keys(tree, &ours, &theirs);
         keys += differing.len() as u64;
         for chunk in differing.chunks(KEYS_TOGETHER) {
+            let _places = places.acquire_many(chunk.len() as u32).await;
             whole &= exchange_keys(node, peer, chunk).await?;
         }
         after = theirs.next;
@@ -247,7 +256,12 @@ async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -
 fn of_one_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
     match answer {
         Ok(reply) => Ok(Some(reply)),
-        Err(PeerError::Storage { .. } | PeerError::Refused { .. } | PeerError::Recovering) => Ok(None),
+        Err(
+            PeerError::Storage { .. }
+            | PeerError::Refused { .. }
+            | PeerError::Recovering
+            | PeerError::Overloaded { .. },
+        ) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -9,7 +9,7 @@ use quorate_core::codec::decode_object;
 use quorate_core::event::EventKind;
 use quorate_core::key::{Table, end_of_prefix};
 use quorate_core::request::TreeName;
-use quorate_core::storage::Range;
+use quorate_core::storage::{Change, Range, StorageError, Update};
 use quorate_core::tree::HashTree;
 use quorate_core::{Digest, Object, PartitionId, StorageKey};
 
@@ -61,7 +61,7 @@ struct Partition {
     /// What was written before the tree is built: it stands above what the scan finds.
     written: BTreeMap<StorageKey, (u8, Option<Held>)>,
     trees: Vec<(u8, HashTree)>,
-    /// Keys that are deleted, or were when last looked at.
+    /// Keys that are deleted.
     tombstones: BTreeSet<StorageKey>,
 }
 
@@ -106,10 +106,24 @@ impl Trees {
         }
         if let Some(old) = change.old {
             partition.toggle(&change.key, change.n, old);
+            if old.tombstone {
+                partition.tombstones.remove(&change.key);
+            }
         }
         if let Some(new) = change.new {
             partition.add(change.key.clone(), change.n, new);
         }
+    }
+
+    /// The change could not be committed, and with it all later ones of the record.
+    pub(crate) fn undo(&self, change: &TreeChange) {
+        let mut partition = self.lock(change.key.partition());
+        if partition.built {
+            drop(partition);
+            return self.apply(&change.undone());
+        }
+        // What is committed stands, and the scan finds it.
+        partition.written.remove(&change.key);
     }
 
     /// The tree's root; `None` while it is being built.
@@ -141,11 +155,6 @@ impl Trees {
 
     pub(crate) fn count_tombstones(&self, partition: PartitionId) -> usize {
         self.lock(partition).tombstones.len()
-    }
-
-    /// The key was looked at, and is no tombstone any more.
-    pub(crate) fn forget_tombstone(&self, key: &StorageKey) {
-        self.lock(key.partition()).tombstones.remove(key);
     }
 
     /// Forgets the partition's trees: they are built again from what is stored.
@@ -223,8 +232,41 @@ pub(crate) async fn keep_built(shared: &Shared) {
         tokio::time::sleep(LOOK_EVERY).await;
         for partition in (0..shared.layout.partitions()).map(|partition| PartitionId(partition as u16)) {
             if !shared.trees.is_built(partition) {
+                // What was applied before the trees were reset is in no list: it must be committed, so that the scan finds it.
+                all_committed(shared).await;
                 rebuild(shared, partition).await;
             }
+        }
+    }
+}
+
+/// Waits until everything that was submitted before is committed.
+async fn all_committed(shared: &Shared) {
+    let (done, committed) = tokio::sync::oneshot::channel();
+    let key = StorageKey::of_table(Table::Facts, b"barrier");
+    shared.engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);
+    let _ = committed.await;
+}
+
+struct Barrier {
+    key: StorageKey,
+    done: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Update for Barrier {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, _: Option<Bytes>) -> Result<Change, StorageError> {
+        Ok(Change::Keep)
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(mut self: Box<Self>, _: Result<(), StorageError>) {
+        if let Some(done) = self.done.take() {
+            let _ = done.send(());
         }
     }
 }

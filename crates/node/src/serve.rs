@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use quorate_client::system::{System, Tcp, duplex};
 use quorate_cluster::node::{FaultSwitch, Service};
-use quorate_cluster::shared::Parts;
+use quorate_cluster::shared::{Parts, recovering_fact};
 use quorate_cluster::{Node, Shared};
 use quorate_core::admission::Identity;
 use quorate_core::event::{Event, EventSink};
@@ -141,7 +141,7 @@ fn find(
                 let Some(layout) = seek(config, founding, membership.clone(), listener, cut)? else {
                     return Ok(None);
                 };
-                store(&*engine, key, layout.encode().into())?;
+                store(&*engine, vec![(key, layout.encode().into())])?;
                 layout
             }
         },
@@ -262,17 +262,24 @@ fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<bool, Con
             config.node.data.display(),
             String::from_utf8_lossy(&found)
         ))),
-        None => store(engine, key, owner.into()).map(|()| true),
+        // Both at once: a node that is stopped before it has asked the others has not asked them.
+        None => store(engine, vec![(recovering_fact(), "1".into()), (key, owner.into())]).map(|()| true),
     }
 }
 
-/// Stores one of the node's own facts, and waits until it is durable.
-fn store(engine: &dyn StorageEngine, key: StorageKey, value: bytes::Bytes) -> Result<(), ConfigError> {
+/// Stores some of the node's own facts together, and waits until they are durable.
+fn store(engine: &dyn StorageEngine, facts: Vec<(StorageKey, bytes::Bytes)>) -> Result<(), ConfigError> {
     let (sender, receiver) = std::sync::mpsc::channel();
-    engine.update(vec![Box::new(Fact { key, value, done: sender })]);
+    let count = facts.len();
+    let one = |(key, value)| -> Box<dyn Update> { Box::new(Fact { key, value, done: sender.clone() }) };
+    engine.update(facts.into_iter().map(one).collect());
     engine.flush();
-    let lost = StorageError::Io { detail: "the engine dropped a write".into() };
-    receiver.recv().unwrap_or(Err(lost)).map_err(|error| ConfigError::new(format!("[storage] {error}")))
+    for _ in 0..count {
+        let lost = StorageError::Io { detail: "the engine dropped a write".into() };
+        let outcome = receiver.recv().unwrap_or(Err(lost));
+        outcome.map_err(|error| ConfigError::new(format!("[storage] {error}")))?;
+    }
+    Ok(())
 }
 
 struct Fact {

@@ -35,6 +35,8 @@ pub struct Peers {
 struct Link {
     member: RefCell<Member>,
     lane: RefCell<Option<Rc<Lane<PeerProtocol>>>>,
+    /// The peer has a layout: without one it is no replica of anything.
+    serves: Cell<bool>,
     trouble: RefCell<Option<String>>,
     hurry: Notify,
     latency: Latency,
@@ -97,6 +99,7 @@ impl PeerTransport for Peers {
         let link = Rc::new(Link {
             member: RefCell::new(member),
             lane: RefCell::new(None),
+            serves: Cell::new(false),
             trouble: RefCell::new(None),
             hurry: Notify::new(),
             latency: Latency::default(),
@@ -110,7 +113,7 @@ impl PeerTransport for Peers {
     }
 
     fn is_up(&self, node: NodeId) -> bool {
-        self.links.borrow().get(&node).is_some_and(|link| link.lane.borrow().is_some())
+        self.links.borrow().get(&node).is_some_and(|link| link.serves.get() && link.lane.borrow().is_some())
     }
 
     fn trouble(&self, node: NodeId) -> Option<String> {
@@ -230,6 +233,7 @@ impl Dialler {
         if theirs.node != member.id {
             return Err(format!("{} answers as {:?}, not as {:?}", member.address, theirs.name, member.name));
         }
+        link.serves.set(theirs.layout_digest != 0);
         Ok(Lane::open(duplex, true))
     }
 

@@ -7,7 +7,9 @@ use capnp::Error;
 use quorate_core::NodeId;
 use quorate_core::admission::{Identity, Role};
 use quorate_core::event::EventKind;
-use quorate_core::request::{ClientReply, ClientResult, PeerError, PeerReply, PeerResult};
+use quorate_core::request::{
+    ClientReply, ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest, PeerResult,
+};
 use quorate_core::seams::{Incoming, NodeService};
 use quorate_core::{RequestError, request};
 
@@ -40,7 +42,8 @@ pub async fn serve_connection(
             on_peer(peer.node);
             let duplex = network.accepted(peer.node, duplex);
             let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
-            let port = PeerPort { from: peer.node, service, session };
+            let only_gossip = peer.layout_digest == 0;
+            let port = PeerPort { from: peer.node, only_gossip, service, session };
             let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
             connection::serve(duplex, port.client).await;
             None
@@ -119,8 +122,14 @@ impl client_capnp::node::Server for ClientPort {
     }
 }
 
+fn needs_no_layout(request: &PeerRequest) -> bool {
+    matches!(request, PeerRequest::Gossip(_) | PeerRequest::Forward(ClientRequest::Layout))
+}
+
 struct PeerPort {
     from: NodeId,
+    /// The peer has no layout yet: it may gossip, and ask for one.
+    only_gossip: bool,
     service: Rc<dyn NodeService>,
     session: Rc<Session<PeerResult>>,
 }
@@ -137,6 +146,11 @@ impl peer_capnp::peer::Server for PeerPort {
         for operation in operations {
             let id = operation.get_id();
             let request = match peer_wire::read_operation(operation)? {
+                Ok(Some(request)) if self.only_gossip && !needs_no_layout(&request) => {
+                    let detail = "a node without a layout may only gossip".to_owned();
+                    self.session.push(id, Err(PeerError::Refused { detail }));
+                    continue;
+                }
                 Ok(Some(request)) => request,
                 Ok(None) => {
                     self.session.push(id, Ok(PeerReply::Acked));

@@ -49,6 +49,13 @@ pub fn open(config: Config, this: &Member) -> Result<GossipMembership, String> {
             config.expect
         ));
     }
+    if config.expect == 1 && config.seeds.iter().any(|seed| *seed != this.address) {
+        return Err(
+            "[membership] expect = 1 with seeds: this node would found a cluster of its own; set expect to the number of \
+             nodes that found the cluster, the same on all of them"
+                .to_owned(),
+        );
+    }
     let card = Card::of(this.clone());
     Ok(GossipMembership {
         this: this.id,

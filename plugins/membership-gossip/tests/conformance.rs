@@ -5,7 +5,8 @@ use quorate_membership_gossip::{Config, open};
 #[test]
 fn keeps_the_contract() {
     quorate_core::conformance::membership::run(|members| {
-        let config = Config { seeds: vec!["h:0".into()], expect: members.len(), ..Config::default() };
+        let config =
+            Config { seeds: vec![members[0].address.clone()], expect: members.len(), ..Config::default() };
         let mut opened = open(config, &members[0]).unwrap();
         for member in &members[1..] {
             quorate_core::membership::Membership::join(&mut opened, member.clone()).unwrap();

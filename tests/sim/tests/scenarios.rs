@@ -128,6 +128,35 @@ fn s1_an_unreadable_record_is_not_an_absent_one() {
     });
 }
 
+/// A wiped node that is started twice before it could ask the others is still one that forgot.
+#[test]
+fn s1_recovery_outlives_a_restart() {
+    play(SIBLINGS, strict(), async |s| {
+        s.sim.isolate(s.c);
+        s.notice().await;
+        s.put(s.a, "p", Over::Nothing).await;
+        s.sim.kill(s.a);
+        s.sim.wipe(s.a);
+        s.sim.kill(s.b);
+        s.sim.start(s.a);
+        s.sim.sleep(500).await;
+        s.sim.kill(s.a);
+        s.sim.start(s.a);
+        s.sim.heal();
+        s.notice().await;
+        assert!(s.sim.status(s.a).await.unwrap().recovering > 0, "B, which remembers, was not asked");
+        for via in [s.a, s.c] {
+            let read = s.sim.read(0, via, &s.k, QuorumSize::Default).await;
+            assert!(
+                !matches!(read, Some(Ok(_))),
+                "a quorum with the one that forgot knows nothing: {read:?}"
+            );
+        }
+        s.sim.start(s.b);
+        s.ends(&["p"]).await;
+    });
+}
+
 #[test]
 fn s2_old_fallbacks_repair_a_wiped_coordinator() {
     play(SIBLINGS, Options::default(), async |s| {

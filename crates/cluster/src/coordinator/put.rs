@@ -278,7 +278,16 @@ impl<'a> Attempt<'a> {
         let target = asked.target;
         let counts = self.counts(from);
         if acked {
-            return if counts { quorum.ack(from) } else { Step::Wait };
+            // A replica and its stand-in are one copy in the end, and one ack.
+            let same = |asked: &&Asked| {
+                asked.target == target && asked.state == Asking::Acked && self.counts(asked.to)
+            };
+            let first = self.asked.iter().filter(same).count() == 1;
+            return match (counts, first) {
+                (true, true) => quorum.ack(from),
+                (true, false) => quorum.failure(),
+                (false, _) => Step::Wait,
+            };
         }
         let covered = |other: &Asked| other.target == target && other.state != Asking::Failed;
         if !self.asked.iter().any(covered) {

@@ -28,7 +28,7 @@ pub(crate) struct Read {
     pub(crate) stale: Vec<NodeId>,
 }
 
-/// Reads `required` replicas and merges what they hold. `sloppy`: where too few replicas answer, a fallback that holds a hint
+/// Reads `required` replicas and merges what they hold. `sloppy`: where replicas can't be reached, a fallback that holds a hint
 /// counts; one that holds none knows nothing, least of all that the key is absent.
 ///
 /// # Errors

@@ -310,14 +310,13 @@ def test_a_restart_at_another_address_is_the_same_member(five: LocalCluster) -> 
 def test_two_clusters_that_meet_do_not_merge() -> None:
     with LocalCluster(nodes=2, membership="gossip") as one:
         # Of another cluster: it finds nobody it belongs to, and never gets ready.
-        seeds = {"seeds": [one[0].address], "expect": 2}
-        stranger = {"cluster": {"id": "another"}, "membership": seeds, "node": {"name": "stranger"}}
+        seeds = {"plugin": "gossip", "seeds": [one[0].address], "expect": 2}
         with LocalCluster(nodes=1) as ports:
             node = ports[0]
             node.stop()
-            (node.folder / "node.toml").write_text(
-                dumps({**stranger, "node": {**stranger["node"], "listen": node.address, "data": str(node.folder / "other")}})
-            )
+            this = {"name": "stranger", "listen": node.address, "data": str(node.folder / "other")}
+            stranger = {"node": this, "cluster": {"id": "another"}, "membership": seeds}
+            (node.folder / "node.toml").write_text(dumps(stranger))
             node._spawn()
             until(lambda: "cluster ids differ" in one[0].log)
             with pytest.raises(QuorateError, match="has not found its cluster yet"):

@@ -54,6 +54,9 @@ impl Explain {
             }
         }
         say!("{out}");
+        if !explanation.hints.is_empty() {
+            say!("kept as a hint for who can't be reached on: {}", explanation.hints.join(", "));
+        }
         say!(
             "{}",
             if explanation.agree { "the replicas agree" } else { "the replicas differ: a read repairs them" }

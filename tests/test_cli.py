@@ -114,7 +114,7 @@ def test_a_valid_configuration(tmp_path: Path) -> None:
         ("[node]\nlissten = 1\n", 'unknown key "lissten": did you mean "listen"?'),
         ("[storge]\n", 'unknown section "storge": did you mean "storage"?'),
         ('[storage]\nengine = "tape"\n', "this build has lmdb, memory"),
-        ('[membership]\nplugin = "gosip"\n', "this build has static"),
+        ('[membership]\nplugin = "gosip"\n', "this build has gossip, static"),
         ('[buckets.b]\nresolver = "newest"\n', "[buckets.b] resolver"),
         ("[buckets.b]\nn = 4\n", "[buckets.b] n = 4"),
         ("[buckets.b]\nn = 1\nr = 2\n", "[buckets.b] invalid request: r=2"),

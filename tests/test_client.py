@@ -119,8 +119,11 @@ def test_request_ids_differ_after_a_fork(db: Client, name: str) -> None:
 
 
 def test_ctrl_c_interrupts_a_call(cluster: LocalCluster) -> None:
+    # Whoever runs the tests in the background of a shell has SIGINT ignored, and so have their children.
     code = f"""
+import signal
 import quorate
+signal.signal(signal.SIGINT, signal.default_int_handler)
 db = quorate.connect({cluster[0].address!r}, timeout=60, follow=False)
 bucket = db.bucket("b")
 bucket.put("k", b"v")

@@ -123,7 +123,7 @@ def test_nobody_forgets_a_node_that_was_frozen_for_half_a_minute(five: LocalClus
         five.wait_connected()
         until(lambda: pending(five) == 0)
         five.wait_converged()
-        assert db.bucket("b").get("k", r="all").value == b"meanwhile"  # type: ignore[union-attr]
+        assert db.bucket("b").get_value("k", r="all") == b"meanwhile"
 
 
 def test_a_wiped_node_is_refilled_unattended(five: LocalCluster) -> None:
@@ -153,12 +153,12 @@ def test_a_node_that_forgot_everything_answers_no_read_before_it_asked(five: Loc
                 assert forgetful.status()["recovering"] > 0
                 with pytest.raises(QuorateError):
                     forgetful.bucket("b").get("k", r=2)
-                assert forgetful.bucket("b").get("k", r=1).value == b"v"  # type: ignore[union-attr]
+                assert forgetful.bucket("b").get_value("k", r=1) == b"v"
             cluster[1].start()
             cluster.wait_connected()
             with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as client:
                 assert client.status()["recovering"] == 0
-                assert client.bucket("b").get("k", r="all").value == b"v"  # type: ignore[union-attr]
+                assert client.bucket("b").get_value("k", r="all") == b"v"
 
 
 @pytest.mark.parametrize("kind", ["half", "one way", "each in turn", "flapping"])
@@ -336,7 +336,7 @@ def test_a_node_that_comes_later_takes_the_layout_that_is_there() -> None:
             assert sorted(member["name"] for member in other_members(late)) == ["n0", "n1", "n2"]
             with quorate.connect(late[0].address, follow=False, timeout=5.0) as client:
                 # It is no replica of anything: it passes requests on.
-                assert client.bucket("b").get("k").value == b"v"  # type: ignore[union-attr]
+                assert client.bucket("b").get_value("k") == b"v"
         assert sorted(member["name"] for member in other_members(one)) == ["n0", "n1", "n2"]
 
 

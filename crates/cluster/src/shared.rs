@@ -203,10 +203,10 @@ impl Shared {
             // Before anything else is stored: a node that is stopped before it has recovered has not recovered.
             engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering: true })]);
         }
-        let has_others =
+        let is_replica =
             |p: u32| layout.replicas_of(PartitionId(p as u16), layout.replicas()).contains(&identity.node);
         let recovering = (0..layout.partitions())
-            .map(|p| AtomicBool::new(forgot && layout.replicas() > 1 && has_others(p)))
+            .map(|p| AtomicBool::new(forgot && layout.replicas() > 1 && is_replica(p)))
             .collect();
         let losses = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
         let hint_deleted = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();

@@ -32,6 +32,22 @@ struct Operation {
     # Names of the nodes to be cut off from, both ways or (">name") in what this one sends. Refused unless the node's configuration turns faults on.
     repair @14 :Bool;
     # True: begin a round with every peer.
+    cluster @15 :Cluster;
+  }
+}
+
+struct Cluster {
+  verb @0 :Verb;
+  change @1 :Data;
+  # With stage: schema/layout.md
+
+  enum Verb {
+    show @0;
+    stage @1;
+    plan @2;
+    commit @3;
+    clear @4;
+    drain @5;
   }
 }
 

@@ -31,7 +31,12 @@ struct Operation {
     clock @15 :Void;
     gossip @16 :Data;
     # A message of the membership plugin.
+    news @18 :Data;
+    # schema/layout.md
+    layouts @19 :Void;
   }
+  layout @17 :UInt64;
+  # With read, write, scan and mayReap: the digest of the layout that the sender goes by.
 }
 
 struct Write {
@@ -116,6 +121,8 @@ struct Result {
     # Digests; 0: absent.
     mayReap @12 :List(Bool);
     clock @13 :UInt64;
+    news @14 :Data;
+    layouts @15 :Data;
   }
 }
 
@@ -141,5 +148,6 @@ struct Failure {
     storage @3;
     refused @4;
     recovering @5;
+    staleLayout @6;
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +97,11 @@ class Node:
     def running(self) -> bool:
         """True if its process is there, be it paused."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def auto_commits(self) -> bool:
+        """True if nodes like it become members by themselves ([cluster] auto_commit)."""
+        return bool(tomllib.loads((self.folder / "node.toml").read_text())["cluster"].get("auto_commit"))
 
     @property
     def log(self) -> str:
@@ -241,22 +248,14 @@ class LocalCluster:
         self._finalizer = weakref.finalize(
             self, _clean_up, os.getpid(), self.nodes, self._watcher, self.folder, self._temporary
         )
+        self._storage, self._membership, self._config, self._command = storage, membership, config or {}, command
+        self._founders = nodes
+        self._named = nodes
         addresses = [f"127.0.0.1:{port}" for port in _free_ports(nodes)]
         names = [f"n{number}" for number in range(nodes)]
         members = [{"name": name, "address": address} for name, address in zip(names, addresses, strict=True)]
         for name, address in zip(names, addresses, strict=True):
-            place = self.folder / name
-            place.mkdir(parents=True, exist_ok=True)
-            own: dict[str, Any] = {
-                "node": {"name": name, "listen": address, "data": str(place / "data"), "workers": 1},
-                "cluster": {"id": f"local-{self.folder.name}"},
-                "storage": {"engine": storage},
-                "membership": _membership(membership, members),
-                "faults": {"enabled": True},
-            }
-            _merge(own, config or {})
-            (place / "node.toml").write_text(dumps(own))
-            self.nodes.append(Node(name, address, place, self._watcher, command))
+            self.nodes.append(self._prepare(name, address, _membership(membership, members), ""))
         try:
             # All at once: nodes that have to find each other are ready when they have.
             logged = [node._spawn() for node in self.nodes]
@@ -266,6 +265,109 @@ class LocalCluster:
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, name: str, address: str, membership: dict[str, Any], zone: str) -> Node:
+        """Write a node's configuration."""
+        place = self.folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        own: dict[str, Any] = {
+            "node": {"name": name, "listen": address, "data": str(place / "data"), "workers": 1, "zone": zone},
+            "cluster": {"id": f"local-{self.folder.name}", "auto_commit": self._membership == "gossip"},
+            "storage": {"engine": self._storage},
+            "membership": membership,
+            "faults": {"enabled": True},
+        }
+        _merge(own, self._config)
+        (place / "node.toml").write_text(dumps(own))
+        return Node(name, address, place, self._watcher, self._command)
+
+    def add_node(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
+        """Start one more node and make it a member; returns when it is one, which is before it has copied its part.
+
+        Its number is the last: ``cluster[-1]``. `wait_settled` waits until it holds what it should.
+
+        Raises:
+            QuorateError: it did not start, or was no member in time.
+        """
+        deadline = time.monotonic() + seconds(timeout)
+        name, self._named = f"n{self._named}", self._named + 1
+        address = f"127.0.0.1:{_free_ports(1)[0]}"
+        members = [{"name": node.name, "address": node.address} for node in self.nodes]
+        membership: dict[str, Any]
+        if self._membership == "gossip":
+            seeds = [member["address"] for member in members]
+            membership = {"plugin": "gossip", "seeds": seeds, "expect": self._founders}
+        else:
+            own = {"name": name, "address": address}
+            membership = {"plugin": self._membership, "members": [*members, own], "join": True}
+        node = self._prepare(name, address, membership, zone)
+        others = self.url
+        self.nodes.append(node)
+        node.start(timeout)
+        with connect(others, timeout=5.0) as db:
+            if not node.auto_commits:
+                db._native.cluster("join", name, address, zone, 100)
+                db._native.cluster("commit")
+            while True:
+                report = json.loads(db._native.cluster("show"))
+                if any(member["name"] == name and member["partitions"] for member in report["members"]):
+                    return node
+                if time.monotonic() > deadline:
+                    raise QuorateError(f"{name} is no member after {timeout} s: {report}")
+                time.sleep(0.05)
+
+    def remove_node(self, number: int, *, force: bool = False, timeout: Seconds = 60.0) -> None:
+        """Take a node out: it hands over what it holds and is stopped. The nodes after it move up by one number.
+
+        Args:
+            number: which.
+            force: its disk is lost: it is killed first, and hands nothing over.
+            timeout: how long that may take.
+
+        Raises:
+            InvalidRequest: too few nodes would be left.
+            QuorateError: it had not handed over everything in time.
+        """
+        node = self.nodes[number]
+        if force:
+            node.kill()
+        others = ",".join(other.address for other in self.nodes if other is not node)
+        with connect(others or node.address, timeout=5.0) as db:
+            db._native.cluster("remove" if force else "leave", node.name)
+            try:
+                db._native.cluster("commit")
+            except QuorateError:
+                db._native.cluster("clear")
+                raise
+        if force:
+            self.nodes.remove(node)
+            return
+        self.wait_settled(timeout)
+        node.stop()
+        self.nodes.remove(node)
+
+    def wait_settled(self, timeout: Seconds = 60.0) -> None:
+        """Wait until no change of layout is under way on any running node, and all of them go by the same.
+
+        Raises:
+            QuorateError: one still is; with how far it is and whom it waits for.
+        """
+        deadline = time.monotonic() + seconds(timeout)
+        while True:
+            layouts, changes = set(), []
+            for node in self.nodes:
+                if node.running and not node._paused:
+                    with connect(node.address, timeout=5.0, follow=False) as client:
+                        report = json.loads(client._native.cluster("show"))
+                    layouts.add(report["digest"])
+                    changes += [f"{node.name}: {report['change']}"] if report["change"] else []
+            if len(layouts) <= 1 and not changes:
+                return
+            if time.monotonic() > deadline:
+                raise QuorateError(
+                    f"a change of layout is under way after {timeout} s: {'; '.join(changes) or layouts}"
+                )
+            time.sleep(0.05)
 
     @property
     def url(self) -> str:

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
+use quorate_client::core::change::Change;
 use quorate_client::core::key::BucketName;
-use quorate_client::core::request::{GetReply, PutReply, QuorumSize, ScanEntry, Sibling, scan_cursor};
+use quorate_client::core::request::{
+    ClusterRequest, GetReply, PutReply, QuorumSize, ScanEntry, Sibling, scan_cursor,
+};
 use quorate_client::core::{Key, Payload, RequestError, StorageKey};
 use quorate_client::{ClientConfig, ClientError, ReadOptions, Replacing, ScanOptions, WriteOptions};
 
@@ -203,6 +206,39 @@ impl Client {
     fn fingerprint(&self, py: Python<'_>) -> PyResult<Vec<(u16, u8, u64, u64)>> {
         let partitions = self.handle.call(py, |client| async move { client.fingerprint().await })?;
         Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
+    }
+
+    /// Asks about the cluster's layout, or changes it: a JSON document. `verb`: "show", "plan", "commit", "clear", "drain", or
+    /// a change to stage: "join", "leave", "remove", "weight", "zone", "replicas".
+    #[pyo3(signature = (verb, name="", address="", zone="", number=0))]
+    fn cluster(
+        &self,
+        py: Python<'_>,
+        verb: &str,
+        name: &str,
+        address: &str,
+        zone: &str,
+        number: u16,
+    ) -> PyResult<String> {
+        let (name, address, zone) = (name.to_owned(), address.to_owned(), zone.to_owned());
+        let request = match verb {
+            "show" => ClusterRequest::Show,
+            "plan" => ClusterRequest::Plan,
+            "commit" => ClusterRequest::Commit,
+            "clear" => ClusterRequest::Clear,
+            "drain" => ClusterRequest::Drain,
+            "join" => ClusterRequest::Stage(Change::Join { name, address, zone, weight: number }),
+            "leave" => ClusterRequest::Stage(Change::Leave { name }),
+            "remove" => ClusterRequest::Stage(Change::Remove { name }),
+            "weight" => ClusterRequest::Stage(Change::Weight { name, weight: number }),
+            "zone" => ClusterRequest::Stage(Change::Zone { name, zone }),
+            "replicas" => ClusterRequest::Stage(Change::Replicas { count: number.min(255) as u8 }),
+            other => {
+                let detail = format!("{other:?} is nothing that a cluster can be asked");
+                return Err(raise(py, &ClientError::Request(RequestError::invalid(detail))));
+            }
+        };
+        self.handle.call(py, |client| async move { client.cluster(request).await })
     }
 
     /// Cuts the node off from others, by name.

@@ -10,8 +10,8 @@ use quorate_core::environment::Environment;
 use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
 use quorate_core::request::{
-    ClientReply, ClientRequest, Explanation, GetReply, GetRequest, PartitionFingerprint, PutReply,
-    PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest, Status,
+    ClientReply, ClientRequest, ClusterRequest, Explanation, GetReply, GetRequest, PartitionFingerprint,
+    PutReply, PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest, Status,
 };
 use quorate_core::{Key, Layout, Payload, RequestError};
 use quorate_rpc::network::Network;
@@ -115,7 +115,10 @@ impl Client {
     pub async fn get(&self, key: &Key, options: &ReadOptions) -> Result<GetReply, ClientError> {
         let request = ClientRequest::Get(GetRequest { key: key.clone(), r: options.r });
         match self.run(Some(key.hash()), request, options.timeout).await? {
-            ClientReply::Get(reply) => Ok(reply),
+            ClientReply::Get(reply) => {
+                self.follow(reply.receipt.layout).await;
+                Ok(reply)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -148,7 +151,10 @@ impl Client {
             attempt: 0,
         });
         match self.run(Some(key.hash()), request, options.timeout).await? {
-            ClientReply::Put(reply) => Ok(reply),
+            ClientReply::Put(reply) => {
+                self.follow(reply.receipt.layout).await;
+                Ok(reply)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -216,6 +222,45 @@ impl Client {
     /// [`ClientError`].
     pub async fn repair(&self, start: bool) -> Result<RepairStatus, ClientError> {
         self.report(None, ClientRequest::Repair { start }).await
+    }
+
+    /// Asks about the cluster's layout, or changes it. The answer is a JSON document: a
+    /// [`quorate_core::request::ClusterReport`], or, of a plan, a [`quorate_core::request::PlanReport`].
+    ///
+    /// # Errors
+    /// [`ClientError`]; `InvalidRequest` if a change does not fit.
+    pub async fn cluster(&self, request: ClusterRequest) -> Result<String, ClientError> {
+        match self.run(None, ClientRequest::Cluster(request), None).await? {
+            ClientReply::Report(json) => Ok(json),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`Client::cluster`], taken apart.
+    ///
+    /// # Errors
+    /// As [`Client::cluster`].
+    pub async fn cluster_as<T: serde::de::DeserializeOwned>(
+        &self,
+        request: ClusterRequest,
+    ) -> Result<T, ClientError> {
+        let json = self.cluster(request).await?;
+        serde_json::from_str(&json)
+            .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into())
+    }
+
+    /// A coordinator that goes by a newer layout has answered: follow it, too. A client that can't goes on as before.
+    async fn follow(&self, number: u64) {
+        if !self.config.follow || !self.routes.is_newer(number) {
+            return;
+        }
+        let timeout = Duration::from_millis(500).min(self.config.timeout);
+        if let Ok(ClientReply::Layout(bytes)) = self.run(None, ClientRequest::Layout, Some(timeout)).await
+            && let Ok(layout) = Layout::decode(&bytes)
+            && self.routes.is_newer(layout.number())
+        {
+            self.routes.follow(layout);
+        }
     }
 
     /// The layout that a node acts on.

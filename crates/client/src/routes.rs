@@ -149,8 +149,19 @@ impl Routes {
         }
     }
 
+    /// True if a layout of this number is newer than the one that is followed.
+    pub(crate) fn is_newer(&self, number: u64) -> bool {
+        self.layout.borrow().as_ref().is_some_and(|layout| layout.number() < number)
+    }
+
     pub(crate) fn follow(&self, layout: Layout) {
         let mut known = self.known.borrow_mut();
+        // Who is no member any more is asked only if it was named to this client.
+        let still = |address: &String| {
+            layout.members().iter().any(|member| member.address == *address)
+                || self.seeds.iter().any(|seed| seed.address == *address)
+        };
+        known.retain(|address, _| still(address));
         for member in layout.members() {
             known.entry(member.address.clone()).or_insert_with(|| Route::new(member.address.clone()));
         }

@@ -20,10 +20,10 @@ const FIRST: Duration = Duration::from_millis(200);
 pub(crate) async fn compare(node: Rc<Node>) {
     let shared = node.shared.clone();
     let limit = shared.settings.coordinator.max_clock_skew_ms as i64;
-    let peers: Vec<NodeId> =
-        shared.layout.members().iter().map(|member| member.id).filter(|&id| id != shared.node()).collect();
     let mut told = None;
     loop {
+        let participants = shared.view().participants.clone();
+        let peers: Vec<NodeId> = participants.into_iter().filter(|&id| id != shared.node()).collect();
         let asked = peers.iter().filter(|&&peer| node.is_live(peer)).map(|&peer| {
             let node = node.clone();
             async move {

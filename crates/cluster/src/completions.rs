@@ -156,7 +156,7 @@ impl Completions {
             self.shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
         }
         if let Some(Err(WriteFailure::HintBudget { target, .. })) = &acked {
-            let target = self.shared.layout.name_of(*target);
+            let target = self.shared.view().name_of(*target);
             self.shared.emit(None, EventKind::HintRefused { target });
         }
         if let Some(applied) = applied

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use quorate_core::PartitionId;
 use quorate_core::codec::decode_object;
 use quorate_core::key::end_of_prefix;
 use quorate_core::request::PartitionFingerprint;
@@ -18,9 +17,9 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// Reads every record of every partition in which this node holds any. Yields between pages.
 pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerprint>, RequestError> {
     let failed = |error: StorageError| RequestError::StorageFailed { detail: error.to_string() };
+    let replicas = shared.view().newest().replicas();
     let mut found = Vec::new();
-    for partition in 0..shared.layout.partitions() {
-        let partition = PartitionId(partition as u16);
+    for partition in shared.all_partitions() {
         let mut prints: BTreeMap<u8, PartitionFingerprint> = BTreeMap::new();
         let begin = StorageKey::partition_start(partition);
         let end = end_of_prefix(&begin);
@@ -38,7 +37,7 @@ pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerpr
             for (key, object) in &page.records {
                 let record = decode_object(object)
                     .map_err(|error| RequestError::StorageFailed { detail: error.to_string() })?;
-                let n = shared.buckets.get(bucket_of(key)).n;
+                let n = shared.buckets.get(bucket_of(key)).n.min(replicas);
                 let fresh = PartitionFingerprint { partition, n, records: 0, digest: 0 };
                 let print = prints.entry(n).or_insert(fresh);
                 print.records += 1;

@@ -11,6 +11,7 @@ use quorate_core::{Member, NodeId};
 
 use crate::node::Node;
 use crate::shared::Shared;
+use crate::transition::everybody;
 
 const TICK: Duration = Duration::from_millis(100);
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -25,8 +26,8 @@ pub const OLDEST_HINT_FACT: &str = "oldest_hint_ms";
 /// Lets time pass for the plugin, on one worker.
 pub(crate) async fn tick(node: Rc<Node>) {
     let shared = node.shared.clone();
-    let digest = format!("{:016x}", shared.layout.digest());
     loop {
+        let digest = format!("{:016x}", shared.view().newest().digest());
         let now_ms = shared.environment.monotonic_ms();
         let oldest = shared.hints.status(&shared).iter().map(|hints| hints.oldest_ms).max();
         let outgoing = {
@@ -42,19 +43,17 @@ pub(crate) async fn tick(node: Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with whom the plugin knows.
+/// Keeps this worker's connections in step with whom the plugin and the layouts know.
 pub(crate) async fn follow(node: Rc<Node>) {
     let mut known: Vec<Member> = Vec::new();
     loop {
-        let view = view(&node.shared);
-        let members: Vec<Member> = view.into_iter().map(|view| view.member).collect();
-        for member in members.iter().filter(|member| member.id != node.shared.node()) {
-            if !known.contains(member) {
-                node.transport.meet(member.clone());
-            }
+        let stirred = node.shared.layouts.stirred.notified();
+        let members = everybody(&node);
+        for member in members.iter().filter(|member| !known.contains(member)) {
+            node.transport.meet(member.clone());
         }
         known = members;
-        tokio::time::sleep(FOLLOW_EVERY).await;
+        let _ = tokio::time::timeout(FOLLOW_EVERY, stirred).await;
     }
 }
 

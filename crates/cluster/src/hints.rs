@@ -129,7 +129,7 @@ impl HintBook {
     pub(crate) fn status(&self, shared: &Shared) -> Vec<HintStatus> {
         let now_ms = shared.environment.wall_ms();
         let status = |(target, account): (&NodeId, &Account)| HintStatus {
-            target: shared.layout.name_of(*target),
+            target: shared.view().name_of(*target),
             hints: account.hints,
             bytes: account.bytes,
             oldest_ms: now_ms.saturating_sub(account.since_ms),
@@ -248,12 +248,12 @@ impl Update for DropHint {
 
 /// What this node keeps for the key's replicas, merged. `None`: nothing.
 pub(crate) fn kept_for(shared: &Shared, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
-    let n = shared.buckets.get(key.bucket()).n;
     let rule = shared.merge_rule(key.bucket());
     let mut merged: Option<Object> = None;
     let mut long_key = None;
     let mut only: Option<Bytes> = None;
-    for &target in shared.layout.replicas_of(key.partition(), n) {
+    // Also for those who are no replicas any more.
+    for target in shared.hints.targets() {
         let Some(hint) = shared.engine.get(&hint_key(target, key))? else { continue };
         let record = decode_object(&hint).map_err(|error| StorageError::Io { detail: error.to_string() })?;
         long_key = long_key.or(record.long_key);
@@ -279,7 +279,7 @@ pub(crate) async fn deliver(node: Rc<Node>) {
             match drain(&node, target).await {
                 Ok(0) => {}
                 Ok(hints) => {
-                    let target = node.shared.layout.name_of(target);
+                    let target = node.shared.view().name_of(target);
                     node.shared.emit(None, EventKind::HintsDelivered { target, hints });
                 }
                 Err(()) => refused = true,
@@ -291,7 +291,11 @@ pub(crate) async fn deliver(node: Rc<Node>) {
 
 /// Sends a target its hints, page by page; the next one goes when all of this one were answered.
 async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
-    if node.shared.layout.member(target).is_some() && !node.is_live(target) {
+    let view = node.shared.view();
+    let stays = view.newest().member(node.shared.node()).is_some();
+    let waits = view.is_participant(target) && !node.is_live(target) && stays;
+    drop(view);
+    if waits {
         return Ok(0);
     }
     let mut start = hints_for(target);
@@ -312,11 +316,21 @@ async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     }
 }
 
-/// Whoever holds the key today gets the hint: its target, or all replicas if the target is none any more.
+/// Who gets the hint: its target, or all of the key's replicas if the target is none any more, or the layout changes. A node
+/// that is about to leave gives it to the other replicas, if the target can't be reached.
 fn takers(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
+    let view = node.shared.view();
     let n = node.shared.buckets.get(key.bucket()).n;
-    let replicas = node.shared.layout.replicas_of(key.partition(), n);
-    if replicas.contains(&target) { vec![target] } else { replicas.to_vec() }
+    let mut replicas = view.holders_of(key.partition(), n);
+    if view.is_settled() && replicas.contains(&target) {
+        return vec![target];
+    }
+    replicas.retain(|&replica| view.is_participant(replica));
+    let stays = view.newest().member(node.shared.node()).is_some();
+    if !stays && !node.is_live(target) {
+        replicas.retain(|&replica| replica != target);
+    }
+    replicas
 }
 
 async fn send_page(
@@ -333,7 +347,7 @@ async fn send_page(
     for (at, (hint, object)) in page.iter().enumerate() {
         let Some((_, key)) = parse_hint_key(hint) else { continue };
         let takers = takers(node, target, &key);
-        if takers.iter().any(|&taker| !node.is_live(taker)) {
+        if takers.is_empty() || takers.iter().any(|&taker| !node.is_live(taker)) {
             continue;
         }
         open[at] = takers.len();
@@ -343,6 +357,7 @@ async fn send_page(
                 object: object.clone(),
                 purpose: WritePurpose::HandOff,
                 valid_until_ms,
+                layout: 0,
             };
             asked += 1;
             // The slot's number is the hint's place in the page.

@@ -5,10 +5,12 @@
 //!
 //! What goes on without any client: [`hints`] are delivered, a replica that may have forgotten asks the others
 //! ([`recovery`]), replicas compare their hash [`trees`] and exchange what differs ([`repair`], [`sync`]), tombstones that
-//! everybody has go ([`reaper`]), and clocks are compared ([`clocks`]).
+//! everybody has go ([`reaper`]), and clocks are compared ([`clocks`]). When the layout changes ([`layouts`], [`transition`]),
+//! partitions move ([`transfer`]).
 //!
 //! A put: [`node`] → `coordinator/put.rs` → `quorate_core::quorum` → [`replica`] → the engine. A get likewise.
 
+mod administer;
 mod clocks;
 mod completions;
 mod coordinator;
@@ -16,6 +18,7 @@ mod fingerprint;
 mod gather;
 pub mod gossip;
 mod hints;
+pub mod layouts;
 pub mod node;
 mod reaper;
 mod recovery;
@@ -24,6 +27,8 @@ pub mod replica;
 pub mod settings;
 pub mod shared;
 mod sync;
+mod transfer;
+mod transition;
 mod trees;
 
 pub use node::Node;

@@ -15,14 +15,15 @@ use quorate_core::request::{
     Status,
 };
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
-use quorate_core::{NodeId, RequestError, RequestId};
+use quorate_core::transition::Layouts;
+use quorate_core::{Member, NodeId, RequestError, RequestId};
 use tokio::time::Instant;
 
 use crate::coordinator;
 use crate::fingerprint::fingerprint;
 use crate::replica::{Replica, ToStore};
 use crate::shared::Shared;
-use crate::{clocks, gossip, hints, reaper, recovery, repair, sync, trees};
+use crate::{administer, clocks, gossip, hints, reaper, recovery, repair, sync, transition, trees};
 
 /// Puts a node's faults into effect, where its configuration allows any.
 pub type FaultSwitch = Arc<dyn Fn(Vec<Fault>) -> Result<(), String> + Send + Sync>;
@@ -74,6 +75,11 @@ impl Node {
         tokio::task::spawn_local(reaper::reap(self.clone()));
         tokio::task::spawn_local(clocks::compare(self.clone()));
         tokio::task::spawn_local(gossip::tick(self.clone()));
+        tokio::task::spawn_local(transition::tell(self.clone()));
+        tokio::task::spawn_local(transition::go_through(self.clone()));
+        if self.shared.settings.transfer.auto_commit {
+            tokio::task::spawn_local(administer::join_who_waits(self.clone()));
+        }
     }
 
     /// Keeps this worker's connections in step with the membership. On every worker.
@@ -110,8 +116,16 @@ impl Node {
         forwarded: bool,
         reply: ReplyTo<ClientResult>,
     ) {
-        if self.stopping.get() {
+        let about_itself =
+            matches!(request, ClientRequest::Status | ClientRequest::Cluster(_) | ClientRequest::Layout);
+        if self.stopping.get() || (self.shared.is_drained() && !about_itself) {
             let what = "the node is stopping: what it takes".to_owned();
+            return reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
+        }
+        if self.shared.view().removed && !about_itself {
+            let what = "this node was taken out of the cluster while it was away, and what it holds is from before: stop it, \
+                        and start it with an empty data folder to join again; what it takes"
+                .to_owned();
             return reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
         }
         let limit = self.shared.settings.coordinator.max_in_flight;
@@ -153,7 +167,8 @@ impl Node {
                 }
                 Ok(report(repair::status(&self.shared)))
             }
-            ClientRequest::Layout => Ok(ClientReply::Layout(self.shared.layout.encode().into())),
+            ClientRequest::Layout => Ok(ClientReply::Layout(self.shared.view().read.encode().into())),
+            ClientRequest::Cluster(request) => administer::run(self, request).await,
             ClientRequest::Fingerprint => fingerprint(&self.shared).await.map(ClientReply::Fingerprint),
             ClientRequest::Faults { cut } => self.set_faults(&cut).map(|()| ClientReply::Done),
             ClientRequest::Ping => Ok(ClientReply::Done),
@@ -173,7 +188,7 @@ impl Node {
                 Some(name) => (true, name),
                 None => (false, name.as_str()),
             };
-            let member = self.shared.layout.members().iter().find(|member| member.name == name);
+            let member = transition::everybody(self).into_iter().find(|member| member.name == name);
             let member =
                 member.ok_or_else(|| RequestError::invalid(format!("no member is called {name:?}")))?;
             nodes.push(Fault { peer: member.id, one_way });
@@ -183,10 +198,14 @@ impl Node {
 
     fn status(&self) -> Status {
         let shared = &self.shared;
-        let layout = &shared.layout;
+        let view = shared.view();
+        let layout = view.newest();
         let states: BTreeMap<NodeId, MemberState> =
             gossip::view(shared).into_iter().map(|view| (view.member.id, view.state)).collect();
-        let members = layout.members().iter().map(|member| {
+        let leaving = view.active.iter().flat_map(|layout| layout.members());
+        let leaving = leaving.filter(|member| layout.member(member.id).is_none());
+        let leaving: BTreeMap<NodeId, &Member> = leaving.map(|member| (member.id, member)).collect();
+        let members = layout.members().iter().chain(leaving.into_values()).map(|member| {
             let Load { partitions, first } = layout.load_of(member.id);
             let suspected = states.get(&member.id) == Some(&MemberState::Suspected);
             let state = match (self.is_live(member.id), suspected) {
@@ -221,6 +240,8 @@ impl Node {
             clock_trouble: upkeep.clock_trouble,
             repair: upkeep.repair,
             reaping: upkeep.reaping,
+            change: administer::change_report(self),
+            removed: view.removed,
             members: members.collect(),
         }
     }
@@ -299,10 +320,17 @@ impl NodeService for Service {
 
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
+        // Who was taken out, or is not in yet, must not change anything.
+        let takes_part = self.0.shared.view().is_participant(from);
         for Incoming { request, timeout, reply } in batch {
             match request {
-                PeerRequest::Write(write) => writes.push(ToStore { write, timeout, reply }),
                 PeerRequest::Gossip(message) => gossip::receive(&self.0, from, &message, reply),
+                PeerRequest::News(news) => reply.send(transition::answer(&self.0, from, &news)),
+                request if !takes_part && !is_for_everybody(&request) => {
+                    let detail = "it has no part in the layout here".to_owned();
+                    reply.send(Err(PeerError::Refused { detail }));
+                }
+                PeerRequest::Write(write) => writes.push(ToStore { write, timeout, reply }),
                 other => self.0.answer_peer(other, timeout, reply),
             }
         }
@@ -320,8 +348,8 @@ impl Node {
     ) {
         let shared = &self.shared;
         match request {
-            PeerRequest::Read(key) => reply.send(self.replica.read(&key)),
-            PeerRequest::ReadHints(key) if u32::from(key.partition().0) < shared.layout.partitions() => {
+            PeerRequest::Read { key, layout } => reply.send(self.replica.read(&key, layout)),
+            PeerRequest::ReadHints(key) if u32::from(key.partition().0) < shared.partitions() => {
                 reply.send(self.replica.read_hints(&key));
             }
             PeerRequest::ReadHints(_) => {
@@ -335,7 +363,7 @@ impl Node {
                 self.begin(request, timeout, true, answer);
             }
             PeerRequest::Roots(roots) => reply.send(repair::compare(shared, &roots)),
-            PeerRequest::Leaves(tree) if u32::from(tree.partition.0) < shared.layout.partitions() => {
+            PeerRequest::Leaves(tree) if u32::from(tree.partition.0) < shared.partitions() => {
                 let leaves = shared.trees.tree(tree).map(|tree| PeerReply::Leaves(tree.leaves().to_vec()));
                 reply.send(leaves.ok_or(PeerError::Recovering));
             }
@@ -346,14 +374,22 @@ impl Node {
                 reply.send(sync::digest_page(shared, &wanted).map(PeerReply::Digests));
             }
             PeerRequest::HeldDurably(keys) => self.replica.held_durably(keys, reply),
-            PeerRequest::MayReap(keys) => reply.send(reaper::may_reap(shared, &keys)),
+            PeerRequest::MayReap { keys, layout } => reply.send(reaper::may_reap(shared, &keys, layout)),
             PeerRequest::Reap(reap) => self.replica.reap(reap, reply),
             PeerRequest::Clock => reply.send(Ok(PeerReply::Clock(shared.environment.wall_ms()))),
-            PeerRequest::Gossip(_) => {
+            PeerRequest::Layouts => {
+                reply.send(Ok(PeerReply::Layouts(shared.layouts.look(Layouts::encode).into())));
+            }
+            PeerRequest::Gossip(_) | PeerRequest::News(_) => {
                 reply.send(Err(PeerError::Refused { detail: "gossip comes from a peer".into() }));
             }
         }
     }
+}
+
+/// What whoever belongs to the cluster may ask, with or without a part in its layout.
+fn is_for_everybody(request: &PeerRequest) -> bool {
+    matches!(request, PeerRequest::Layouts | PeerRequest::Clock | PeerRequest::Forward(_))
 }
 
 /// Wraps a client's answer into a peer's.

@@ -15,7 +15,7 @@ use quorate_core::hint::hint_key;
 use quorate_core::planted::{Bug, planted};
 use quorate_core::reaping::Candidates;
 use quorate_core::request::{PeerError, PeerReply, PeerRequest, PeerResult, Reap, ReapingStatus};
-use quorate_core::{Digest, NodeId, PartitionId, StorageKey};
+use quorate_core::{Digest, Layout, NodeId, PartitionId, StorageKey};
 use tokio::time::Instant;
 
 use crate::gather::Gather;
@@ -40,9 +40,10 @@ pub(crate) async fn reap(node: Rc<Node>) {
         let mut reaped = 0;
         if let Some(trouble) = node.shared.clock_trouble() {
             blocked = Some(format!("this node: {trouble}"));
+        } else if !node.shared.view().is_settled() {
+            blocked = Some("a change of layout that is under way".into());
         } else {
-            for partition in 0..node.shared.layout.partitions() {
-                let partition = PartitionId(partition as u16);
+            for partition in node.shared.all_partitions() {
                 let mut after = None;
                 loop {
                     let keys = node.shared.trees.tombstones(partition, after.as_ref(), TOGETHER);
@@ -74,11 +75,17 @@ pub(crate) async fn reap(node: Rc<Node>) {
 /// Who stands in the way of some of them, and why.
 async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidates) -> Result<usize, String> {
     let shared = &node.shared;
+    // Held on to until the order is given: a change of layout waits for it.
+    let view = shared.view();
+    if !view.is_settled() || view.removed {
+        return Err("a change of layout that is under way".into());
+    }
+    let layout = view.newest().clone();
     // Keys of buckets with different n have different replicas.
     let mut by_n: BTreeMap<u8, Vec<StorageKey>> = BTreeMap::new();
     for key in keys {
         let n = shared.buckets.get(key.bucket()).n;
-        let replicas = shared.layout.replicas_of(key.partition(), n);
+        let replicas = layout.replicas_of(key.partition(), n);
         if replicas.first() != Some(&shared.node()) {
             continue;
         }
@@ -90,7 +97,7 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
     let mut reaped = 0;
     let mut blocked = None;
     for (n, keys) in by_n {
-        let replicas = shared.layout.replicas_of(keys[0].partition(), n).to_vec();
+        let replicas = layout.replicas_of(keys[0].partition(), n).to_vec();
         match agreed(node, &replicas, &keys).await {
             Err(reason) => {
                 keys.iter().for_each(|key| candidates.disagreed(key));
@@ -102,9 +109,7 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
                 let mut ready = Vec::new();
                 for (key, digest) in keys.into_iter().zip(digests) {
                     match digest {
-                        Some(digest)
-                            if candidates.agreed(&key, digest, shared.layout.digest(), now, grace) =>
-                        {
+                        Some(digest) if candidates.agreed(&key, digest, layout.digest(), now, grace) => {
                             ready.push((key, digest));
                         }
                         Some(_) => {}
@@ -114,7 +119,7 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
                         }
                     }
                 }
-                match order(node, &replicas, ready, candidates).await {
+                match order(node, &layout, &replicas, ready, candidates).await {
                     Ok(count) => reaped += count,
                     Err(reason) => blocked = Some(reason),
                 }
@@ -158,6 +163,7 @@ async fn agreed(
 /// Asks every member whether anything stands against it, and if not, gives the order.
 async fn order(
     node: &Rc<Node>,
+    layout: &Layout,
     replicas: &[NodeId],
     ready: Vec<(StorageKey, Digest)>,
     candidates: &mut Candidates,
@@ -166,12 +172,13 @@ async fn order(
         return Ok(0);
     }
     let shared = &node.shared;
-    let members: Vec<NodeId> = shared.layout.members().iter().map(|member| member.id).collect();
+    let members: Vec<NodeId> = layout.members().iter().map(|member| member.id).collect();
     let mut free = vec![true; ready.len()];
     let mut blocked = None;
     if !planted(Bug::ReapingIgnoresHints) {
         let keys = ready.iter().map(|(key, _)| key.clone()).collect();
-        for (from, answer) in ask_all(node, &members, PeerRequest::MayReap(keys)).await? {
+        let asked = PeerRequest::MayReap { keys, layout: layout.digest() };
+        for (from, answer) in ask_all(node, &members, asked).await? {
             let PeerReply::MayReap(theirs) = answer else {
                 return Err(refusal(node, from, "an unexpected answer"));
             };
@@ -201,7 +208,7 @@ async fn order(
 }
 
 fn refusal(node: &Node, from: NodeId, why: &str) -> String {
-    format!("{}: {why}", node.shared.layout.name_of(from))
+    format!("{}: {why}", node.shared.view().name_of(from))
 }
 
 /// The answers of all of them.
@@ -242,17 +249,23 @@ async fn ask_all(
 }
 
 /// Whether anything on this node stands against reaping these keys.
-pub(crate) fn may_reap(shared: &Shared, keys: &[StorageKey]) -> PeerResult {
+pub(crate) fn may_reap(shared: &Shared, keys: &[StorageKey], layout: u64) -> PeerResult {
+    let view = shared.view();
+    if !view.is_settled() || view.newest().digest() != layout {
+        return Err(PeerError::StaleLayout);
+    }
     let grace = shared.settings.reaping.grace_ms;
     let mut free = Vec::with_capacity(keys.len());
     for key in keys {
-        if u32::from(key.partition().0) >= shared.layout.partitions() {
+        if u32::from(key.partition().0) >= shared.partitions() {
             free.push(false);
             continue;
         }
         let mut stands_against = shared.clock_trouble().is_some();
-        for member in shared.layout.members() {
-            let hint = shared.engine.get(&hint_key(member.id, key));
+        let mut targets = shared.hints.targets();
+        targets.extend(view.newest().members().iter().map(|member| member.id));
+        for target in targets {
+            let hint = shared.engine.get(&hint_key(target, key));
             stands_against |=
                 hint.map_err(|error| PeerError::Storage { detail: error.to_string() })?.is_some();
         }
@@ -265,9 +278,9 @@ pub(crate) fn may_reap(shared: &Shared, keys: &[StorageKey]) -> PeerResult {
 
 /// What became of deletes, for people.
 pub(crate) fn status(shared: &Shared) -> ReapingStatus {
-    let n = shared.layout.replicas();
-    let ours = |p: &PartitionId| shared.layout.replicas_of(*p, n).first() == Some(&shared.node());
-    let partitions = (0..shared.layout.partitions()).map(|p| PartitionId(p as u16)).filter(ours);
+    let layout = shared.view().read.clone();
+    let ours = |p: &PartitionId| layout.replicas_of(*p, 1).first() == Some(&shared.node());
+    let partitions = shared.all_partitions().filter(ours);
     let waiting = partitions.map(|p| shared.trees.count_tombstones(p) as u64).sum();
     let progress = shared.reaping.lock().unwrap_or_else(PoisonError::into_inner);
     ReapingStatus { waiting, reaped: progress.reaped, blocked_by: progress.blocked_by.clone() }

@@ -9,7 +9,8 @@ use quorate_core::recovery::has_recovered;
 use quorate_core::{NodeId, PartitionId};
 
 use crate::node::Node;
-use crate::sync::sync;
+use crate::sync::{Way, sync};
+use crate::transition::agree;
 
 /// The pause between looks: short at first, since at a cluster's first start all that is to be found is that nobody has
 /// anything.
@@ -46,8 +47,7 @@ async fn ask_until_recovered(node: &Rc<Node>) {
                 merged.remove(&partition);
             }
         }
-        let members: Vec<NodeId> = node.shared.layout.members().iter().map(|member| member.id).collect();
-        for peer in members {
+        for peer in node.shared.view().participants.clone() {
             if peer != node.shared.node() && node.is_live(peer) {
                 merge_with(node, peer, &mut merged).await;
             }
@@ -73,17 +73,19 @@ async fn merge_with(
     peer: NodeId,
     merged: &mut BTreeMap<PartitionId, BTreeMap<NodeId, bool>>,
 ) {
-    let n = node.shared.layout.replicas();
+    let view = node.shared.view();
     let open = |partition: &PartitionId| {
         let with = merged.get(partition).and_then(|merged| merged.get(&peer));
-        with != Some(&false) && node.shared.layout.replicas_of(*partition, n).contains(&peer)
+        with != Some(&false) && view.holds(peer, *partition)
     };
     let partitions: Vec<PartitionId> = node.shared.recovering().into_iter().filter(open).collect();
-    if partitions.is_empty() {
+    drop(view);
+    // Layouts are what it may have forgotten, too.
+    if partitions.is_empty() || agree(node, peer).await.is_err() {
         return;
     }
     // As fast as it goes: until then this replica is missing.
-    match sync(node, peer, &partitions, u64::MAX).await {
+    match sync(node, peer, &partitions, Way::Both, u64::MAX).await {
         Ok(synced) => {
             for partition in partitions {
                 if !synced.unknown.contains(&partition) {
@@ -93,23 +95,25 @@ async fn merge_with(
             }
         }
         Err(error) => {
-            let peer = node.shared.layout.name_of(peer);
+            let peer = node.shared.view().name_of(peer);
             node.shared.emit(None, EventKind::RepairFailed { peer, reason: error.to_string() });
         }
     }
 }
 
-/// True if it has merged with enough others for each of the bucket sizes that it has a part in.
+/// True if it has merged with enough others, in every active layout, for each of the bucket sizes that it has a part in.
 fn is_done(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<NodeId, bool>>) -> bool {
     let shared = &node.shared;
     let none = BTreeMap::new();
-    shared.sizes().into_iter().all(|n| {
-        let replicas = shared.layout.replicas_of(partition, n);
+    let view = shared.view();
+    let layouts = view.active.iter().flat_map(|layout| shared.sizes().into_iter().map(move |n| (layout, n)));
+    layouts.into_iter().all(|(layout, n)| {
+        let replicas = layout.replicas_of(partition, n);
         if !replicas.contains(&shared.node()) {
             return true;
         }
-        let others: Vec<NodeId> =
-            replicas.iter().copied().filter(|&replica| replica != shared.node()).collect();
-        has_recovered(&others, shared.others_needed(n), merged.unwrap_or(&none))
+        let other = |replica: &NodeId| *replica != shared.node() && view.is_participant(*replica);
+        let others: Vec<NodeId> = replicas.iter().copied().filter(other).collect();
+        has_recovered(&others, shared.others_needed(n, layout.replicas()), merged.unwrap_or(&none))
     })
 }

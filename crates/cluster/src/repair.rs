@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::node::Node;
 use crate::shared::Shared;
-use crate::sync::sync;
+use crate::sync::{Way, sync};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// After a round that broke off.
@@ -39,8 +39,12 @@ pub(crate) async fn rounds(node: Rc<Node>) {
     loop {
         let now = Instant::now();
         let wish = shared.repairs_asked.load(Ordering::Acquire);
-        let members: Vec<NodeId> = shared.layout.members().iter().map(|member| member.id).collect();
-        for id in members.into_iter().filter(|&id| id != shared.node()) {
+        let view = shared.view();
+        let members: Vec<NodeId> = view.participants.clone();
+        // Who was taken out has nothing to say.
+        let takes_part = view.is_participant(shared.node()) && !view.removed;
+        drop(view);
+        for id in members.into_iter().filter(|&id| id != shared.node() && takes_part) {
             let up = node.is_live(id);
             let peer = peers.entry(id).or_insert(Peer { up: false, wanted: None, due: now, since: now });
             if up && !peer.up {
@@ -72,11 +76,10 @@ pub(crate) async fn rounds(node: Rc<Node>) {
 /// One round. False if it has to be repeated soon.
 async fn round(node: &Rc<Node>, peer: NodeId) -> bool {
     let shared = &node.shared;
-    let name = shared.layout.name_of(peer);
-    let partitions: Vec<PartitionId> =
-        (0..shared.layout.partitions()).map(|partition| PartitionId(partition as u16)).collect();
+    let name = shared.view().name_of(peer);
+    let partitions: Vec<PartitionId> = shared.all_partitions().collect();
     with_status(shared, |status| status.running_with = Some(name.clone()));
-    let outcome = sync(node, peer, &partitions, shared.settings.repair.max_keys_per_second).await;
+    let outcome = sync(node, peer, &partitions, Way::Both, shared.settings.repair.max_keys_per_second).await;
     let now = shared.environment.monotonic_ms();
     with_status(shared, |status| status.running_with = None);
     match outcome {
@@ -114,8 +117,11 @@ pub(crate) fn status(shared: &Shared) -> RepairStatus {
 
 /// What this node says of a peer's trees.
 pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
+    let view = shared.view();
     let state = |root: &TreeRoot| {
-        let known = u32::from(root.tree.partition.0) < shared.layout.partitions();
+        // What it does not hold it can't compare.
+        let known = u32::from(root.tree.partition.0) < shared.partitions()
+            && view.holds(shared.node(), root.tree.partition);
         let likeness = match known.then(|| shared.trees.root(root.tree)).flatten() {
             None => Likeness::Unknown,
             Some(ours) if ours == root.root => Likeness::Same,

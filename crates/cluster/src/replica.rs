@@ -117,12 +117,32 @@ impl Replica {
         Replica { completions: Completions::start(shared.clone()), shared }
     }
 
-    /// The encoded object under a key, unless this replica may have forgotten it.
-    pub(crate) fn read(&self, key: &StorageKey) -> PeerResult {
+    /// The encoded object under a key, for a coordinator that reads this layout, unless this replica may have forgotten it.
+    pub(crate) fn read(&self, key: &StorageKey, layout: u64) -> PeerResult {
+        if !self.takes_read(layout, key.partition()) {
+            return Err(PeerError::StaleLayout);
+        }
         if self.shared.is_recovering(key.partition()) && !planted(Bug::AmnesiacAnswers) {
             return Err(PeerError::Recovering);
         }
         self.fetch(key)
+    }
+
+    fn takes_read(&self, layout: u64, partition: PartitionId) -> bool {
+        let known = u32::from(partition.0) < self.shared.partitions();
+        known && self.shared.view().takes_read(layout, self.shared.node(), partition)
+    }
+
+    /// Whether an object that was sent may be stored here: by whom it goes, and whether it belongs here.
+    fn takes_write(&self, write: &PeerWrite) -> bool {
+        let view = self.shared.view();
+        let n = self.shared.buckets.get(write.key.bucket()).n;
+        let belongs = || view.keeps(self.shared.node(), write.key.partition(), n);
+        match write.purpose {
+            WritePurpose::Replicate => view.takes_write(write.layout) && belongs(),
+            WritePurpose::Hint(_) => view.takes_write(write.layout),
+            WritePurpose::HandOff => belongs(),
+        }
     }
 
     /// The encoded object under a key, for repair: what is here, whatever was forgotten.
@@ -154,11 +174,15 @@ impl Replica {
     }
 
     fn storing(&self, ToStore { write, timeout, reply }: ToStore) -> Option<Box<dyn Update>> {
-        let PeerWrite { key, object, purpose, valid_until_ms } = write;
-        if key.partition().0 as u32 >= self.shared.layout.partitions() {
+        if u32::from(write.key.partition().0) >= self.shared.partitions() {
             reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
             return None;
         }
+        if !self.takes_write(&write) {
+            reply.send(Err(PeerError::StaleLayout));
+            return None;
+        }
+        let PeerWrite { key, object, purpose, valid_until_ms, .. } = write;
         let record = match decode_object(&object) {
             Ok(record) => record,
             Err(error) => {
@@ -278,6 +302,9 @@ impl Replica {
 
     /// A page of a partition.
     pub(crate) fn scan(&self, scan: &ScanPartition) -> PeerResult {
+        if !self.takes_read(scan.layout, scan.partition) {
+            return Err(PeerError::StaleLayout);
+        }
         if self.shared.is_recovering(scan.partition) && !planted(Bug::AmnesiacAnswers) {
             return Err(PeerError::Recovering);
         }

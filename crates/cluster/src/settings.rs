@@ -80,9 +80,26 @@ impl Default for ReapingConfig {
     }
 }
 
+/// What an operator can set about changes of layout; in `[cluster]`.
+#[derive(Debug, Clone)]
+pub struct TransferConfig {
+    /// Most MiB a second that this node copies from others. Default 16.
+    pub rate_mib_s: u64,
+    /// A node that is found and has no part in the layout yet is made a member at once.
+    pub auto_commit: bool,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        TransferConfig { rate_mib_s: 16, auto_commit: false }
+    }
+}
+
 /// All of it.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
+    /// Changes of layout.
+    pub transfer: TransferConfig,
     /// How requests are served.
     pub coordinator: CoordinatorConfig,
     /// What is kept for others.

@@ -15,21 +15,26 @@ use quorate_core::membership::Membership;
 use quorate_core::object::{MergeRule, RequestId};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::recovery::others_needed;
-use quorate_core::request::{HintStatus, ReapingStatus, RepairStatus, TreeName};
+use quorate_core::request::{HintStatus, ReapingStatus, RepairStatus, TransferReport, TreeName};
 use quorate_core::resolver::ConflictResolver;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
-use quorate_core::{Actor, Buckets, Digest, Dot, Layout, NodeId, PartitionId, StorageKey};
+use quorate_core::transition::{Layouts, View};
+use quorate_core::{Actor, Buckets, Digest, Dot, NodeId, PartitionId, StorageKey};
 
 use crate::hints::{HintBook, HintChange};
+use crate::layouts::LayoutBook;
 use crate::settings::Settings;
+use crate::transfer::TransferProgress;
 use crate::trees::Trees;
 
 /// A node's state that all of its workers share: who it is, its layout, its engine, its clock and its actors.
 pub struct Shared {
     /// Who this node is.
     pub identity: Identity,
-    /// The layout it acts on.
-    pub layout: Layout,
+    /// The layouts it goes by.
+    pub(crate) layouts: LayoutBook,
+    /// Q.
+    pub(crate) partitions: u32,
     /// The rules of all buckets.
     pub buckets: Buckets,
     /// The buckets' conflict resolvers by name.
@@ -78,6 +83,10 @@ pub struct Shared {
     pub(crate) repair: Mutex<RepairProgress>,
     /// What reaping came to.
     pub(crate) reaping: Mutex<ReapingProgress>,
+    /// Clients are sent elsewhere: an operator is about to stop the node.
+    drained: AtomicBool,
+    /// What is copied or handed over in a change of layout.
+    pub(crate) transfer: Mutex<TransferProgress>,
     /// How far this clock is ahead of its peers', milliseconds.
     pub(crate) clock_ahead_ms: AtomicI64,
     /// Clients' requests under way, on all workers.
@@ -155,8 +164,8 @@ pub(crate) enum Tenure {
 pub struct Parts {
     /// Who this node is.
     pub identity: Identity,
-    /// The layout it acts on.
-    pub layout: Layout,
+    /// What it knows of layouts.
+    pub layouts: Layouts,
     /// The rules of all buckets.
     pub buckets: Buckets,
     /// The buckets' conflict resolvers by name.
@@ -185,7 +194,7 @@ impl Shared {
     pub fn new(parts: Parts) -> Result<Arc<Shared>, StorageError> {
         let Parts {
             identity,
-            layout,
+            mut layouts,
             buckets,
             resolvers,
             engine,
@@ -196,6 +205,11 @@ impl Shared {
             settings,
             is_empty,
         } = parts;
+        if is_empty {
+            layouts.hold_nothing();
+        }
+        let view = layouts.view();
+        let partitions = view.read.partitions();
         let hints = HintBook::load(&*engine, environment.wall_ms())?;
         let marked = engine.get(&recovering_fact())?.is_some();
         let forgot = is_empty || marked || !engine.capability().durable;
@@ -203,23 +217,25 @@ impl Shared {
             // Before anything else is stored: a node that is stopped before it has recovered has not recovered.
             engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering: true })]);
         }
-        let is_replica =
-            |p: u32| layout.replicas_of(PartitionId(p as u16), layout.replicas()).contains(&identity.node);
-        let recovering = (0..layout.partitions())
-            .map(|p| AtomicBool::new(forgot && layout.replicas() > 1 && is_replica(p)))
-            .collect();
-        let losses = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
-        let hint_deleted = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
-        let actors = (0..layout.partitions()).map(|_| AtomicU64::new(0)).collect();
+        let may_forget = |p: u32| {
+            let partition = PartitionId(p as u16);
+            let holds = view.active.iter().filter(|layout| layout.holds(identity.node, partition));
+            holds.into_iter().any(|layout| layout.replicas() > 1)
+        };
+        let recovering = (0..partitions).map(|p| AtomicBool::new(forgot && may_forget(p))).collect();
+        let losses = (0..partitions).map(|_| AtomicU64::new(0)).collect();
+        let hint_deleted = (0..partitions).map(|_| AtomicU64::new(0)).collect();
+        let actors = (0..partitions).map(|_| AtomicU64::new(0)).collect();
         let started_ms = environment.monotonic_ms();
         let clock = AtomicU64::new(0);
         let ack_when_durable = engine.capability().ack_when_durable;
-        let trees = Trees::new(layout.partitions());
+        let trees = Trees::new(partitions);
         let clock_base = AtomicI64::new(environment.wall_ms() as i64 - environment.monotonic_ms() as i64);
         Ok(Arc::new(Shared {
             ack_when_durable,
             identity,
-            layout,
+            layouts: LayoutBook::new(layouts),
+            partitions,
             buckets,
             resolvers,
             engine,
@@ -244,6 +260,8 @@ impl Shared {
             repairs_asked: AtomicU64::new(0),
             repair: Mutex::default(),
             reaping: Mutex::default(),
+            transfer: Mutex::default(),
+            drained: AtomicBool::new(false),
             clock_ahead_ms: AtomicI64::new(0),
             in_flight: AtomicUsize::new(0),
         }))
@@ -300,6 +318,17 @@ impl Shared {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
     }
 
+    /// This node holds nothing of the partition any more, or begins to hold it again: should it coordinate a write of it, it
+    /// does so under a new actor.
+    pub(crate) fn forget_actor(&self, partition: PartitionId) {
+        self.actors[partition.0 as usize].store(0, Ordering::Release);
+    }
+
+    /// It holds nothing of the partition any more: there is nothing to be asked for.
+    pub(crate) fn forget_recovery(&self, partition: PartitionId) {
+        self.recovering[partition.0 as usize].store(false, Ordering::Release);
+    }
+
     /// A hint goes, or could not be committed: what this node coordinated as a fallback is forgotten with it.
     pub(crate) fn renew_fallback_actor(&self) {
         if self.fallback_actor.load(Ordering::Acquire) != 0 {
@@ -337,6 +366,22 @@ impl Shared {
         lately || now.saturating_sub(self.started_ms) <= period_ms
     }
 
+    /// What this node copies or hands over in the change of layout under way.
+    pub fn transfer_report(&self) -> TransferReport {
+        let now = self.environment.monotonic_ms();
+        self.transfer.lock().unwrap_or_else(PoisonError::into_inner).report(now)
+    }
+
+    /// Sends clients elsewhere from now on.
+    pub(crate) fn drain(&self) {
+        self.drained.store(true, Ordering::Release);
+    }
+
+    /// True if clients are sent elsewhere.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Acquire)
+    }
+
     /// What goes on without any client.
     pub fn upkeep(&self) -> Upkeep {
         Upkeep {
@@ -368,7 +413,8 @@ impl Shared {
     pub(crate) fn lost_something_of(&self, partition: PartitionId) {
         self.trees.reset(partition);
         self.losses[partition.0 as usize].fetch_add(1, Ordering::AcqRel);
-        self.recovering[partition.0 as usize].store(self.layout.replicas() > 1, Ordering::Release);
+        let alone = self.view().active.iter().all(|layout| layout.replicas() == 1);
+        self.recovering[partition.0 as usize].store(!alone, Ordering::Release);
     }
 
     /// How often a record of the partition was found lost.
@@ -389,16 +435,22 @@ impl Shared {
         self.engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering })]);
     }
 
-    /// The trees of a partition that this node and a peer both hold.
-    pub(crate) fn trees_shared_with(&self, peer: NodeId, partition: PartitionId) -> Vec<TreeName> {
+    /// The trees of a partition that this node holds by some active layout, and the peer by one that is still kept up.
+    pub(crate) fn trees_shared_with(
+        &self,
+        view: &View,
+        peer: NodeId,
+        partition: PartitionId,
+    ) -> Vec<TreeName> {
         let both = |n: &u8| {
-            let replicas = self.layout.replicas_of(partition, *n);
-            replicas.contains(&self.node()) && replicas.contains(&peer)
+            let own =
+                || view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&self.node()));
+            view.keeps(peer, partition, *n) && own()
         };
         self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
     }
 
-    /// The numbers of replicas that buckets have.
+    /// The numbers of replicas that buckets have; 255: as many as the layout has.
     pub(crate) fn sizes(&self) -> Vec<u8> {
         let mut sizes: Vec<u8> = self.buckets.iter().map(|(_, bucket)| bucket.n).collect();
         sizes.sort_unstable();
@@ -406,14 +458,21 @@ impl Shared {
         sizes
     }
 
-    /// How many others a recovering replica must have merged with, for buckets of `n` replicas.
-    pub(crate) fn others_needed(&self, n: u8) -> usize {
+    /// How many others a recovering replica must have merged with, for buckets of size `n`, in a layout with so many replicas.
+    pub(crate) fn others_needed(&self, n: u8, replicas: u8) -> usize {
         let of_n = self.buckets.iter().filter(|(_, bucket)| bucket.n == n);
+        let n = n.min(replicas);
         let needed = of_n.map(|(_, bucket)| {
             let definition = &bucket.definition;
             others_needed(n, definition.w.of(n), definition.r.of(n))
         });
         needed.max().unwrap_or(usize::from(n))
+    }
+
+    /// The fewest acks that a write to a bucket of size `n` waits for, in a layout with so many replicas.
+    pub(crate) fn smallest_w(&self, n: u8, replicas: u8) -> u8 {
+        let of_n = self.buckets.iter().filter(|(_, bucket)| bucket.n == n);
+        of_n.map(|(_, bucket)| bucket.definition.w.of(n.min(replicas))).min().unwrap_or(1)
     }
 
     fn lock_reaped(&self) -> MutexGuard<'_, BTreeMap<StorageKey, (Digest, u64)>> {
@@ -444,7 +503,7 @@ impl Shared {
         }
         let jump = self.clock_offset() - self.clock_base.load(Ordering::Acquire);
         let limit = self.settings.coordinator.max_clock_skew_ms;
-        let far = jump.unsigned_abs() > limit && self.layout.members().len() > 1;
+        let far = jump.unsigned_abs() > limit && self.view().participants.len() > 1;
         far.then(|| {
             format!("its clock has just jumped by {jump} ms, the limit is {limit} (max_clock_skew_ms)")
         })

@@ -48,8 +48,17 @@ pub(crate) struct Synced {
     pub(crate) keys: u64,
 }
 
+/// Which way objects go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// Both: afterwards both hold the same.
+    Both,
+    /// From here to the peer only.
+    There,
+}
+
 /// Makes this node and `peer` hold the same of these partitions, as far as both are replicas of them. When it returns, this
-/// node durably holds all that the peer held when it began.
+/// node durably holds all that the peer held when it began, and the other way round.
 ///
 /// # Errors
 /// The first thing that failed; what was exchanged by then stays.
@@ -57,13 +66,15 @@ pub(crate) async fn sync(
     node: &Rc<Node>,
     peer: NodeId,
     partitions: &[PartitionId],
+    way: Way,
     keys_per_second: u64,
 ) -> Result<Synced, PeerError> {
     let shared = &node.shared;
     let mut synced = Synced::default();
     let mut roots = Vec::new();
+    let view = shared.view();
     for &partition in partitions {
-        for tree in shared.trees_shared_with(peer, partition) {
+        for tree in shared.trees_shared_with(&view, peer, partition) {
             match shared.trees.root(tree) {
                 Some(root) => roots.push(TreeRoot { tree, root }),
                 None => {
@@ -72,6 +83,8 @@ pub(crate) async fn sync(
             }
         }
     }
+    // A round may take long, and is no request that a change of layout has to wait for.
+    drop(view);
     let places = Semaphore::new(KEYS_UNDER_WAY);
     let pace = Pace { begun: Instant::now(), keys_per_second: keys_per_second.max(1) };
     for chunk in roots.chunks(MAX_KEYS_ASKED) {
@@ -92,7 +105,7 @@ pub(crate) async fn sync(
             }
         }
         for trees in differing.chunks(TREES_TOGETHER) {
-            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree, &places));
+            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree, way, &places));
             for (tree, exchanged) in trees.iter().zip(futures::future::join_all(exchanges).await) {
                 let Exchanged { keys, whole } = exchanged?;
                 synced.keys += keys;
@@ -146,6 +159,7 @@ async fn exchange_tree(
     node: &Rc<Node>,
     peer: NodeId,
     tree: TreeName,
+    way: Way,
     places: &Semaphore,
 ) -> Result<Exchanged, PeerError> {
     let PeerReply::Leaves(theirs) = ask(node, peer, PeerRequest::Leaves(tree)).await? else {
@@ -171,7 +185,7 @@ async fn exchange_tree(
         keys += differing.len() as u64;
         for chunk in differing.chunks(KEYS_TOGETHER) {
             let _places = places.acquire_many(chunk.len() as u32).await;
-            whole &= exchange_keys(node, peer, chunk).await?;
+            whole &= exchange_keys(node, peer, chunk, way).await?;
         }
         after = theirs.next;
         if after.is_empty() {
@@ -203,7 +217,12 @@ fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &Diges
 }
 
 /// False if one of the keys can't be read or written: no reason to leave the others.
-async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -> Result<bool, PeerError> {
+async fn exchange_keys(
+    node: &Rc<Node>,
+    peer: NodeId,
+    differing: &[Differing],
+    way: Way,
+) -> Result<bool, PeerError> {
     let deadline = Instant::now() + TIMEOUT;
     // Before anything is read: what is read is void a message's life after that.
     let valid_until_ms = node.shared.valid_until_ms(TIMEOUT);
@@ -212,12 +231,13 @@ async fn exchange_keys(node: &Rc<Node>, peer: NodeId, differing: &[Differing]) -
         object,
         purpose: WritePurpose::HandOff,
         valid_until_ms,
+        layout: 0,
     };
     let (fetched, acked) = (Gather::default(), Gather::default());
     let (mut fetches, mut acks) = (0, 0);
     let mut whole = true;
     for (at, one) in differing.iter().enumerate() {
-        if one.there {
+        if one.there && way == Way::Both {
             let slot = fetched.slot(NodeId(at as u64));
             node.transport.send(peer, PeerRequest::Fetch(one.key.clone()), TIMEOUT, slot);
             fetches += 1;
@@ -260,6 +280,7 @@ fn of_one_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
             PeerError::Storage { .. }
             | PeerError::Refused { .. }
             | PeerError::Recovering
+            | PeerError::StaleLayout
             | PeerError::Overloaded { .. },
         ) => Ok(None),
         Err(error) => Err(error),

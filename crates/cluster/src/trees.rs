@@ -133,6 +133,12 @@ impl Trees {
         partition.built.then(|| found.map_or(0, |(_, tree)| tree.root()))
     }
 
+    /// True if nothing of the partition is stored, as far as is known.
+    pub(crate) fn is_empty(&self, partition: PartitionId) -> bool {
+        let partition = self.lock(partition);
+        partition.built && partition.trees.iter().all(|(_, tree)| tree.root() == 0)
+    }
+
     /// The whole tree; `None` while it is being built.
     pub(crate) fn tree(&self, tree: TreeName) -> Option<HashTree> {
         let partition = self.lock(tree.partition);
@@ -188,7 +194,7 @@ impl Trees {
 
 /// Reads all that was there at the start, once, in pages.
 async fn build(shared: &Shared) {
-    let partitions = shared.layout.partitions();
+    let partitions = shared.partitions();
     let mut next = 0u32;
     let mut scanned: Vec<(StorageKey, u8, Held)> = Vec::new();
     let mut start = vec![Table::Objects as u8];
@@ -230,7 +236,7 @@ pub(crate) async fn keep_built(shared: &Shared) {
     build(shared).await;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        for partition in (0..shared.layout.partitions()).map(|partition| PartitionId(partition as u16)) {
+        for partition in shared.all_partitions() {
             if !shared.trees.is_built(partition) {
                 // What was applied before the trees were reset is in no list: it must be committed, so that the scan finds it.
                 all_committed(shared).await;
@@ -293,7 +299,7 @@ async fn rebuild(shared: &Shared, partition: PartitionId) {
 /// A damaged record counts as absent: then the others offer theirs, and it is mended.
 pub(crate) fn describe(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, u8, Held)> {
     let key = StorageKey::from_peer(key)?;
-    if u32::from(key.partition().0) >= shared.layout.partitions() {
+    if u32::from(key.partition().0) >= shared.partitions() {
         return None;
     }
     let n = shared.buckets.get(key.bucket()).n;

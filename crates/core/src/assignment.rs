@@ -1,7 +1,7 @@
-//! Which nodes hold which partitions: even load, and the fewest moves that allow it.
+//! Which nodes hold which partitions: loads by weight, replicas spread over zones, and the fewest moves that allow it.
 //!
-//! An exact minimum-cost flow (partition → node, capacity 1, cost 1 unless the node held the partition before; node →
-//! sink, its share). Greedy assignments get stuck: they trade a move now for two later.
+//! An exact minimum-cost flow (partition → its replicas in a zone → node, cost 1 unless the node held the partition before;
+//! node → sink, its share). Greedy assignments get stuck: they trade a move now for two later.
 //!
 //! Source: the idea of computing a layout as a flow is Garage's ("layout optimisation"); Dynamo §6.2, strategy 3.
 
@@ -9,28 +9,30 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::flow::Flow;
 use crate::key::PartitionId;
-use crate::layout::NodeId;
+use crate::layout::{Member, NodeId};
 
-/// For every partition its replicas in order, as positions in `nodes`. `previous` gives a partition's replicas so far.
+/// For every partition its replicas in order, as positions in `members`. `previous` gives a partition's replicas so far.
 ///
-/// Guarantees: every node holds ⌊share⌋ or ⌈share⌉ partitions, also as first, second, … replica; and no assignment of
-/// such loads keeps more of the previous replicas.
+/// Guarantees: every partition's replicas are in as many zones as there are, or as N; every node holds the floor or the
+/// ceiling of its share by weight (where zones are uneven, of the share that they leave it), also as first, second, …
+/// replica; and no assignment of such loads keeps more of the previous replicas.
 ///
-/// `nodes` is sorted, has no repetitions, and at least `replicas` entries.
+/// `members` is sorted by id, has no repetitions, and at least `replicas` entries.
 pub(crate) fn assign(
-    nodes: &[NodeId],
+    members: &[Member],
     partitions: u32,
     replicas: u8,
     previous: &dyn Fn(PartitionId) -> Vec<NodeId>,
 ) -> Vec<Vec<u16>> {
-    assert!(replicas > 0 && nodes.len() >= replicas as usize);
+    assert!(replicas > 0 && members.len() >= replicas as usize);
+    let nodes: Vec<NodeId> = members.iter().map(|member| member.id).collect();
     let before: Vec<Vec<NodeId>> = (0..partitions).map(|p| previous(PartitionId(p as u16))).collect();
     let every_node: Vec<Vec<u16>> =
-        (0..partitions).map(|p| rendezvous_order(PartitionId(p as u16), nodes)).collect();
-    let shares =
-        vec![Share::of(u64::from(partitions) * u64::from(replicas), nodes.len() as u64); nodes.len()];
+        (0..partitions).map(|p| rendezvous_order(PartitionId(p as u16), &nodes)).collect();
+    let zones = Zones::of(members, replicas);
+    let shares = zones.shares(members, partitions, replicas);
     let moved = |p: usize, node: u16| i64::from(!before[p].contains(&nodes[node as usize]));
-    let mut unordered = place(&every_node, i64::from(replicas), &shares, &moved);
+    let mut unordered = place(&every_node, i64::from(replicas), &shares, Some(&zones), &moved);
 
     let mut ordered: Vec<Vec<u16>> = vec![Vec::with_capacity(replicas as usize); partitions as usize];
     for position in 0..replicas as usize {
@@ -42,7 +44,7 @@ pub(crate) fn assign(
         let shares: Vec<Share> = left.iter().map(|&left| Share::of(left, positions_left)).collect();
         let displaced =
             |p: usize, node: u16| i64::from(before[p].get(position) != Some(&nodes[node as usize]));
-        for (p, chosen) in place(&unordered, 1, &shares, &displaced).into_iter().enumerate() {
+        for (p, chosen) in place(&unordered, 1, &shares, None, &displaced).into_iter().enumerate() {
             unordered[p].retain(|node| !chosen.contains(node));
             ordered[p].extend(chosen);
         }
@@ -63,6 +65,69 @@ pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<
     order
 }
 
+/// Which node is in which zone, and how many replicas of one partition a zone takes.
+struct Zones {
+    /// Per node.
+    zone_of: Vec<usize>,
+    /// Per zone: at least, and at most.
+    bounds: Vec<(u64, u64)>,
+}
+
+impl Zones {
+    fn of(members: &[Member], replicas: u8) -> Zones {
+        let mut names: Vec<&str> = members.iter().map(|member| member.zone.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let zone_of: Vec<usize> = members
+            .iter()
+            .map(|member| names.binary_search(&member.zone.as_str()).expect("listed"))
+            .collect();
+        let mut sizes = vec![0u64; names.len()];
+        zone_of.iter().for_each(|&zone| sizes[zone] += 1);
+        // As evenly as the zones' sizes allow: everybody takes `level`, and some one more.
+        let taken = |level: u64| sizes.iter().map(|&size| size.min(level)).sum::<u64>();
+        let mut level = 0;
+        while taken(level + 1) <= u64::from(replicas) && level < u64::from(replicas) {
+            level += 1;
+        }
+        let more = u64::from(taken(level) < u64::from(replicas));
+        let bounds = sizes.iter().map(|&size| (size.min(level), size.min(level + more))).collect();
+        Zones { zone_of, bounds }
+    }
+
+    /// What each node is to hold: by weight, but no zone more or less than every partition gives it, and no node more than
+    /// one replica of each.
+    fn shares(&self, members: &[Member], partitions: u32, replicas: u8) -> Vec<Share> {
+        let all = f64::from(partitions);
+        let weight = |node: usize| f64::from(members[node].weight);
+        let of_zone = |zone: usize, scale: f64| -> f64 {
+            let nodes = (0..members.len()).filter(|&node| self.zone_of[node] == zone);
+            nodes.map(|node| (scale * weight(node)).min(all)).sum()
+        };
+        let zone_total = |zone: usize, scale: f64| {
+            let (least, most) = self.bounds[zone];
+            of_zone(zone, scale).clamp(least as f64 * all, most as f64 * all)
+        };
+        let zones = 0..self.bounds.len();
+        let wanted = all * f64::from(replicas);
+        let scale = solve(all, wanted, |scale| zones.clone().map(|zone| zone_total(zone, scale)).sum());
+        let scales: Vec<f64> =
+            zones.map(|zone| solve(all, zone_total(zone, scale), |scale| of_zone(zone, scale))).collect();
+        let share = |node: usize| Share::around((scales[self.zone_of[node]] * weight(node)).min(all));
+        (0..members.len()).map(share).collect()
+    }
+}
+
+/// The smallest scale at which a growing function reaches a value.
+fn solve(most: f64, wanted: f64, total: impl Fn(f64) -> f64) -> f64 {
+    let (mut low, mut high) = (0.0, most);
+    for _ in 0..200 {
+        let middle = (low + high) / 2.0;
+        if total(middle) < wanted { low = middle } else { high = middle }
+    }
+    high
+}
+
 /// How many a node must take, and how many it may.
 #[derive(Clone, Copy)]
 struct Share {
@@ -74,30 +139,50 @@ impl Share {
     fn of(total: u64, parts: u64) -> Share {
         Share { least: total / parts, most: total.div_ceil(parts) }
     }
+
+    fn around(share: f64) -> Share {
+        let whole = share.round();
+        if (share - whole).abs() < 1e-6 {
+            return Share { least: whole as u64, most: whole as u64 };
+        }
+        Share { least: share.floor() as u64, most: share.ceil() as u64 }
+    }
 }
 
-/// Chooses `count` of each partition's candidates such that every node gets its share, at the least cost.
+/// Chooses `count` of each partition's candidates such that every node gets its share, and every zone its part of each
+/// partition, at the least cost.
 fn place(
     candidates: &[Vec<u16>],
     count: i64,
     shares: &[Share],
+    zones: Option<&Zones>,
     cost: &dyn Fn(usize, u16) -> i64,
 ) -> Vec<Vec<u16>> {
+    let zones = zones.filter(|zones| zones.bounds.len() > 1);
     let partitions = candidates.len();
     let (source, sink) = (0, 1);
     let node_of = |node: u16| 2 + partitions + node as usize;
-    let mut flow = Flow::new(2 + partitions + shares.len());
+    let zone_count = zones.map_or(0, |zones| zones.bounds.len());
+    let in_zone = |p: usize, zone: usize| 2 + partitions + shares.len() + p * zone_count + zone;
+    let mut flow = Flow::new(2 + partitions + shares.len() + partitions * zone_count);
+    // Going above the least share costs more than all moves together, and above a zone's least part more than all that: so
+    // everybody gets the least first.
+    let above = partitions as i64 * count + 1;
+    let above_zone = above * above;
     let mut choices = Vec::with_capacity(partitions);
     for (p, candidates) in candidates.iter().enumerate() {
         flow.edge(source, 2 + p, count, 0);
+        for (zone, &(least, most)) in zones.iter().flat_map(|zones| zones.bounds.iter().enumerate()) {
+            flow.edge(2 + p, in_zone(p, zone), least as i64, 0);
+            flow.edge(2 + p, in_zone(p, zone), (most - least) as i64, above_zone);
+        }
+        let from = |node: u16| zones.map_or(2 + p, |zones| in_zone(p, zones.zone_of[node as usize]));
         let edges: Vec<_> = candidates
             .iter()
-            .map(|&node| (node, flow.edge(2 + p, node_of(node), 1, cost(p, node))))
+            .map(|&node| (node, flow.edge(from(node), node_of(node), 1, cost(p, node))))
             .collect();
         choices.push(edges);
     }
-    // Going above the least share costs more than all moves together: so every node gets its least first.
-    let above = partitions as i64 * count + 1;
     for (node, share) in shares.iter().enumerate() {
         flow.edge(node_of(node as u16), sink, share.least as i64, 0);
         flow.edge(node_of(node as u16), sink, (share.most - share.least) as i64, above);

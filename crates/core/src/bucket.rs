@@ -63,24 +63,29 @@ impl Default for BucketDefinition {
 /// A definition with its numbers worked out for the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bucket {
-    /// Replicas a key.
+    /// Replicas a key: at most as many as a layout has. 255 where the definition leaves it to the layout.
     pub n: u8,
     /// The definition itself.
     pub definition: BucketDefinition,
 }
 
 impl Bucket {
-    /// How many replicas a request needs: its own wish, or the bucket's. Never clamped.
+    /// How many replicas a request needs of `n`: its own wish, or the bucket's. Never clamped.
     ///
     /// # Errors
     /// `InvalidRequest` if that is none, or more than there are.
-    pub fn required(&self, wish: QuorumSize, default: QuorumSize, name: &str) -> Result<u8, RequestError> {
+    pub fn required(
+        &self,
+        wish: QuorumSize,
+        default: QuorumSize,
+        name: &str,
+        n: u8,
+    ) -> Result<u8, RequestError> {
         let size = if wish == QuorumSize::Default { default } else { wish };
-        let required = size.of(self.n);
-        if required == 0 || required > self.n {
+        let required = size.of(n);
+        if required == 0 || required > n {
             return Err(RequestError::invalid(format!(
-                "{name}={required}: a key of this bucket has n={} replicas; use 1 to {}, \"quorum\" or \"all\"",
-                self.n, self.n
+                "{name}={required}: a key of this bucket has n={n} replicas; use 1 to {n}, \"quorum\" or \"all\"",
             )));
         }
         Ok(required)
@@ -150,10 +155,10 @@ fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Buck
     if definition.max_siblings == 0 {
         return Err(format!("[buckets.{name}] max_siblings = 0: use 1 or more"));
     }
-    let bucket = Bucket { n, definition: definition.clone() };
+    let bucket = Bucket { n: definition.n.unwrap_or(u8::MAX), definition: definition.clone() };
     for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
         bucket
-            .required(QuorumSize::Default, size, field)
+            .required(QuorumSize::Default, size, field, n)
             .map_err(|error| format!("[buckets.{name}] {error}"))?;
     }
     Ok(bucket)

@@ -2,6 +2,7 @@
 
 use crate::layout::NodeId;
 use crate::object::RequestId;
+use crate::transition::Phase;
 
 /// Something that happened. Nothing else logs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -124,6 +125,27 @@ pub enum EventKind {
     ClockSkewed {
         /// How far, with a sign: positive if this node's is ahead. `None`: it is right again.
         ahead_ms: Option<i64>,
+    },
+    /// A change of layout begins for this node.
+    LayoutChanges {
+        /// The new layout's number.
+        number: u64,
+        /// What was changed.
+        changes: String,
+    },
+    /// This node has reached a phase of a change of layout.
+    LayoutPhase {
+        /// The new layout's number.
+        number: u64,
+        /// Which.
+        phase: Phase,
+        /// The older layouts are forgotten.
+        settled: bool,
+    },
+    /// This node was taken out while it was away: it serves nothing any more.
+    Removed {
+        /// By which layout, or an earlier one.
+        number: u64,
     },
     /// The engine could not read a record or commit a change.
     StorageFailed {

@@ -1,10 +1,12 @@
 //! Who the replicas of a key are: an immutable, numbered, content-hashed value.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::assignment::{assign, rendezvous_order};
+use crate::change::{Outline, Staged};
 use crate::key::PartitionId;
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
@@ -34,14 +36,29 @@ pub struct Member {
     pub name: String,
     /// Where it listens, "host:port".
     pub address: String,
-    /// Its failure zone, or empty. Placement does not look at it yet.
+    /// Its failure zone, or empty: replicas of a partition are spread over zones.
     pub zone: String,
+    /// How much it is to hold, relative to the others' weights.
+    pub weight: u16,
 }
+
+/// The weight of a member that is given none.
+pub const DEFAULT_WEIGHT: u16 = 100;
+/// The weights a member may have.
+pub const WEIGHTS: std::ops::RangeInclusive<u16> = 1..=10_000;
+/// Longest name, address or zone of a member, in bytes.
+pub const MAX_MEMBER_TEXT: usize = 255;
 
 impl Member {
     /// A member named so, listening there.
     pub fn new(name: &str, address: &str, zone: &str) -> Member {
-        Member { id: NodeId::of_name(name), name: name.into(), address: address.into(), zone: zone.into() }
+        Member {
+            id: NodeId::of_name(name),
+            name: name.into(),
+            address: address.into(),
+            zone: zone.into(),
+            weight: DEFAULT_WEIGHT,
+        }
     }
 }
 
@@ -78,11 +95,25 @@ pub enum LayoutError {
     /// N is zero.
     #[error("replicas = 0: use 1 or more")]
     NoReplicas,
+    /// A change does not fit the layout it is made to.
+    #[error("{detail}")]
+    Change {
+        /// What does not fit, and what to do.
+        detail: String,
+    },
     /// Two members have one name (or, very unlikely, one hash).
     #[error("two members are called {name:?}: names must differ")]
     SameName {
         /// The name.
         name: String,
+    },
+    /// A weight out of range.
+    #[error("{name:?}: weight = {weight}: use 1 to 10000")]
+    Weight {
+        /// The member.
+        name: String,
+        /// What was given.
+        weight: u16,
     },
     /// Not what [`Layout::encode`] writes.
     #[error("malformed layout")]
@@ -99,7 +130,20 @@ pub struct Layout {
     members: Vec<Member>,
     /// Per partition N ids, in order of preference.
     assignment: Vec<NodeId>,
+    /// Who was taken out, by name, and did not join again.
+    gone: BTreeMap<String, Departure>,
+    /// What made it of its parent.
+    changes: Vec<Staged>,
     digest: u64,
+}
+
+/// How a member was taken out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Departure {
+    /// It handed over what it held.
+    Left,
+    /// Its disk was declared lost: nobody waits for it, and its old process is refused.
+    Lost,
 }
 
 impl Layout {
@@ -108,7 +152,17 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`], naming what does not fit.
     pub fn first(members: Vec<Member>, partitions: u32, replicas: u8) -> Result<Layout, LayoutError> {
-        Self::compute(1, 0, members, partitions, replicas, &|_| Vec::new())
+        let none = Layout {
+            number: 0,
+            parent: 0,
+            replicas,
+            members: Vec::new(),
+            assignment: Vec::new(),
+            gone: BTreeMap::new(),
+            changes: Vec::new(),
+            digest: 0,
+        };
+        none.compute(members, partitions, replicas, &|_| Vec::new())
     }
 
     /// The layout after this one, for changed members: even loads by the fewest moves.
@@ -116,14 +170,31 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`], naming what does not fit.
     pub fn next(&self, members: Vec<Member>) -> Result<Layout, LayoutError> {
-        Self::compute(self.number + 1, self.digest, members, self.partitions(), self.replicas, &|p| {
-            self.replicas_of(p, self.replicas).to_vec()
-        })
+        self.next_with(members, self.replicas)
+    }
+
+    fn next_with(&self, members: Vec<Member>, replicas: u8) -> Result<Layout, LayoutError> {
+        self.compute(members, self.partitions(), replicas, &|p| self.replicas_of(p, self.replicas).to_vec())
+    }
+
+    /// The layout that some changes make of this one.
+    ///
+    /// # Errors
+    /// [`LayoutError`], naming what does not fit: a change that does not, or what they come to together.
+    pub fn changed(&self, changes: &[Staged]) -> Result<Layout, LayoutError> {
+        let mut outline =
+            Outline { members: self.members.clone(), replicas: self.replicas, gone: self.gone.clone() };
+        for staged in changes {
+            outline.apply(&staged.change)?;
+        }
+        let mut layout = self.next_with(outline.members, outline.replicas)?;
+        layout.gone = outline.gone;
+        layout.changes = changes.to_vec();
+        Ok(layout.with_digest())
     }
 
     fn compute(
-        number: u64,
-        parent: u64,
+        &self,
         mut members: Vec<Member>,
         partitions: u32,
         replicas: u8,
@@ -131,13 +202,14 @@ impl Layout {
     ) -> Result<Layout, LayoutError> {
         members.sort_by_key(|member| member.id);
         check(&members, partitions, replicas)?;
-        let nodes: Vec<NodeId> = members.iter().map(|member| member.id).collect();
-        let assignment = assign(&nodes, partitions, replicas, previous)
+        let assignment = assign(&members, partitions, replicas, previous)
             .into_iter()
             .flatten()
-            .map(|node| nodes[node as usize])
+            .map(|node| members[node as usize].id)
             .collect();
-        Ok(Layout { number, parent, replicas, members, assignment, digest: 0 }.with_digest())
+        let (number, parent, gone) = (self.number + 1, self.digest, self.gone.clone());
+        let changes = Vec::new();
+        Ok(Layout { number, parent, replicas, members, assignment, gone, changes, digest: 0 }.with_digest())
     }
 
     fn with_digest(mut self) -> Layout {
@@ -175,6 +247,26 @@ impl Layout {
     /// The nodes, sorted by id.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Who was taken out, by name, and how.
+    pub fn gone(&self) -> &BTreeMap<String, Departure> {
+        &self.gone
+    }
+
+    /// True if this node's disk was declared lost.
+    pub fn is_lost(&self, node: NodeId) -> bool {
+        self.gone.iter().any(|(name, how)| *how == Departure::Lost && NodeId::of_name(name) == node)
+    }
+
+    /// The changes that made it of its parent.
+    pub fn changes(&self) -> &[Staged] {
+        &self.changes
+    }
+
+    /// True if the node is a replica of the partition, for buckets of any n.
+    pub fn holds(&self, node: NodeId, partition: PartitionId) -> bool {
+        self.replicas_of(partition, u8::MAX).contains(&node)
     }
 
     /// The member with this id.
@@ -231,12 +323,20 @@ impl Layout {
             for text in [&member.name, &member.address, &member.zone] {
                 put_bytes(&mut out, text.as_bytes());
             }
+            put_varint(&mut out, u64::from(member.weight));
         }
         put_varint(&mut out, u64::from(self.partitions()));
         for id in &self.assignment {
             let at = self.members.binary_search_by_key(id, |member| member.id).expect("replicas are members");
             put_varint(&mut out, at as u64);
         }
+        put_varint(&mut out, self.gone.len() as u64);
+        for (name, how) in &self.gone {
+            put_bytes(&mut out, name.as_bytes());
+            out.push(u8::from(*how == Departure::Lost));
+        }
+        put_varint(&mut out, self.changes.len() as u64);
+        self.changes.iter().for_each(|staged| staged.encode(&mut out));
         out
     }
 
@@ -251,12 +351,11 @@ impl Layout {
         let parent = reader.u64().map_err(short)?;
         let replicas = reader.byte().map_err(short)?;
         let mut members = Vec::new();
-        for _ in 0..reader.count(3).map_err(short)? {
-            let mut text = || -> Result<&str, LayoutError> {
-                std::str::from_utf8(reader.bytes().map_err(short)?).map_err(|_| LayoutError::Malformed)
-            };
-            let (name, address, zone) = (text()?, text()?, text()?);
-            members.push(Member::new(name, address, zone));
+        for _ in 0..reader.count(4).map_err(short)? {
+            let (name, address, zone) = (reader.text()?, reader.text()?, reader.text()?);
+            let weight = reader.varint().map_err(short)?;
+            let weight = u16::try_from(weight).map_err(|_| LayoutError::Malformed)?;
+            members.push(Member { weight, ..Member::new(name, address, zone) });
         }
         let partitions =
             u32::try_from(reader.varint().map_err(short)?).map_err(|_| LayoutError::Malformed)?;
@@ -265,6 +364,7 @@ impl Layout {
         }
         check(&members, partitions, replicas)?;
         let mut assignment = Vec::new();
+        reader.count_of(u64::from(partitions) * u64::from(replicas))?;
         for _ in 0..partitions * u32::from(replicas) {
             let at = reader.varint().map_err(short)? as usize;
             assignment.push(members.get(at).ok_or(LayoutError::Malformed)?.id);
@@ -272,10 +372,20 @@ impl Layout {
         let distinct = assignment
             .chunks(replicas as usize)
             .all(|ids| ids.iter().enumerate().all(|(at, id)| !ids[..at].contains(id)));
+        let mut gone = BTreeMap::new();
+        for _ in 0..reader.count(2).map_err(short)? {
+            let name = reader.text()?.to_owned();
+            let how = if reader.byte().map_err(short)? == 1 { Departure::Lost } else { Departure::Left };
+            gone.insert(name, how);
+        }
+        let mut changes = Vec::new();
+        for _ in 0..reader.count(9).map_err(short)? {
+            changes.push(Staged::decode(&mut reader)?);
+        }
         if reader.remaining() != 0 || !distinct {
             return Err(LayoutError::Malformed);
         }
-        Ok(Layout { number, parent, replicas, members, assignment, digest: 0 }.with_digest())
+        Ok(Layout { number, parent, replicas, members, assignment, gone, changes, digest: 0 }.with_digest())
     }
 }
 
@@ -300,6 +410,10 @@ fn check(members: &[Member], partitions: u32, replicas: u8) -> Result<(), Layout
     }
     if members.len() > MAX_MEMBERS {
         return Err(LayoutError::TooManyMembers { members: members.len() });
+    }
+    if let Some(Member { name, weight, .. }) = members.iter().find(|member| !WEIGHTS.contains(&member.weight))
+    {
+        return Err(LayoutError::Weight { name: name.clone(), weight: *weight });
     }
     match members.windows(2).find(|w| w[0].id == w[1].id) {
         Some(same) => Err(LayoutError::SameName { name: same[0].name.clone() }),

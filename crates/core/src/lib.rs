@@ -13,6 +13,7 @@ pub mod admission;
 pub mod assignment;
 pub mod bucket;
 pub mod causality;
+pub mod change;
 pub mod clock;
 pub mod codec;
 #[cfg(feature = "conformance")]
@@ -34,6 +35,7 @@ pub mod request;
 pub mod resolver;
 pub mod seams;
 pub mod storage;
+pub mod transition;
 pub mod tree;
 mod varint;
 

@@ -36,7 +36,7 @@ pub struct MemberView {
 pub struct Founding {
     /// Addresses, "host:port", where members may be found.
     pub seeds: Vec<String>,
-    /// How many members make up a new cluster.
+    /// How many members make up a new cluster. 0: this node founds none, it waits until it finds one.
     pub expect: usize,
 }
 

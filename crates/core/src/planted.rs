@@ -32,11 +32,23 @@ pub enum Bug {
     ResolverInMerges,
     /// A write is acked before the engine has made it durable.
     AckBeforeDurable,
+    /// Reads go to the new replica sets when everybody has acked the layout, before they are synced.
+    ReadsMoveBeforeSynced,
+    /// A node copies what its partitions must hold before everybody has acked the layout.
+    SyncBeforeAllAcked,
+    /// A partition counts as synced when one replica's part was merged.
+    SyncedFromOne,
+    /// A write's acks are counted over all replica sets together.
+    QuorumOverUnion,
+    /// What is not a node's own any more is dropped before its owners have it.
+    LeftoversDropped,
+    /// A layout is acted on before it is stored.
+    LayoutNotStored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 20] = [
         Bug::HintDeletedBeforeAck,
         Bug::ChangedHintDeleted,
         Bug::ReapingIgnoresHints,
@@ -51,6 +63,12 @@ impl Bug {
         Bug::RequestIdIgnored,
         Bug::ResolverInMerges,
         Bug::AckBeforeDurable,
+        Bug::ReadsMoveBeforeSynced,
+        Bug::SyncBeforeAllAcked,
+        Bug::SyncedFromOne,
+        Bug::QuorumOverUnion,
+        Bug::LeftoversDropped,
+        Bug::LayoutNotStored,
     ];
 }
 

@@ -1,5 +1,7 @@
 //! When a request has enough answers: pure machines, fed with replies, that say what to do next.
 
+use smallvec::SmallVec;
+
 use crate::layout::NodeId;
 
 /// What to do after an event.
@@ -86,55 +88,95 @@ impl ReadQuorum {
     }
 }
 
-/// A write: W acks of those who were sent it, and who count.
+/// A write: W acks out of each of its replica sets: one, or, while a layout changes, one of each active layout.
+///
+/// What is counted are replicas (*targets*): a fallback's ack counts for the replica that it keeps the write for.
 #[derive(Clone, Debug)]
 pub struct WriteQuorum {
-    required: usize,
-    outstanding: usize,
+    sets: SmallVec<[Set; 1]>,
     acked: Vec<NodeId>,
 }
 
-impl WriteQuorum {
-    /// A write that needs `required` acks, and was sent to nobody yet.
-    pub fn new(required: u8) -> WriteQuorum {
-        WriteQuorum { required: required as usize, outstanding: 0, acked: Vec::new() }
+#[derive(Clone, Debug)]
+struct Set {
+    required: usize,
+    /// `None`: everybody who is sent the write.
+    members: Option<Vec<NodeId>>,
+    outstanding: usize,
+    acked: usize,
+}
+
+impl Set {
+    fn has(&self, target: NodeId) -> bool {
+        self.members.as_ref().is_none_or(|members| members.contains(&target))
     }
 
-    /// A replica holds the write. A second ack of one replica counts for nothing.
-    pub fn ack(&mut self, from: NodeId) -> Step {
+    fn step(&self) -> Step {
+        if self.acked >= self.required {
+            Step::Reached
+        } else if self.acked + self.outstanding < self.required {
+            Step::Impossible
+        } else {
+            Step::Wait
+        }
+    }
+}
+
+impl WriteQuorum {
+    /// A write that needs `required` acks of those it is sent to, and was sent to nobody yet.
+    pub fn new(required: u8) -> WriteQuorum {
+        let set = Set { required: required.into(), members: None, outstanding: 0, acked: 0 };
+        WriteQuorum { sets: SmallVec::from_buf([set]), acked: Vec::new() }
+    }
+
+    /// A write that needs acks in each of some replica sets: how many, and of whom.
+    pub fn of_sets<'a>(sets: impl Iterator<Item = (u8, &'a [NodeId])>) -> WriteQuorum {
+        let set = |(required, members): (u8, &[NodeId])| Set {
+            required: required.into(),
+            members: Some(members.to_vec()),
+            outstanding: 0,
+            acked: 0,
+        };
+        WriteQuorum { sets: sets.map(set).collect(), acked: Vec::new() }
+    }
+
+    /// Somebody was sent the write, for this replica.
+    pub fn sent(&mut self, target: NodeId) {
+        self.sets.iter_mut().filter(|set| set.has(target)).for_each(|set| set.outstanding += 1);
+    }
+
+    /// `from` holds the write, for this replica. The caller sees to it that a replica's ack is counted once.
+    pub fn ack(&mut self, target: NodeId, from: NodeId) -> Step {
         if !self.acked.contains(&from) {
             self.acked.push(from);
-            self.outstanding = self.outstanding.saturating_sub(1);
+        }
+        for set in self.sets.iter_mut().filter(|set| set.has(target)) {
+            set.acked += 1;
+            set.outstanding = set.outstanding.saturating_sub(1);
         }
         self.step()
     }
 
-    /// One more was sent the write.
-    pub fn sent(&mut self) {
-        self.outstanding += 1;
-    }
-
-    /// A replica failed, or can't be heard from any more.
-    pub fn failure(&mut self) -> Step {
-        self.outstanding = self.outstanding.saturating_sub(1);
+    /// Who was sent the write for this replica failed, or can't be heard from any more.
+    pub fn failure(&mut self, target: NodeId) -> Step {
+        for set in self.sets.iter_mut().filter(|set| set.has(target)) {
+            set.outstanding = set.outstanding.saturating_sub(1);
+        }
         self.step()
     }
 
-    /// The replicas that acked.
+    /// Those who acked.
     pub fn acked(&self) -> &[NodeId] {
         &self.acked
     }
 
-    /// Whether enough acked, may still, or can't any more.
-    pub fn step_now(&self) -> Step {
-        self.step()
-    }
-
-    fn step(&self) -> Step {
-        if self.acked.len() >= self.required {
-            Step::Reached
-        } else if self.acked.len() + self.outstanding < self.required {
+    /// Whether enough acked, may still, or can't any more: in every set.
+    pub fn step(&self) -> Step {
+        let steps = || self.sets.iter().map(Set::step);
+        if steps().any(|step| step == Step::Impossible) {
             Step::Impossible
+        } else if steps().all(|step| step == Step::Reached) {
+            Step::Reached
         } else {
             Step::Wait
         }
@@ -179,27 +221,40 @@ mod tests {
         assert_eq!(read.reply(A), Step::Wait);
         assert_eq!(read.reply(A), Step::Wait);
         assert_eq!(read.reply(C), Step::Wait);
-        let mut write = sent(2, 3);
-        assert_eq!(write.ack(A), Step::Wait);
-        assert_eq!(write.ack(A), Step::Wait);
-        assert_eq!(write.ack(B), Step::Reached);
     }
 
-    fn sent(required: u8, to: usize) -> WriteQuorum {
+    fn sent(required: u8, to: &[NodeId]) -> WriteQuorum {
         let mut write = WriteQuorum::new(required);
-        (0..to).for_each(|_| write.sent());
+        to.iter().for_each(|&target| write.sent(target));
         write
+    }
+
+    /// While a layout changes, an ack counts in every set that its replica is in, and in no other.
+    #[test]
+    fn a_write_needs_its_acks_in_every_set() {
+        const D: NodeId = NodeId(4);
+        let sets: [(u8, &[NodeId]); 2] = [(2, &[A, B, C]), (2, &[B, C, D])];
+        let mut write = WriteQuorum::of_sets(sets.into_iter());
+        [A, B, C, D].into_iter().for_each(|target| write.sent(target));
+        assert_eq!(write.ack(A, A), Step::Wait);
+        assert_eq!(write.clone().ack(B, B), Step::Wait);
+        assert_eq!(write.clone().ack(D, D), Step::Wait);
+        let mut fails = write.clone();
+        assert_eq!(write.ack(B, B), Step::Wait);
+        assert_eq!(write.ack(D, D), Step::Reached);
+        assert_eq!(fails.failure(B), Step::Wait);
+        assert_eq!(fails.failure(D), Step::Impossible);
     }
 
     /// A write is impossible as soon as the acks to come cannot make W, and not while a fallback was sent it, too.
     #[test]
     fn write_fails_as_early_as_it_can() {
-        let mut write = sent(3, 3);
-        assert_eq!(write.ack(A), Step::Wait);
+        let mut write = sent(3, &[A, B, C]);
+        assert_eq!(write.ack(A, A), Step::Wait);
         let mut with_fallback = write.clone();
-        assert_eq!(write.failure(), Step::Impossible);
-        with_fallback.sent();
-        assert_eq!(with_fallback.failure(), Step::Wait);
-        assert_eq!(sent(3, 2).step_now(), Step::Impossible);
+        assert_eq!(write.failure(B), Step::Impossible);
+        with_fallback.sent(B);
+        assert_eq!(with_fallback.failure(B), Step::Wait);
+        assert_eq!(sent(3, &[A, B]).step(), Step::Impossible);
     }
 }

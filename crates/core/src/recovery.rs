@@ -10,6 +10,11 @@ pub fn others_needed(n: u8, w: u8, r: u8) -> usize {
     usize::from((n.saturating_sub(w)).max(n.saturating_sub(r))) + 1
 }
 
+/// How many replicas a set of `n` must be asked of, so that every write that `w` of them acked is among what they hold.
+pub fn sources_needed(n: u8, w: u8) -> usize {
+    usize::from(n.saturating_sub(w)) + 1
+}
+
 /// True if a replica with these `others` has merged with enough: with `needed` that were not recovering themselves, or with
 /// all of them in any state (what nobody has left can't be waited for).
 ///

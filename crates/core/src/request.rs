@@ -1,8 +1,11 @@
 //! What clients and peers ask, and what they are answered: the vocabulary of both protocols.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
 use crate::clock::Stamp;
 use crate::error::RequestError;
 use crate::key::{BucketName, Key, PartitionId, StorageKey};
@@ -179,11 +182,155 @@ pub enum ClientRequest {
         /// Begin one.
         start: bool,
     },
+    /// The cluster's layout: to see and to change.
+    Cluster(ClusterRequest),
     /// Cut this node off from peers (empty: from none). Refused unless the configuration turns faults on.
     Faults {
         /// Names of the members to lose all messages from and to; with a ">" before it: only those to it.
         cut: Vec<String>,
     },
+}
+
+/// What an operator asks about layouts. All answer with a [`ClusterReport`], `Plan` with a [`PlanReport`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClusterRequest {
+    /// Show members, staged changes and how far a change is.
+    Show,
+    /// Stage a change.
+    Stage(Change),
+    /// What the staged changes would move.
+    Plan,
+    /// Make the staged changes the newest layout.
+    Commit,
+    /// Withdraw the staged changes.
+    Clear,
+    /// Take no more requests of clients; those under way are finished.
+    Drain,
+}
+
+/// A cluster's layout as a node knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// The answering node.
+    pub node: String,
+    /// The newest layout's number.
+    pub layout: u64,
+    /// Its digest, in hexadecimal.
+    pub digest: String,
+    /// The number of the layout that is read.
+    pub read: u64,
+    /// Q.
+    pub partitions: u32,
+    /// N in the newest layout.
+    pub replicas: u8,
+    /// Members of the active layouts, and nodes that wait to become some.
+    pub members: Vec<ClusterMember>,
+    /// Changes that wait for their commit.
+    pub staged: Vec<String>,
+    /// Past layouts, the newest last.
+    pub history: Vec<PastLayout>,
+    /// The change under way, if one is.
+    pub change: Option<ChangeReport>,
+}
+
+/// A member, or a node that may become one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterMember {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: String,
+    /// Its zone, or empty.
+    pub zone: String,
+    /// How much it holds, relative to others.
+    pub weight: u16,
+    /// "member", "joining", "leaving", "waiting" (no member yet), or "removed".
+    pub role: String,
+    /// "up" or "down".
+    pub state: String,
+    /// Partitions in the newest layout.
+    pub partitions: u32,
+    /// Of those, as first replica.
+    pub first: u32,
+}
+
+/// A layout that was.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PastLayout {
+    /// Its number.
+    pub number: u64,
+    /// Its digest, in hexadecimal.
+    pub digest: String,
+    /// What was changed.
+    pub summary: String,
+}
+
+/// How far a change of layout is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChangeReport {
+    /// Numbers of the active layouts.
+    pub layouts: Vec<u64>,
+    /// The phase that everybody has reached.
+    pub phase: String,
+    /// Each participant's phase, by name.
+    pub phases: BTreeMap<String, String>,
+    /// Who holds the change up because it is down, and what to do.
+    pub trouble: Vec<String>,
+    /// What the answering node copies or hands over.
+    pub transfer: TransferReport,
+}
+
+/// What one node copies of others, or hands over to them, in a change of layout.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TransferReport {
+    /// Partitions that it has to look at.
+    pub partitions: u32,
+    /// Those it is done with.
+    pub done: u32,
+    /// Bytes of keys and objects copied so far.
+    pub bytes: u64,
+    /// Bytes a second, since the copying began.
+    pub bytes_per_s: u64,
+    /// About how long it will still take, milliseconds.
+    pub left_ms: Option<u64>,
+}
+
+/// What the staged changes would do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// The changes.
+    pub staged: Vec<String>,
+    /// The number the layout would get.
+    pub layout: u64,
+    /// N.
+    pub replicas: u8,
+    /// What changes for each node.
+    pub nodes: Vec<PlanNode>,
+    /// Replicas of partitions that are copied.
+    pub moved: u32,
+    /// The fewest that the new loads allow.
+    pub fewest: u32,
+    /// About how many bytes that is, by what the answering node holds.
+    pub bytes: u64,
+    /// In how many zones each partition has replicas, at least.
+    pub zones: u32,
+}
+
+/// What changes for one node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PlanNode {
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// Partitions now.
+    pub before: u32,
+    /// Partitions then.
+    pub after: u32,
+    /// Partitions it would copy.
+    pub gains: u32,
+    /// About how many bytes.
+    pub bytes: u64,
 }
 
 /// One of the values that lie side by side.
@@ -287,7 +434,7 @@ pub enum ClientReply {
     Put(PutReply),
     /// To `Scan`.
     Scan(ScanReply),
-    /// To `Explain`, `Status` and `Repair`: a JSON document.
+    /// To `Explain`, `Status`, `Repair` and `Cluster`: a JSON document.
     Report(String),
     /// To `Layout`: the encoded layout.
     Layout(Bytes),
@@ -303,8 +450,13 @@ pub type ClientResult = Result<ClientReply, RequestError>;
 /// What a node may ask of a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerRequest {
-    /// The object under a storage key.
-    Read(StorageKey),
+    /// The object under a storage key, from a replica of it in a layout.
+    Read {
+        /// Which.
+        key: StorageKey,
+        /// The digest of the layout that the coordinator reads: one that the replica has left behind is refused.
+        layout: u64,
+    },
     /// Merge this object into what is stored.
     Write(PeerWrite),
     /// What a fallback holds for a key in hints for its replicas.
@@ -324,13 +476,22 @@ pub enum PeerRequest {
     /// What is durably stored under each of these keys, as a digest.
     HeldDurably(Vec<StorageKey>),
     /// Whether anything there stands against reaping these keys: hints, or what was lately let go of.
-    MayReap(Vec<StorageKey>),
+    MayReap {
+        /// Which.
+        keys: Vec<StorageKey>,
+        /// The digest of the only layout that is active, for the asker.
+        layout: u64,
+    },
     /// Delete each of these objects if it is exactly in this state.
     Reap(Reap),
     /// What time it is there.
     Clock,
     /// A message of the membership plugin to itself on another node.
     Gossip(Bytes),
+    /// What a node knows of the progress of a change of layout ([`crate::transition::News`]), for the same in return.
+    News(Bytes),
+    /// All that a node knows of layouts ([`crate::transition::Layouts`]).
+    Layouts,
 }
 
 /// An object on its way to a replica, or to a fallback.
@@ -344,6 +505,8 @@ pub struct PeerWrite {
     pub purpose: WritePurpose,
     /// When the message is void, milliseconds since 1970: a delayed copy must not bring back what was reaped meanwhile.
     pub valid_until_ms: u64,
+    /// The digest of the newest layout that the coordinator goes by: one that the replica has left behind is refused.
+    pub layout: u64,
 }
 
 /// What is to be done with an object that is sent.
@@ -440,6 +603,8 @@ pub struct ScanPartition {
     pub limit: u32,
     /// Stop once this many bytes are gathered.
     pub max_bytes: u32,
+    /// The digest of the layout that is read.
+    pub layout: u64,
 }
 
 /// Records in storage order.
@@ -474,6 +639,10 @@ pub enum PeerReply {
     MayReap(Vec<bool>),
     /// To `Clock`: milliseconds since 1970.
     Clock(u64),
+    /// To `News`.
+    News(Bytes),
+    /// To `Layouts`.
+    Layouts(Bytes),
 }
 
 /// Why a peer did not do what it was asked.
@@ -502,6 +671,9 @@ pub enum PeerError {
     /// It may have forgotten what it held of the partition, and answers no reads of it until it has asked the others.
     #[error("recovering")]
     Recovering,
+    /// The request goes by a layout that this node has left behind, or does not know, or in which it is no replica of the key.
+    #[error("layouts differ")]
+    StaleLayout,
     /// It does not do such a thing.
     #[error("refused: {detail}")]
     Refused {
@@ -659,6 +831,10 @@ pub struct Status {
     pub repair: RepairStatus,
     /// What became of deletes.
     pub reaping: ReapingStatus,
+    /// The change of layout under way, if one is.
+    pub change: Option<ChangeReport>,
+    /// The node was taken out while it was away, and serves nothing.
+    pub removed: bool,
     /// All members.
     pub members: Vec<MemberStatus>,
 }

@@ -81,6 +81,17 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
+    /// Text, for layouts.
+    pub(crate) fn text(&mut self) -> Result<&'a str, crate::layout::LayoutError> {
+        let bytes = self.bytes().map_err(|_| crate::layout::LayoutError::Malformed)?;
+        std::str::from_utf8(bytes).map_err(|_| crate::layout::LayoutError::Malformed)
+    }
+
+    /// That many items of a byte or more can still come.
+    pub(crate) fn count_of(&self, items: u64) -> Result<(), crate::layout::LayoutError> {
+        if items > self.remaining() as u64 { Err(crate::layout::LayoutError::Malformed) } else { Ok(()) }
+    }
+
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Short> {
         let length = self.count(1)?;
         self.take(length)

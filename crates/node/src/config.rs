@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use quorate_cluster::Settings;
+use quorate_cluster::settings::TransferConfig;
 use quorate_core::key::MAX_BUCKET_BYTES;
+use quorate_core::layout::MAX_MEMBER_TEXT;
 use quorate_core::membership::Founding;
 use quorate_core::{BucketDefinition, Buckets, Layout, Member};
 use serde::Deserialize;
@@ -44,6 +46,8 @@ pub struct NodeSection {
     pub listen: SocketAddr,
     /// Where others reach it, "host:port". Default: what `listen` says.
     pub advertise: Option<String>,
+    /// Its failure zone: replicas are spread over zones. Default: none.
+    pub zone: String,
     /// Where its data is. Default "./data".
     pub data: PathBuf,
     /// Event loops, each on a thread of its own. Default: one a core.
@@ -66,6 +70,7 @@ impl Default for NodeSection {
             name: "node1".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             advertise: None,
+            zone: String::new(),
             data: "./data".into(),
             workers: None,
             max_connections: 10_000,
@@ -97,11 +102,23 @@ pub struct ClusterSection {
     pub replicas: Option<u8>,
     /// Q, partitions of the ring: a power of two, fixed when the cluster is created. Default 1024.
     pub partitions: u32,
+    /// Whether a node that is found, and has no part in the layout yet, becomes a member at once. Default false: an operator
+    /// commits it.
+    pub auto_commit: bool,
+    /// Most MiB a second that a node copies from others when the layout changes. Default 16.
+    pub transfer_rate_mib_s: u64,
 }
 
 impl Default for ClusterSection {
     fn default() -> Self {
-        ClusterSection { id: "quorate".into(), replicas: None, partitions: 1024 }
+        let TransferConfig { rate_mib_s, auto_commit } = TransferConfig::default();
+        ClusterSection {
+            id: "quorate".into(),
+            replicas: None,
+            partitions: 1024,
+            auto_commit,
+            transfer_rate_mib_s: rate_mib_s,
+        }
     }
 }
 
@@ -214,6 +231,10 @@ impl Config {
             hints: section("hints", take("hints")?)?,
             repair: section("repair", take("repair")?)?,
             reaping: section("reaping", take("reaping")?)?,
+            transfer: TransferConfig {
+                rate_mib_s: cluster.transfer_rate_mib_s,
+                auto_commit: cluster.auto_commit,
+            },
         };
         let faults = section("faults", take("faults")?)?;
 
@@ -224,7 +245,8 @@ impl Config {
         let this = member_of(&node);
         let opened = registry.open_membership(&membership.name, membership.rest.clone(), &this)?;
         let members: Vec<Member> = opened.view().into_iter().map(|view| view.member).collect();
-        let count = opened.founding().map_or(members.len(), |founding| founding.expect);
+        let expected = opened.founding().map(|founding| founding.expect).filter(|&expect| expect > 0);
+        let count = expected.unwrap_or(members.len());
         let replicas = cluster.replicas.unwrap_or(count.min(3) as u8);
         let layout = match opened.founding() {
             Some(founding) => {
@@ -261,13 +283,16 @@ fn first_layout(members: Vec<Member>, cluster: &ClusterSection, replicas: u8) ->
 
 /// What would only be found when the nodes have found each other, found now.
 fn check_founding(founding: &Founding, cluster: &ClusterSection, replicas: u8) -> Result<(), ConfigError> {
+    if founding.expect == 0 {
+        return Ok(());
+    }
     let stand_in = |n: usize| Member::new(&format!("member-{n}"), "", "");
     first_layout((0..founding.expect).map(stand_in).collect(), cluster, replicas).map(drop)
 }
 
 fn member_of(node: &NodeSection) -> Member {
     let address = node.advertise.clone().unwrap_or_else(|| node.listen.to_string());
-    Member::new(&node.name, &address, "")
+    Member::new(&node.name, &address, &node.zone)
 }
 
 fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
@@ -293,6 +318,10 @@ fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
             )));
         }
     }
+    if node.zone.len() > MAX_MEMBER_TEXT {
+        let bytes = node.zone.len();
+        return Err(ConfigError::new(format!("[node] zone of {bytes} bytes: use up to {MAX_MEMBER_TEXT}")));
+    }
     if node.workers == Some(0) || node.workers.is_some_and(|workers| workers > 256) {
         return Err(ConfigError::new("[node] workers: use 1 to 256"));
     }
@@ -307,7 +336,7 @@ fn check_cluster(cluster: &ClusterSection) -> Result<(), ConfigError> {
 }
 
 fn check_settings(settings: &Settings) -> Result<(), ConfigError> {
-    let Settings { coordinator, hints, repair, reaping } = settings;
+    let Settings { coordinator, hints, repair, reaping, transfer } = settings;
     let day = 86_400_000;
     let numbers = [
         ("coordinator", "request_timeout_ms", coordinator.request_timeout_ms, day),
@@ -317,6 +346,7 @@ fn check_settings(settings: &Settings) -> Result<(), ConfigError> {
         ("hints", "max_mib_per_target", hints.max_mib_per_target, 1 << 30),
         ("repair", "interval_ms", repair.interval_ms, 30 * day),
         ("repair", "max_keys_per_second", repair.max_keys_per_second, 1 << 30),
+        ("cluster", "transfer_rate_mib_s", transfer.rate_mib_s, 1 << 20),
         ("reaping", "interval_ms", reaping.interval_ms, 30 * day),
         ("reaping", "grace_ms", reaping.grace_ms, 365 * day),
     ];

@@ -13,10 +13,9 @@ use quorate_core::admission::Identity;
 use quorate_core::environment::Environment;
 use quorate_core::event::EventSink;
 use quorate_core::membership::{Founding, MemberState, Membership, Outgoing};
-use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest, PeerResult,
-};
+use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest, PeerResult};
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
+use quorate_core::transition::Layouts;
 use quorate_core::{Layout, Member, NodeId, RequestError};
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
@@ -60,7 +59,7 @@ impl Seeker {
         listener: &tokio::net::TcpListener,
         config: &Config,
         founding: &Founding,
-    ) -> Result<Layout, ConfigError> {
+    ) -> Result<Layouts, ConfigError> {
         let peers = Peers::start(
             Vec::new(),
             self.identity.clone(),
@@ -114,7 +113,7 @@ impl Seeker {
         peers: &Rc<Peers>,
         config: &Config,
         founding: &Founding,
-    ) -> Result<Layout, ConfigError> {
+    ) -> Result<Layouts, ConfigError> {
         let mut looks = 0u64;
         loop {
             let now_ms = self.environment.monotonic_ms();
@@ -125,12 +124,12 @@ impl Seeker {
                     peers.meet(view.member);
                 }
             }
-            match self.decide(config, founding)? {
-                Decision::Found(layout) => return Ok(layout),
+            match self.decide(peers, config, founding)? {
+                Decision::Found(layout) => return Ok(Layouts::settled(self.identity.node, layout)),
                 Decision::Adopt(holders) => {
                     for holder in holders {
-                        if let Some(layout) = pull(peers, holder).await {
-                            return Ok(layout);
+                        if let Some(theirs) = pull(peers, self.identity.node, holder).await {
+                            return Ok(Layouts::first_of(self.identity.node, theirs));
                         }
                     }
                 }
@@ -144,7 +143,7 @@ impl Seeker {
         }
     }
 
-    fn decide(&self, config: &Config, founding: &Founding) -> Result<Decision, ConfigError> {
+    fn decide(&self, peers: &Peers, config: &Config, founding: &Founding) -> Result<Decision, ConfigError> {
         let mut membership = lock(&self.membership);
         let views = membership.view();
         let members: Vec<Member> = views
@@ -157,8 +156,9 @@ impl Seeker {
         let fact = |of: NodeId, wanted: &str| {
             facts[&of].iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
         };
-        let holders: Vec<NodeId> =
-            members.iter().map(|member| member.id).filter(|&id| fact(id, LAYOUT_FACT).is_some()).collect();
+        // Who says so, or answers as one who has a layout.
+        let holds = |&id: &NodeId| fact(id, LAYOUT_FACT).is_some() || peers.is_up(id);
+        let holders: Vec<NodeId> = members.iter().map(|member| member.id).filter(holds).collect();
         if !holders.is_empty() {
             return Ok(Decision::Adopt(holders));
         }
@@ -186,13 +186,13 @@ enum Decision {
     Wait(String),
 }
 
-/// Asks a peer for its layout.
-async fn pull(peers: &Rc<Peers>, holder: NodeId) -> Option<Layout> {
+/// Asks a peer what it knows of layouts.
+async fn pull(peers: &Rc<Peers>, this: NodeId, holder: NodeId) -> Option<Layouts> {
     let (sender, receiver) = oneshot::channel();
     let reply = ReplyTo::new(Rc::new(Once(std::cell::Cell::new(Some(sender)))), 0);
-    peers.send(holder, PeerRequest::Forward(ClientRequest::Layout), TIMEOUT, reply);
+    peers.send(holder, PeerRequest::Layouts, TIMEOUT, reply);
     match tokio::time::timeout(TIMEOUT, receiver).await.ok()?.ok()?? {
-        Ok(PeerReply::Client(Ok(ClientReply::Layout(bytes)))) => Layout::decode(&bytes).ok(),
+        Ok(PeerReply::Layouts(bytes)) => Layouts::decode(this, &bytes).ok(),
         _ => None,
     }
 }

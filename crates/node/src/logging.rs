@@ -58,6 +58,21 @@ impl EventSink for LogEvents {
                 tracing::error!(ahead_ms, "the clock is far from most peers': coordinating nothing");
             }
             EventKind::ClockSkewed { ahead_ms: None } => tracing::info!("the clock is right again"),
+            EventKind::LayoutChanges { number, changes } => {
+                tracing::info!(number, changes, "the layout changes")
+            }
+            EventKind::LayoutPhase { number, settled: true, .. } => {
+                tracing::info!(number, "the new layout is settled");
+            }
+            EventKind::LayoutPhase { number, phase, .. } => {
+                tracing::info!(number, phase = phase.name(), "a phase of the change is reached");
+            }
+            EventKind::Removed { number } => {
+                tracing::error!(
+                    number,
+                    "taken out of the cluster while away: serving nothing; an empty data folder lets it join again"
+                );
+            }
             EventKind::StorageFailed { detail } => tracing::error!(detail, "storage failed"),
             EventKind::ActorRenewed { partition } => {
                 tracing::warn!(partition, "partition goes on under a new actor")

@@ -74,6 +74,10 @@ struct States {
     reaping_blocked: Gauge,
     clock_ahead_ms: Gauge,
     in_flight: Gauge,
+    layout: Gauge,
+    layouts_active: Gauge,
+    partitions_to_move: Gauge,
+    moved_bytes: Gauge,
 }
 
 impl Metrics {
@@ -195,6 +199,13 @@ impl States {
         let help = "How far this node's clock is ahead of its peers' (the median), milliseconds";
         registry.register("clock_ahead_ms", help, self.clock_ahead_ms.clone());
         registry.register("requests_in_flight", "Clients' requests under way", self.in_flight.clone());
+        registry.register("layout", "The newest layout's number", self.layout.clone());
+        let help = "Active layouts: more than one while a change is under way";
+        registry.register("layouts_active", help, self.layouts_active.clone());
+        let help = "Partitions that this node still has to copy or hand over";
+        registry.register("partitions_to_move", help, self.partitions_to_move.clone());
+        let help = "Bytes that it has copied in this change of layout";
+        registry.register("moved_bytes", help, self.moved_bytes.clone());
     }
 
     fn look(&self, shared: &Shared) {
@@ -213,6 +224,12 @@ impl States {
         self.reaping_blocked.set(i64::from(upkeep.reaping.blocked_by.is_some()));
         self.clock_ahead_ms.set(upkeep.clock_ahead_ms);
         self.in_flight.set(upkeep.in_flight as i64);
+        let view = shared.view();
+        self.layout.set(view.newest().number() as i64);
+        self.layouts_active.set(view.active.len() as i64);
+        let moves = if view.is_settled() { Default::default() } else { shared.transfer_report() };
+        self.partitions_to_move.set(i64::from(moves.partitions - moves.done.min(moves.partitions)));
+        self.moved_bytes.set(moves.bytes as i64);
     }
 }
 
@@ -241,6 +258,9 @@ impl EventSink for Metrics {
             | EventKind::Recovering { .. }
             | EventKind::Recovered { .. }
             | EventKind::ClockSkewed { .. }
+            | EventKind::LayoutChanges { .. }
+            | EventKind::LayoutPhase { .. }
+            | EventKind::Removed { .. }
             | EventKind::WriteIndeterminate { .. } => {}
         }
         LogEvents.emit(event);
@@ -313,6 +333,12 @@ fn not_ready(shared: &Shared) -> Option<String> {
     }
     if let Some(trouble) = upkeep.clock_trouble {
         let _ = writeln!(why, "coordinates nothing: {trouble}");
+    }
+    if shared.view().removed {
+        let _ = writeln!(why, "taken out of the cluster while it was away");
+    }
+    if shared.is_drained() {
+        let _ = writeln!(why, "drained: about to be stopped");
     }
     (!why.is_empty()).then_some(why)
 }

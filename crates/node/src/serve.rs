@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate_client::system::{System, Tcp, duplex};
+use quorate_cluster::layouts::{layouts_fact, stored_layouts};
 use quorate_cluster::node::{FaultSwitch, Service};
 use quorate_cluster::shared::{Parts, recovering_fact};
 use quorate_cluster::{Node, Shared};
@@ -18,7 +19,8 @@ use quorate_core::event::{Event, EventSink};
 use quorate_core::key::Table;
 use quorate_core::membership::Founding;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
-use quorate_core::{Layout, Member, StorageKey};
+use quorate_core::transition::{Layouts, Phase};
+use quorate_core::{Member, StorageKey};
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::serve::serve_connection;
@@ -110,7 +112,7 @@ struct Found {
     engine: Arc<dyn StorageEngine>,
     /// The engine held nothing.
     is_empty: bool,
-    layout: Layout,
+    layouts: Layouts,
     membership: SharedMembership,
     seeds: Vec<String>,
 }
@@ -131,40 +133,53 @@ fn find(
     let membership = Arc::new(Mutex::new(membership));
     let seeds = founding.as_ref().map_or(Vec::new(), |founding| founding.seeds.clone());
     let failed = |error: StorageError| ConfigError::new(format!("[storage] {error}"));
-    let key = StorageKey::of_table(Table::Facts, b"layout");
-    let layout = match (&config.layout, &founding) {
-        (Some(layout), _) => layout.clone(),
-        (None, Some(founding)) => match engine.get(&key).map_err(failed)? {
-            Some(stored) => Layout::decode(&stored)
-                .map_err(|error| ConfigError::new(format!("[node] data: the stored layout: {error}")))?,
-            None => {
-                let Some(layout) = seek(config, founding, membership.clone(), listener, cut)? else {
-                    return Ok(None);
-                };
-                store(&*engine, vec![(key, layout.encode().into())])?;
-                layout
-            }
-        },
-        (None, None) => {
+    let this = config.this().id;
+    let layouts = match (stored_layouts(this, &*engine).map_err(failed)?, &config.layout, &founding) {
+        (Some(stored), _, _) => stored,
+        (None, Some(layout), _) => keep(&*engine, Layouts::settled(this, layout.clone()))?,
+        (None, None, Some(founding)) => {
+            let Some(found) = seek(config, founding, membership.clone(), listener, cut)? else {
+                return Ok(None);
+            };
+            keep(&*engine, found)?
+        }
+        (None, None, None) => {
             return Err(ConfigError::new("[membership] names no members, and no way to find any"));
         }
     };
-    if layout.partitions() != config.cluster.partitions || layout.replicas() != config.replicas {
+    let partitions = layouts.newest().partitions();
+    if partitions != config.cluster.partitions {
         return Err(ConfigError::new(format!(
-            "[cluster] partitions = {}, replicas = {}: the cluster was founded with {} and {}; use those",
+            "[cluster] partitions = {}: the cluster was founded with {partitions}; use that",
             config.cluster.partitions,
+        )));
+    }
+    // A changed number of replicas comes with a layout; what the configuration says is the number it was founded with.
+    let founded = layouts.history().len() == 1 && config.cluster.replicas.is_some();
+    if founded && layouts.newest().replicas() != config.replicas {
+        return Err(ConfigError::new(format!(
+            "[cluster] replicas = {}: the cluster was founded with {}; use that, and change it with `quorate cluster replicas`",
             config.replicas,
-            layout.partitions(),
-            layout.replicas()
+            layouts.newest().replicas()
         )));
     }
     if founding.is_some() {
         let mut membership = membership.lock().unwrap_or_else(PoisonError::into_inner);
-        for member in layout.members() {
-            membership.join(member.clone()).map_err(ConfigError::new)?;
+        for member in layouts.active().iter().flat_map(|layout| layout.members()) {
+            // A fixed list takes nobody: whom the layout names is met all the same.
+            let _ = membership.join(member.clone());
         }
     }
-    Ok(Some(Found { engine, is_empty, layout, membership, seeds }))
+    Ok(Some(Found { engine, is_empty, layouts, membership, seeds }))
+}
+
+/// Stores what is known of layouts before anybody goes by it.
+fn keep(engine: &dyn StorageEngine, mut layouts: Layouts) -> Result<Layouts, ConfigError> {
+    if layouts.own() == Phase::Unaware {
+        layouts.advance();
+    }
+    store(engine, vec![(layouts_fact(), layouts.encode().into())])?;
+    Ok(layouts)
 }
 
 /// Gossips until there is a layout, or the process is told to stop.
@@ -174,7 +189,7 @@ fn seek(
     membership: SharedMembership,
     listener: &TcpListener,
     cut: &Arc<Cut>,
-) -> Result<Option<Layout>, ConfigError> {
+) -> Result<Option<Layouts>, ConfigError> {
     let failed = |error: std::io::Error| ConfigError::new(format!("cannot serve: {error}"));
     let network: Rc<dyn Network> = match config.faults.enabled {
         true => Rc::new(FaultyTcp { cut: cut.clone() }),
@@ -234,8 +249,8 @@ fn open(
         false => "volatile",
     };
     let shared = Shared::new(Parts {
-        identity: identity(config, found.layout.digest()),
-        layout: found.layout.clone(),
+        identity: identity(config, found.layouts.root()),
+        layouts: found.layouts.clone(),
         buckets: config.buckets.clone(),
         resolvers,
         storage_name: format!("{} ({durability})", config.storage.name),
@@ -420,8 +435,7 @@ async fn run(
         Some(cut) => Rc::new(FaultyTcp { cut: cut.clone() }),
         None => Rc::new(Tcp),
     };
-    let others: Vec<Member> =
-        shared.layout.members().iter().filter(|member| member.id != shared.node()).cloned().collect();
+    let others: Vec<Member> = first_known(&shared);
     let peers = Peers::start(
         others,
         shared.identity.clone(),
@@ -463,6 +477,17 @@ async fn run(
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let _ = tokio::time::timeout(DRAIN, drained).await;
+}
+
+/// Whom the layouts name; others are met as the membership finds them.
+fn first_known(shared: &Shared) -> Vec<Member> {
+    let view = shared.view();
+    let mut all: BTreeMap<_, Member> = BTreeMap::new();
+    for member in view.active.iter().flat_map(|layout| layout.members()) {
+        all.insert(member.id, member.clone());
+    }
+    all.remove(&shared.node());
+    all.into_values().collect()
 }
 
 async fn serve_stream(

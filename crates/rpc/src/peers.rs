@@ -77,7 +77,7 @@ impl PeerTransport for Peers {
         let Some(lane) = link.lane.borrow().clone() else {
             return reply.send(Err(PeerError::Disconnected));
         };
-        if matches!(request, PeerRequest::Read(_)) {
+        if matches!(request, PeerRequest::Read { .. }) {
             let timed = Timed { link, sent: Instant::now(), reply: Cell::new(Some(reply)) };
             lane.send(request, timeout, ReplyTo::new(Rc::new(timed), 0));
         } else {

@@ -7,9 +7,7 @@ use capnp::Error;
 use quorate_core::NodeId;
 use quorate_core::admission::{Identity, Role};
 use quorate_core::event::EventKind;
-use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest, PeerResult,
-};
+use quorate_core::request::{ClientReply, ClientResult, PeerError, PeerReply, PeerRequest, PeerResult};
 use quorate_core::seams::{Incoming, NodeService};
 use quorate_core::{RequestError, request};
 
@@ -123,7 +121,7 @@ impl client_capnp::node::Server for ClientPort {
 }
 
 fn needs_no_layout(request: &PeerRequest) -> bool {
-    matches!(request, PeerRequest::Gossip(_) | PeerRequest::Forward(ClientRequest::Layout))
+    matches!(request, PeerRequest::Gossip(_) | PeerRequest::News(_) | PeerRequest::Layouts)
 }
 
 struct PeerPort {

@@ -6,6 +6,9 @@ use serde::Deserialize;
 pub struct Config {
     /// All members, this node among them. Empty: this node alone.
     pub members: Vec<MemberEntry>,
+    /// This node joins a cluster that the others are already: it asks them for their layout, and takes no part in it until an
+    /// operator commits that. Default false: the members listed are the cluster.
+    pub join: bool,
 }
 
 /// One member.

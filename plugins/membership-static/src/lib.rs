@@ -7,7 +7,7 @@ mod config;
 use std::collections::BTreeMap;
 
 use quorate_core::layout::{Member, NodeId};
-use quorate_core::membership::{MemberState, MemberView, Membership, Outgoing};
+use quorate_core::membership::{Founding, MemberState, MemberView, Membership, Outgoing};
 
 pub use config::{Config, MemberEntry};
 
@@ -34,13 +34,14 @@ pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
             this.name, this.name, this.address
         ));
     }
-    Ok(StaticMembership { this: this.id, members, published: BTreeMap::new() })
+    Ok(StaticMembership { this: this.id, members, joins: config.join, published: BTreeMap::new() })
 }
 
 /// A fixed list of members.
 pub struct StaticMembership {
     this: NodeId,
     members: Vec<Member>,
+    joins: bool,
     published: BTreeMap<String, Vec<u8>>,
 }
 
@@ -68,6 +69,10 @@ impl Membership for StaticMembership {
     /// Facts do not spread: only this node's own are known.
     fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
         if of == self.this { self.published.clone().into_iter().collect() } else { Vec::new() }
+    }
+
+    fn founding(&self) -> Option<Founding> {
+        self.joins.then(|| Founding { seeds: Vec::new(), expect: 0 })
     }
 
     fn join(&mut self, _member: Member) -> Result<(), String> {

@@ -9,7 +9,7 @@ fn config(members: &[Member]) -> Config {
         address: member.address.clone(),
         zone: member.zone.clone(),
     };
-    Config { members: members.iter().map(entry).collect() }
+    Config { members: members.iter().map(entry).collect(), ..Config::default() }
 }
 
 #[test]

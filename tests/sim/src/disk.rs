@@ -121,6 +121,15 @@ impl Disk {
         true
     }
 
+    /// One record as of now.
+    pub fn record(&self, key: &Bytes) -> Option<Bytes> {
+        let state = self.lock();
+        match state.overlay.get(key) {
+            Some(value) => value.clone(),
+            None => state.durable.get(key).cloned(),
+        }
+    }
+
     /// All records as of now, uncommitted ones included.
     pub fn records(&self) -> BTreeMap<Bytes, Bytes> {
         let state = self.lock();

@@ -108,6 +108,8 @@ struct Known {
     /// Keys whose bucket keeps the newest version only.
     keep_newest: BTreeSet<StorageKey>,
     retries_seen_twice: u64,
+    /// What nodes hold may move to others.
+    moves: bool,
 }
 
 impl Oracle {
@@ -127,8 +129,18 @@ impl Oracle {
         let Some((number, disk)) = number.and_then(|number| Some((number, disks[number].upgrade()?))) else {
             return;
         };
-        let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
-        let held = held.map(|record| record.object).unwrap_or_default();
+        let on = |disk: &Disk| {
+            let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
+            held.map(|record| record.object).unwrap_or_default()
+        };
+        let mut held = on(&disk);
+        if self.lock().moves {
+            // It may be a replica no more: then others have it.
+            let others = disks.iter().enumerate().filter(|(other, _)| *other != node);
+            for disk in others.filter_map(|(_, disk)| disk.upgrade()) {
+                held.merge(&on(&disk), quorate_core::object::MergeRule::KeepAll);
+            }
+        }
         let mut known = self.lock();
         let missing = |dot: &Dot| {
             !held.context().contains(*dot) && !known.is_reaped(*dot) && !known.keep_newest.contains(key)
@@ -159,6 +171,11 @@ impl Oracle {
     /// The key's bucket keeps the newest version only.
     pub fn keeps_newest(&self, key: &StorageKey) {
         self.lock().keep_newest.insert(key.clone());
+    }
+
+    /// From now on what nodes hold may move to others.
+    pub fn layout_changes(&self) {
+        self.lock().moves = true;
     }
 
     /// A node's disk lost what it had acked.
@@ -389,6 +406,11 @@ impl Oracle {
 impl Known {
     /// How many of those who acked may have lost the write: a fallback passes it on to a replica, which may lose it then.
     fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
+        if self.moves {
+            // What was acked may have moved to whoever lost its disk.
+            let lost = self.lost_disks.iter().filter(|(_, at)| *at >= ack.since_ms).count();
+            return lost.min(ack.nodes.len());
+        }
         let lost =
             |node: &usize| self.lost_disks.iter().any(|(lost, at)| lost == node && *at >= ack.since_ms);
         let taker_lost = replicas.iter().any(|replica| !ack.nodes.contains(replica) && lost(replica));

@@ -10,21 +10,24 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_cluster::layouts::{layouts_fact, stored_layouts};
 use quorate_cluster::node::Service;
 use quorate_cluster::shared::Parts;
 use quorate_cluster::{Node, Settings, Shared};
 use quorate_core::admission::Identity;
+use quorate_core::change::Change;
 use quorate_core::codec::{decode_context, decode_object};
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventSink};
 use quorate_core::membership::Membership;
 use quorate_core::planted::{Bug, plant};
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, PutReply, PutRequest, QuorumSize,
-    RepairStatus, Replacing, Status,
+    ClientReply, ClientRequest, ClientResult, ClusterReport, ClusterRequest, GetReply, GetRequest, PutReply,
+    PutRequest, QuorumSize, RepairStatus, Replacing, Status,
 };
 use quorate_core::resolver::ConflictResolver;
 use quorate_core::seams::{ReplySink, ReplyTo};
+use quorate_core::transition::Layouts;
 use quorate_core::{
     BucketDefinition, Buckets, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload,
     RequestError, RequestId, StorageKey,
@@ -50,8 +53,10 @@ const EPOCH_MS: u64 = 1_800_000_000_000;
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many nodes.
+    /// How many nodes make up the first layout.
     pub nodes: usize,
+    /// How many more there are, that can become members.
+    pub spares: usize,
     /// N.
     pub replicas: u8,
     /// Q.
@@ -76,6 +81,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             nodes: 5,
+            spares: 0,
             replicas: 3,
             partitions: 8,
             durability: Durability::Fsync,
@@ -220,10 +226,14 @@ pub struct Sim {
     /// What was seen to happen.
     pub log: Log,
     start: Instant,
-    layout: Layout,
+    /// The first one.
+    founding: Layout,
+    /// The newest one, and from what it was read.
+    newest: RefCell<(Vec<Bytes>, Layout)>,
     machines: RefCell<Vec<Machine>>,
     random: RefCell<Random>,
     lanes: RefCell<BTreeMap<(usize, usize), ClientLane>>,
+    lost: RefCell<BTreeSet<usize>>,
     next_request: Cell<u64>,
 }
 
@@ -267,7 +277,7 @@ pub fn run<F: AsyncFnOnce(&Rc<Sim>)>(seed: u64, options: Options, scenario: F) -
     let world = LocalSet::new();
     let outcome = runtime.block_on(world.run_until(async move {
         let sim = Sim::new(seed, options);
-        for node in 0..sim.options.nodes {
+        for node in 0..sim.count() {
             sim.start(node);
         }
         sim.until_ready().await;
@@ -277,7 +287,7 @@ pub fn run<F: AsyncFnOnce(&Rc<Sim>)>(seed: u64, options: Options, scenario: F) -
             log: sim.log.take(),
             retries_seen_twice: sim.oracle.retries_seen_twice(),
         };
-        for node in 0..sim.options.nodes {
+        for node in 0..sim.count() {
             sim.kill(node);
         }
         outcome
@@ -299,7 +309,7 @@ impl Sim {
         let mut random = Random::new(seed);
         let start = Instant::now();
         let oracle = Arc::new(Oracle::default());
-        let machines: Vec<Machine> = (0..options.nodes)
+        let machines: Vec<Machine> = (0..options.nodes + options.spares)
             .map(|node| Machine {
                 member: Member::new(&format!("n{node}"), &format!("n{node}:7400"), ""),
                 disk: Disk::new(node, oracle.clone(), random.fork()),
@@ -310,20 +320,135 @@ impl Sim {
             })
             .collect();
         machines.iter().for_each(|machine: &Machine| oracle.add_disk(&machine.disk));
-        let members = machines.iter().map(|machine| machine.member.clone()).collect();
+        let members = machines[..options.nodes].iter().map(|machine| machine.member.clone()).collect();
         let layout = Layout::first(members, options.partitions, options.replicas).expect("a valid layout");
         Rc::new(Sim {
             net: Net::new(random.fork()),
             oracle,
             log: Log { start, lines: Arc::default() },
             start,
-            layout,
+            newest: RefCell::new((Vec::new(), layout.clone())),
+            founding: layout,
             machines: RefCell::new(machines),
             random: RefCell::new(random),
             lanes: RefCell::default(),
+            lost: RefCell::default(),
             next_request: Cell::new(1),
             options,
         })
+    }
+
+    /// How many machines there are, members or not.
+    pub fn count(&self) -> usize {
+        self.options.nodes + self.options.spares
+    }
+
+    /// The newest layout that any disk has: nodes that were told to go by it have stored it.
+    pub fn layout(&self) -> Layout {
+        let key = layouts_fact().to_bytes();
+        let machines = self.machines.borrow();
+        let stored: Vec<Bytes> = machines.iter().filter_map(|machine| machine.disk.record(&key)).collect();
+        let mut newest = self.newest.borrow_mut();
+        if newest.0 != stored {
+            let layout = |bytes: &Bytes| {
+                let layouts = Layouts::decode(NodeId(0), bytes).ok()?;
+                Some((**layouts.newest()).clone())
+            };
+            let found =
+                stored.iter().filter_map(layout).max_by_key(|layout| (layout.number(), layout.digest()));
+            *newest = (stored, found.unwrap_or_else(|| self.founding.clone()));
+        }
+        newest.1.clone()
+    }
+
+    /// The numbers of the newest layout's members.
+    pub fn members(&self) -> Vec<usize> {
+        self.layout().members().iter().map(|member| self.number_of(member.id)).collect()
+    }
+
+    /// A node's name.
+    pub fn name(&self, node: usize) -> String {
+        self.machines.borrow()[node].member.name.clone()
+    }
+
+    /// Sends an operator's request to a node.
+    pub async fn cluster(
+        &self,
+        via: usize,
+        request: ClusterRequest,
+    ) -> Option<Result<ClusterReport, RequestError>> {
+        self.log.add(format!("cluster {request:?} via n{via}"));
+        match self.request(998, via, ClientRequest::Cluster(request), Duration::from_secs(2)).await? {
+            Ok(ClientReply::Report(json)) => serde_json::from_str(&json).ok().map(Ok),
+            Ok(_) => None,
+            Err(error) => {
+                self.log.add(format!("cluster: {error}"));
+                Some(Err(error))
+            }
+        }
+    }
+
+    /// Stages changes at a node and commits them. False if that is refused, or nothing was heard.
+    pub async fn change(&self, via: usize, changes: Vec<Change>) -> bool {
+        self.oracle.layout_changes();
+        for change in changes {
+            if !matches!(self.cluster(via, ClusterRequest::Stage(change)).await, Some(Ok(_))) {
+                self.cluster(via, ClusterRequest::Clear).await;
+                return false;
+            }
+        }
+        matches!(self.cluster(via, ClusterRequest::Commit).await, Some(Ok(_)))
+    }
+
+    /// A node's disk is about to be declared lost: what it acked is gone, and if it comes back it is refused.
+    pub fn declare_lost(&self, node: usize) {
+        self.log.add(format!("declare n{node} lost"));
+        self.oracle.lost_disk(node, self.now_ms());
+        self.lost.borrow_mut().insert(node);
+    }
+
+    /// True if a node's disk was declared lost.
+    pub fn was_lost(&self, node: usize) -> bool {
+        self.lost.borrow().contains(&node)
+    }
+
+    /// Makes a machine a member.
+    pub fn joining(&self, node: usize) -> Change {
+        let member = self.machines.borrow()[node].member.clone();
+        Change::Join {
+            name: member.name,
+            address: member.address,
+            zone: String::new(),
+            weight: member.weight,
+        }
+    }
+
+    /// Waits until no change of layout is under way on any running member, and all of them go by the same.
+    pub async fn until_settled(&self) {
+        for _ in 0..2_000 {
+            if self.is_settled().await {
+                return;
+            }
+            self.sleep(100).await;
+        }
+        let mut reports = Vec::new();
+        for node in self.members() {
+            let report = self.cluster(node, ClusterRequest::Show).await;
+            reports.push(format!("n{node}: {report:?}"));
+        }
+        let text = format!("a change of layout does not end: {}", reports.join("\n"));
+        self.oracle.report(Rule::Convergence, text);
+    }
+
+    async fn is_settled(&self) -> bool {
+        let digest = format!("{:016x}", self.layout().digest());
+        for node in self.members().into_iter().filter(|&node| self.is_running(node)) {
+            let Some(status) = self.status(node).await else { return false };
+            if status.change.is_some() || status.layout_digest != digest {
+                return false;
+            }
+        }
+        true
     }
 
     /// Draws from the seed.
@@ -359,7 +484,7 @@ impl Sim {
             cluster: "sim".into(),
             node: machine.member.id,
             name: machine.member.name.clone(),
-            layout_digest: self.layout.digest(),
+            layout_digest: self.founding.digest(),
             buckets_digest: 0,
         };
         let environment = Arc::new(SimEnvironment {
@@ -373,12 +498,14 @@ impl Sim {
         ]);
         let is_empty = machine.disk.is_empty();
         let events: Arc<dyn EventSink> = Arc::new(LogEvents(node, self.log.clone()));
+        let engine = Arc::new(SimStorage::open(machine.disk.clone(), machine.durability));
+        let stored = stored_layouts(identity.node, &*engine).expect("a simulated disk can be read");
         let shared = Shared::new(Parts {
             identity: identity.clone(),
-            layout: self.layout.clone(),
+            layouts: stored.unwrap_or_else(|| Layouts::settled(identity.node, self.founding.clone())),
             buckets: Buckets::new(&self.options.definitions(), self.options.replicas).expect("valid buckets"),
             resolvers,
-            engine: Arc::new(SimStorage::open(machine.disk.clone(), machine.durability)),
+            engine,
             storage_name: "simulated".into(),
             environment: environment.clone(),
             events: events.clone(),
@@ -428,7 +555,10 @@ impl Sim {
                 address: member.address.clone(),
                 zone: String::new(),
             };
-            let config = quorate_membership_static::Config { members: all.iter().map(entry).collect() };
+            let config = quorate_membership_static::Config {
+                members: all.iter().map(entry).collect(),
+                ..Default::default()
+            };
             return Box::new(quorate_membership_static::open(config, this).expect("a valid list"));
         }
         let seeds = vec![all[0].address.clone()];
@@ -547,7 +677,7 @@ impl Sim {
     /// Cuts a node off from all others, both ways.
     pub fn isolate(&self, node: usize) {
         self.log.add(format!("isolate n{node}"));
-        for other in 0..self.options.nodes {
+        for other in 0..self.count() {
             if other != node {
                 self.net.cut(node, other);
                 self.net.cut(other, node);
@@ -559,7 +689,7 @@ impl Sim {
     pub fn cut_off(&self, group: &[usize]) {
         self.log.add(format!("cut off {group:?}"));
         for &one in group {
-            for other in (0..self.options.nodes).filter(|other| !group.contains(other)) {
+            for other in (0..self.count()).filter(|other| !group.contains(other)) {
                 self.net.cut(one, other);
                 self.net.cut(other, one);
             }
@@ -579,16 +709,17 @@ impl Sim {
 
     /// Where a key lies: its replicas, in order, and then the fallbacks, by number.
     pub fn place(&self, key: &Key) -> Vec<usize> {
-        let partition = self.layout.partition_of(key.hash());
-        let n = self.options.bucket.n.unwrap_or(self.options.replicas);
-        let replicas = self.layout.replicas_of(partition, n).to_vec();
-        let all = replicas.into_iter().chain(self.layout.fallbacks_of(partition, n));
+        let layout = self.layout();
+        let partition = layout.partition_of(key.hash());
+        let n = self.options.bucket.n.unwrap_or(u8::MAX);
+        let replicas = layout.replicas_of(partition, n).to_vec();
+        let all = replicas.into_iter().chain(layout.fallbacks_of(partition, n));
         all.map(|id| self.number_of(id)).collect()
     }
 
     /// The key as engines store it.
     pub fn storage_key(&self, key: &Key) -> StorageKey {
-        StorageKey::of(self.layout.partition_of(key.hash()), key)
+        StorageKey::of(self.founding.partition_of(key.hash()), key)
     }
 
     /// What a node holds under a key, as a replica.
@@ -673,7 +804,7 @@ impl Sim {
     }
 
     async fn is_ready(&self) -> bool {
-        let running: Vec<usize> = (0..self.options.nodes).filter(|&node| self.is_running(node)).collect();
+        let running: Vec<usize> = self.members().into_iter().filter(|&node| self.is_running(node)).collect();
         for &node in &running {
             let Some(status) = self.status(node).await else { return false };
             let up = status.members.iter().filter(|member| member.state == "up").count();
@@ -689,16 +820,17 @@ impl Sim {
     pub async fn settle(&self) {
         self.log.add("settle");
         self.heal();
-        for node in 0..self.options.nodes {
+        for node in 0..self.count() {
             self.skew(node, 0);
             self.set_full(node, false);
             self.resume(node);
             self.start(node);
         }
         self.until_ready().await;
+        self.until_settled().await;
         for _ in 0..60 {
             let mut hints = 0;
-            for node in 0..self.options.nodes {
+            for node in self.members() {
                 hints += self.status(node).await.map_or(1, |status| status.hints);
             }
             if hints == 0 {
@@ -708,7 +840,7 @@ impl Sim {
         }
         for _ in 0..20 {
             let mut found = 0;
-            for node in 0..self.options.nodes {
+            for node in self.members() {
                 found += self.whole_round(node).await;
             }
             if found == 0 {
@@ -730,7 +862,7 @@ impl Sim {
     /// Has a node compare itself with every peer, and waits for it. Returns how many keys differed.
     pub async fn whole_round(&self, node: usize) -> u64 {
         let Some(before) = self.repair(node, true).await else { return 1 };
-        let goal = before.rounds + self.options.nodes as u64 - 1;
+        let goal = before.rounds + self.members().len() as u64 - 1;
         for _ in 0..200 {
             self.sleep(100).await;
             if let Some(now) = self.repair(node, false).await
@@ -746,7 +878,12 @@ impl Sim {
     /// All object records by node.
     fn objects(&self) -> BTreeMap<Bytes, BTreeMap<usize, Object>> {
         let mut objects: BTreeMap<Bytes, BTreeMap<usize, Object>> = BTreeMap::new();
+        let layout = self.layout();
         for (node, machine) in self.machines.borrow().iter().enumerate() {
+            // What was declared lost is refused, whatever it holds.
+            if layout.is_lost(machine.member.id) {
+                continue;
+            }
             for (key, value) in machine.disk.records() {
                 if StorageKey::from_peer(&key).is_some()
                     && let Ok(record) = decode_object(&value)
@@ -759,8 +896,8 @@ impl Sim {
     }
 
     fn replicas_of(&self, partition: PartitionId) -> Vec<usize> {
-        let n = self.options.bucket.n.unwrap_or(self.options.replicas);
-        self.layout.replicas_of(partition, n).iter().map(|&id| self.number_of(id)).collect()
+        let n = self.options.bucket.n.unwrap_or(u8::MAX);
+        self.layout().replicas_of(partition, n).iter().map(|&id| self.number_of(id)).collect()
     }
 
     fn differing(&self) -> Vec<String> {
@@ -777,7 +914,10 @@ impl Sim {
                 differing.push(text);
             }
         }
-        for (node, machine) in self.machines.borrow().iter().enumerate() {
+        let layout = self.layout();
+        let kept = |machine: &&Machine| !layout.is_lost(machine.member.id);
+        for (node, machine) in self.machines.borrow().iter().enumerate().filter(|(_, machine)| kept(machine))
+        {
             let hints = machine.disk.records().keys().filter(|key| key.first() == Some(&b'h')).count();
             if hints > 0 {
                 differing.push(format!("n{node} still holds {hints} hints"));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use quorate_core::change::Change;
 use quorate_core::planted::Bug;
 use quorate_core::request::QuorumSize;
 use quorate_core::{BucketDefinition, Key, Payload};
@@ -25,8 +26,11 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
     let mut random = Random::new(seed ^ 0x5eed);
     // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
     let only_late = random.chance(30);
+    // Whether layouts change is the seed's, too: in half of the runs.
+    let spares = if random.chance(50) { 2 } else { 0 };
     let options = Options {
         nodes,
+        spares,
         durability: if random.chance(80) { Durability::Fsync } else { Durability::Interval },
         anti_entropy: random.chance(60),
         reaping: only_late || random.chance(60),
@@ -104,13 +108,13 @@ impl Client {
     }
 
     fn via(&self) -> usize {
-        let nodes = self.sim.options.nodes as u64;
+        let nodes = self.sim.count() as u64;
         let some = self.draw(nodes) as usize;
         // Mostly somebody who is there, as a client that is told of dead nodes would.
         if self.sim.is_running(some) || self.draw(100) < 10 {
             return some;
         }
-        (0..self.sim.options.nodes).find(|&node| self.sim.is_running(node)).unwrap_or(some)
+        (0..self.sim.count()).find(|&node| self.sim.is_running(node)).unwrap_or(some)
     }
 
     fn size(&self) -> QuorumSize {
@@ -214,10 +218,16 @@ enum Act {
     DiskFree,
     Damage,
     Quiet,
+    Join,
+    Leave,
+    Replace,
+    Remove,
+    Weigh,
+    Two,
 }
 
 /// Each with how often it is drawn where it is drawn at all. What mends is never left out.
-const ACTS: [(Act, u64, bool); 19] = [
+const ACTS: [(Act, u64, bool); 25] = [
     (Act::Kill, 6, false),
     (Act::PowerOff, 6, false),
     (Act::Stop, 3, false),
@@ -237,7 +247,16 @@ const ACTS: [(Act, u64, bool); 19] = [
     (Act::DiskFree, 2, true),
     (Act::Damage, 2, false),
     (Act::Quiet, 5, true),
+    (Act::Join, 5, false),
+    (Act::Leave, 4, false),
+    (Act::Replace, 3, false),
+    (Act::Remove, 2, false),
+    (Act::Weigh, 3, false),
+    (Act::Two, 3, false),
 ];
+
+/// Changes of layout in one run.
+const MOST_CHANGES: usize = 12;
 
 /// Nodes that may be down at a time.
 const MOST_DOWN: usize = 3;
@@ -254,7 +273,7 @@ async fn nemesis(
     quiet: &Cell<bool>,
     only_late: bool,
 ) {
-    let nodes = sim.options.nodes;
+    let nodes = sim.count();
     let ends = sim.now_ms() + lasts_ms;
     let mut acts = Vec::new();
     for (act, weight, mends) in ACTS {
@@ -262,6 +281,9 @@ async fn nemesis(
             (true, Act::Hold) => 12,
             (true, Act::Slow | Act::Skew | Act::Heal | Act::Quiet) => 1,
             (true, _) => 0,
+            (false, Act::Join | Act::Leave | Act::Replace | Act::Remove | Act::Weigh | Act::Two) => {
+                if sim.options.spares > 0 { 2 * weight } else { 0 }
+            }
             (false, _) if mends || random.chance(45) => weight * (1 + random.below(3)),
             (false, _) => 0,
         };
@@ -269,12 +291,21 @@ async fn nemesis(
     }
     let pace = if only_late { 500 } else { 200 + random.below(2_500) };
     let mut wipes = 0;
+    let mut changes = 0;
     while sim.now_ms() < ends {
         sim.sleep(100 + random.below(pace)).await;
         let node = random.below(nodes as u64) as usize;
         let other = (node + 1 + random.below(nodes as u64 - 1) as usize) % nodes;
         let down = (0..nodes).filter(|&node| !sim.is_running(node)).count();
-        match *random.pick(&acts) {
+        let act = *random.pick(&acts);
+        if matches!(act, Act::Join | Act::Leave | Act::Replace | Act::Remove | Act::Weigh | Act::Two) {
+            if changes < MOST_CHANGES {
+                changes += 1;
+                change_layout(sim, act, &mut random, &mut wipes).await;
+            }
+            continue;
+        }
+        match act {
             Act::Kill if down < MOST_DOWN => sim.kill(node),
             Act::PowerOff if down < MOST_DOWN => sim.power_off(node),
             Act::Stop if down < MOST_DOWN => sim.stop(node).await,
@@ -330,5 +361,62 @@ async fn nemesis(
             }
             _ => {}
         }
+    }
+}
+
+/// An operator changes the layout, through whoever answers.
+async fn change_layout(sim: &Rc<Sim>, act: Act, random: &mut Random, wipes: &mut usize) {
+    let layout = sim.layout();
+    let members = sim.members();
+    let waiting: Vec<usize> = (0..sim.count())
+        .filter(|node| !members.contains(node) && sim.is_running(*node) && !sim.was_lost(*node))
+        .collect();
+    let up: Vec<usize> = members.iter().copied().filter(|&node| sim.is_running(node)).collect();
+    let Some(&via) = (!up.is_empty()).then(|| random.pick(&up)) else { return };
+    let some = *random.pick(&members);
+    let may_shrink = members.len() > usize::from(layout.replicas());
+    let weight = 50 + random.below(200) as u16;
+    let leave = |node: usize| Change::Leave { name: sim.name(node) };
+    match act {
+        Act::Join => {
+            let joining: Vec<Change> = waiting.iter().take(1).map(|&node| sim.joining(node)).collect();
+            if !joining.is_empty() {
+                sim.change(via, joining).await;
+            }
+        }
+        Act::Leave if may_shrink => {
+            sim.change(via, vec![leave(some)]).await;
+        }
+        Act::Replace => {
+            let Some(&by) = waiting.first() else { return };
+            sim.change(via, vec![leave(some), sim.joining(by)]).await;
+        }
+        // Only who is down is declared lost, as an operator would; it may come back with all it had, and is refused.
+        Act::Remove if may_shrink && *wipes < MOST_WIPES => {
+            let down = members.iter().copied().find(|&node| !sim.is_running(node));
+            let Some(dead) = down else { return };
+            let mut changes = vec![Change::Remove { name: sim.name(dead) }];
+            if random.chance(50) {
+                changes.extend(waiting.first().map(|&by| sim.joining(by)));
+            }
+            *wipes += 1;
+            sim.declare_lost(dead);
+            sim.change(via, changes).await;
+        }
+        Act::Weigh => {
+            sim.change(via, vec![Change::Weight { name: sim.name(some), weight }]).await;
+        }
+        // Two operators at once, perhaps on two sides of a cut.
+        Act::Two => {
+            let other = *random.pick(&up);
+            let changes = match waiting.first() {
+                Some(&node) => vec![sim.joining(node)],
+                None if may_shrink => vec![leave(*random.pick(&members))],
+                None => return,
+            };
+            let weigh = vec![Change::Weight { name: sim.name(some), weight }];
+            futures::future::join(sim.change(via, changes), sim.change(other, weigh)).await;
+        }
+        _ => {}
     }
 }

@@ -17,7 +17,7 @@ pub(crate) async fn explain(
     deadline: Instant,
 ) -> Result<Explanation, RequestError> {
     let place = Place::of(node, &key);
-    let layout = &node.shared.layout;
+    let layout = place.view.read.clone();
     let definition = &place.bucket.definition;
     let gather = Gather::default();
     for &replica in &place.replicas {
@@ -45,9 +45,9 @@ pub(crate) async fn explain(
         },
         partition: place.partition().0,
         layout: layout.number(),
-        n: place.bucket.n,
-        r: place.bucket.required(Default::default(), definition.r, "r")?,
-        w: place.bucket.required(Default::default(), definition.w, "w")?,
+        n: place.n(),
+        r: place.bucket.required(Default::default(), definition.r, "r", place.n())?,
+        w: place.bucket.required(Default::default(), definition.w, "w", place.n())?,
         replicas: names(&place.replicas),
         fallbacks: names(&layout.fallbacks_of(place.partition(), place.bucket.n)),
         holdings,
@@ -59,9 +59,8 @@ pub(crate) async fn explain(
 /// Who keeps hints for the key.
 async fn kept(node: &Rc<Node>, place: &Place, deadline: Instant) -> Vec<String> {
     let gather = Gather::default();
-    let layout = &node.shared.layout;
-    let live: Vec<NodeId> =
-        layout.members().iter().map(|member| member.id).filter(|&id| node.is_live(id)).collect();
+    let participants = place.view.participants.iter().copied();
+    let live: Vec<NodeId> = participants.filter(|&id| node.is_live(id)).collect();
     for &id in &live {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let request = PeerRequest::ReadHints(place.key.clone());
@@ -74,7 +73,7 @@ async fn kept(node: &Rc<Node>, place: &Place, deadline: Instant) -> Vec<String> 
     let mut hints = Vec::new();
     for _ in &live {
         match gather.next(deadline).await {
-            Some((from, Ok(PeerReply::Object(Some(_))))) => hints.push(layout.name_of(from)),
+            Some((from, Ok(PeerReply::Object(Some(_))))) => hints.push(place.view.name_of(from)),
             Some(_) => {}
             None => break,
         }

@@ -20,13 +20,13 @@ pub(crate) async fn get(
 ) -> ClientResult {
     let begun = Instant::now();
     let place = Place::of(node, &request.key);
-    let required = place.bucket.required(request.r, place.bucket.definition.r, "r")?;
+    let required = place.bucket.required(request.r, place.bucket.definition.r, "r", place.n())?;
     if place.must_forward(node, forwarded) {
         return forward(node, &place, ClientRequest::Get(request), deadline).await;
     }
     let sloppy = place.bucket.definition.sloppy;
     let read = read_replicas(node, &place, required, sloppy, deadline).await?;
-    let repaired = repair(node, &place, &read, required, deadline).await?;
+    let repaired = repair(node, &place, &read, (request.r, required), deadline).await?;
     Ok(ClientReply::Get(GetReply {
         siblings: shown(node, &place.bucket, &read.merged),
         context: match read.encoded {
@@ -35,7 +35,7 @@ pub(crate) async fn get(
         },
         receipt: Receipt {
             coordinator: node.shared.node(),
-            layout: node.shared.layout.number(),
+            layout: place.view.read.number(),
             fallbacks: place.fallbacks_among(&read.replied),
             acked: read.replied,
             repaired,

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use quorate_core::bucket::Bucket;
 use quorate_core::request::Sibling;
 use quorate_core::resolver::ConflictResolver;
+use quorate_core::transition::View;
 use quorate_core::{Key, NodeId, Object, PartitionId, Payload, StorageKey};
 
 pub(crate) use explain::explain;
@@ -25,24 +26,56 @@ pub(crate) use scan::scan;
 
 use crate::node::Node;
 
-/// Where a key lies: its partition, its bucket's rules, its replicas in order.
+/// Where a key lies: its partition, its bucket's rules, its replicas in order. Whoever has one goes by the layouts as they
+/// were when it was made: a change of layout waits for it.
 pub(crate) struct Place {
+    pub(crate) view: Arc<View>,
     pub(crate) key: StorageKey,
     pub(crate) long_key: Option<Bytes>,
     pub(crate) key_hash: u64,
     pub(crate) bucket: Arc<Bucket>,
+    /// In the layout that is read.
     pub(crate) replicas: Vec<NodeId>,
+    /// Other replica sets that a write needs acks in, while a layout changes: those of the layouts in which the key lies
+    /// elsewhere.
+    pub(crate) also: Vec<Vec<NodeId>>,
 }
 
 impl Place {
     pub(crate) fn of(node: &Node, key: &Key) -> Place {
-        let layout = &node.shared.layout;
+        let view = node.shared.view();
         let key_hash = key.hash();
-        let partition = layout.partition_of(key_hash);
+        let partition = view.read.partition_of(key_hash);
         let bucket = node.shared.buckets.get(key.bucket()).clone();
-        let replicas = layout.replicas_of(partition, bucket.n).to_vec();
+        let replicas = view.read.replicas_of(partition, bucket.n).to_vec();
         let long_key = key.is_long().then(|| Bytes::copy_from_slice(key.bytes()));
-        Place { key: StorageKey::of(partition, key), long_key, key_hash, bucket, replicas }
+        let elsewhere = |other: &&[NodeId]| {
+            other.len() != replicas.len() || other.iter().any(|replica| !replicas.contains(replica))
+        };
+        let also = view.also.iter().map(|layout| layout.replicas_of(partition, bucket.n)).filter(elsewhere);
+        let also = also.map(<[NodeId]>::to_vec).collect();
+        Place { key: StorageKey::of(partition, key), view, long_key, key_hash, bucket, replicas, also }
+    }
+
+    /// The number of the key's replicas in the layout that is read.
+    pub(crate) fn n(&self) -> u8 {
+        self.replicas.len() as u8
+    }
+
+    /// All replicas that a write goes to: those of the layout that is read first.
+    pub(crate) fn targets(&self) -> Vec<NodeId> {
+        let mut targets = self.replicas.clone();
+        for &replica in self.also.iter().flatten() {
+            if !targets.contains(&replica) {
+                targets.push(replica);
+            }
+        }
+        targets
+    }
+
+    /// True if the node is a replica in any of the layouts that a write goes to.
+    pub(crate) fn is_target(&self, node: NodeId) -> bool {
+        self.replicas.contains(&node) || self.also.iter().any(|set| set.contains(&node))
     }
 
     pub(crate) fn partition(&self) -> PartitionId {
@@ -51,8 +84,8 @@ impl Place {
 
     /// The nodes that can stand in for replicas, in order: live, and this one only if it is none.
     pub(crate) fn live_fallbacks(&self, node: &Node) -> Vec<NodeId> {
-        let mut fallbacks = node.shared.layout.fallbacks_of(self.partition(), self.bucket.n);
-        fallbacks.retain(|&fallback| node.is_live(fallback));
+        let mut fallbacks = self.view.read.fallbacks_of(self.partition(), self.bucket.n);
+        fallbacks.retain(|&fallback| node.is_live(fallback) && !self.is_target(fallback));
         fallbacks
     }
 
@@ -64,7 +97,7 @@ impl Place {
 
     /// Those of some nodes that are no replicas.
     pub(crate) fn fallbacks_among(&self, nodes: &[NodeId]) -> Vec<NodeId> {
-        nodes.iter().copied().filter(|node| !self.replicas.contains(node)).collect()
+        nodes.iter().copied().filter(|&node| !self.is_target(node)).collect()
     }
 
     /// For whom a hint is kept that is not for a particular replica: the first one that can't be reached.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use quorate_core::codec::{decode_context, encode_context};
 use quorate_core::event::EventKind;
 use quorate_core::object::{MergeRule, Replaces, Write, Written};
+use quorate_core::planted::{Bug, planted};
 use quorate_core::quorum::{Step, WriteQuorum};
 use quorate_core::request::{
     ClientReply, ClientRequest, ClientResult, PeerReply, PeerWrite, PutReply, PutRequest, Receipt, Replacing,
@@ -58,6 +59,8 @@ struct Attempt<'a> {
     place: &'a Place,
     write: Write,
     required: u8,
+    /// Acks that it needs in each of the place's other replica sets.
+    also_required: Vec<u8>,
     /// Fallbacks count.
     sloppy: bool,
     /// This node is no replica: it coordinates as a fallback, and what it mints is a hint for this replica.
@@ -99,11 +102,13 @@ impl<'a> Attempt<'a> {
     ) -> Result<Attempt<'a>, RequestError> {
         let begun = Instant::now();
         let definition = &place.bucket.definition;
-        let required = place.bucket.required(request.w, definition.w, "w")?;
+        let required = place.bucket.required(request.w, definition.w, "w", place.n())?;
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
-        let is_replica = place.replicas.contains(&node.shared.node());
-        if !is_replica && forwarded {
-            return Err(RequestError::invalid("this node is no replica of the key; refresh the layout"));
+        let this = node.shared.node();
+        let is_replica = place.replicas.contains(&this);
+        // Who passed it on goes by another layout; who takes no part may stand in for nobody.
+        if !is_replica && (forwarded || !place.view.is_participant(this)) {
+            return Err(RequestError::NotAttempted { needed: required, reachable: 0 });
         }
         if let Payload::Value(value) = &request.payload
             && value.len() > definition.max_value_bytes as usize
@@ -114,14 +119,21 @@ impl<'a> Attempt<'a> {
                 definition.max_value_bytes
             )));
         }
-        let live = place.live(node).len();
-        let standing_in =
-            if sloppy && live < place.replicas.len() { place.live_fallbacks(node).len() } else { 0 };
-        let reachable = (live + standing_in).min(place.replicas.len()) as u8;
+        let mut also_required = Vec::with_capacity(place.also.len());
+        for set in &place.also {
+            let n = set.len() as u8;
+            also_required.push(place.bucket.required(request.w, definition.w, "w", n.max(1))?);
+        }
         let clock_is_wrong = node.shared.clock_trouble().is_some();
-        if reachable < required || clock_is_wrong {
-            let reachable = if clock_is_wrong { 0 } else { reachable };
-            return Err(RequestError::NotAttempted { needed: required, reachable });
+        let sets = place.also.iter().zip(&also_required).map(|(set, &needed)| (needed, &set[..]));
+        for (needed, set) in std::iter::once((required, &place.replicas[..])).chain(sets) {
+            let live = set.iter().filter(|&&replica| node.is_live(replica)).count();
+            let standing_in = if sloppy && live < set.len() { place.live_fallbacks(node).len() } else { 0 };
+            let reachable = (live + standing_in).min(set.len()) as u8;
+            if reachable < needed || clock_is_wrong {
+                let reachable = if clock_is_wrong { 0 } else { reachable };
+                return Err(RequestError::NotAttempted { needed, reachable });
+            }
         }
         let replaces = match &request.replacing {
             Replacing::WhatIsThere { seen } => Replaces::WhatIsThere { seen: context_of(node, place, seen)? },
@@ -133,6 +145,7 @@ impl<'a> Attempt<'a> {
             place,
             write: Write { request: request.request, payload: request.payload.clone(), replaces },
             required,
+            also_required,
             sloppy,
             stands_for: (!is_replica).then(|| place.replicas[0]),
             retry: request.attempt > 0,
@@ -183,7 +196,8 @@ impl<'a> Attempt<'a> {
             return Ok(());
         }
         let definition = &self.place.bucket.definition;
-        let required = self.place.bucket.required(Default::default(), definition.r, "r")?;
+        let n = self.place.n();
+        let required = self.place.bucket.required(Default::default(), definition.r, "r", n)?;
         let read = read_replicas(self.node, self.place, required, self.sloppy, self.deadline).await?;
         let Some(object) = &read.encoded else { return Ok(()) };
         let gather = Gather::default();
@@ -205,7 +219,8 @@ impl<'a> Attempt<'a> {
     async fn find_earlier_attempt(&self) -> Result<Option<(Written, Bytes)>, RequestError> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
-        let required = self.place.bucket.required(Default::default(), self.place.bucket.definition.r, "r")?;
+        let (bucket, n) = (&self.place.bucket, self.place.n());
+        let required = bucket.required(Default::default(), bucket.definition.r, "r", n)?;
         let read = read_replicas(self.node, self.place, required, self.sloppy, half).await?;
         let known = read.merged.knows(self.write.request);
         let object = read.encoded.filter(|_| known);
@@ -215,24 +230,24 @@ impl<'a> Attempt<'a> {
     /// Sends the merged object to all replicas, or to whoever stands in for them, and counts.
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
         let mut reply = Some(reply);
-        let mut quorum = WriteQuorum::new(self.required);
-        self.asked.iter().for_each(|_| quorum.sent());
+        let mut quorum = self.quorum();
+        self.asked.iter().for_each(|asked| quorum.sent(asked.target));
         if let Some(replica) = self.stands_for.filter(|_| self.asked.is_empty()) {
             self.send(self.node.shared.node(), replica, &object);
-            quorum.sent();
+            quorum.sent(replica);
         }
-        for &replica in &self.place.replicas {
+        for replica in self.place.targets() {
             if self.asked.iter().any(|asked| asked.target == replica) {
                 continue;
             }
             if self.node.is_live(replica) {
                 self.send(replica, replica, &object);
-                quorum.sent();
+                quorum.sent(replica);
             } else {
                 self.stand_in(replica, &object, &mut quorum);
             }
         }
-        if quorum.step_now() == Step::Impossible {
+        if quorum.step() == Step::Impossible {
             self.give_up(0, reply.take());
         }
         let mut slow_at = Some(Instant::now() + SLOW_WRITE).filter(|at| self.sloppy && *at < self.deadline);
@@ -270,6 +285,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// The acks that the write needs: in each replica set.
+    fn quorum(&self) -> WriteQuorum {
+        if self.place.also.is_empty() || planted(Bug::QuorumOverUnion) {
+            return WriteQuorum::new(self.required);
+        }
+        let also = self.place.also.iter().zip(&self.also_required).map(|(set, &needed)| (needed, &set[..]));
+        WriteQuorum::of_sets(std::iter::once((self.required, &self.place.replicas[..])).chain(also))
+    }
+
     /// Takes an answer: counts it, and finds somebody else where it is a failure.
     fn heard(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
         let place = self.asked.iter_mut().find(|asked| asked.to == from && asked.state == Asking::Open);
@@ -284,8 +308,8 @@ impl<'a> Attempt<'a> {
             };
             let first = self.asked.iter().filter(same).count() == 1;
             return match (counts, first) {
-                (true, true) => quorum.ack(from),
-                (true, false) => quorum.failure(),
+                (true, true) => quorum.ack(target, from),
+                (true, false) => quorum.failure(target),
                 (false, _) => Step::Wait,
             };
         }
@@ -293,12 +317,12 @@ impl<'a> Attempt<'a> {
         if !self.asked.iter().any(covered) {
             self.stand_in(target, object, quorum);
         }
-        if counts { quorum.failure() } else { Step::Wait }
+        if counts { quorum.failure(target) } else { Step::Wait }
     }
 
     /// Whether an ack of this node counts towards W.
     fn counts(&self, from: NodeId) -> bool {
-        self.sloppy || self.place.replicas.contains(&from)
+        self.sloppy || self.place.is_target(from)
     }
 
     /// Replicas that neither acked nor have a fallback that did, or may yet.
@@ -307,7 +331,7 @@ impl<'a> Attempt<'a> {
             let mut asked = self.asked.iter().filter(|asked| asked.target == *replica);
             !asked.any(|asked| asked.state == Asking::Acked)
         };
-        self.place.replicas.iter().copied().filter(open).collect()
+        self.place.targets().into_iter().filter(open).collect()
     }
 
     fn stand_in_for_the_slow(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
@@ -333,7 +357,7 @@ impl<'a> Attempt<'a> {
             Some(fallback) => {
                 self.send(fallback, target, object);
                 if self.sloppy {
-                    quorum.sent();
+                    quorum.sent(target);
                 }
             }
             None if target != this => {
@@ -357,6 +381,7 @@ impl<'a> Attempt<'a> {
             object: object.clone(),
             purpose: if to == target { WritePurpose::Replicate } else { WritePurpose::Hint(target) },
             valid_until_ms: self.valid_until_ms,
+            layout: self.place.view.written(),
         }
     }
 
@@ -382,7 +407,7 @@ impl<'a> Attempt<'a> {
             hinted: fallbacks.len() as u8,
             receipt: Receipt {
                 coordinator: self.node.shared.node(),
-                layout: self.node.shared.layout.number(),
+                layout: self.place.view.read.number(),
                 acked: acked.to_vec(),
                 fallbacks,
                 repaired: Vec::new(),

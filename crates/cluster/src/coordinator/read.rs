@@ -69,8 +69,7 @@ pub(crate) async fn read_replicas(
                 }
                 // An unreadable record is not an absent one: another replica has to say.
                 Err(error) => {
-                    let detail =
-                        format!("record {:?} of {}: {error}", place.key, node.shared.layout.name_of(from));
+                    let detail = format!("record {:?} of {}: {error}", place.key, place.view.name_of(from));
                     node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
                     last_failure = Some(PeerError::Storage { detail });
                     quorum.failure()
@@ -110,12 +109,14 @@ fn ask(node: &Node, place: &Place, replica: NodeId, deadline: Instant, gather: &
     let slot = gather.slot(replica);
     let is_replica = place.replicas.contains(&replica);
     match (replica == node.shared.node(), is_replica) {
-        (true, true) => slot.send(node.replica.read(&place.key)),
+        (true, true) => slot.send(node.replica.read(&place.key, place.view.read.digest())),
         (true, false) => slot.send(node.replica.read_hints(&place.key)),
         (false, _) => {
             let timeout = deadline.saturating_duration_since(Instant::now());
             let key = place.key.clone();
-            let request = if is_replica { PeerRequest::Read(key) } else { PeerRequest::ReadHints(key) };
+            let layout = place.view.read.digest();
+            let request =
+                if is_replica { PeerRequest::Read { key, layout } } else { PeerRequest::ReadHints(key) };
             node.transport.send(replica, request, timeout, slot);
         }
     }

@@ -1,11 +1,12 @@
 //! Read repair: pushing a merged object to replicas that hold less. By merging, never by overwriting.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use quorate_core::event::EventKind;
 use quorate_core::quorum::{Step, WriteQuorum};
-use quorate_core::request::{PeerReply, PeerWrite, WritePurpose};
+use quorate_core::request::{PeerReply, PeerWrite, QuorumSize, WritePurpose};
 use quorate_core::{NodeId, ReadRepair, RequestError};
 use tokio::time::Instant;
 
@@ -18,22 +19,25 @@ use crate::node::Node;
 ///
 /// # Errors
 /// With blocking repair, `DeadlineExceeded` if fewer than R replicas hold the merged object in time: what is shown to
-/// one client must not be missed by the next.
+/// one client must not be missed by the next. While a layout changes, R in each of the key's replica sets.
 pub(crate) async fn repair(
     node: &Rc<Node>,
     place: &Place,
     read: &Read,
-    required: u8,
+    (wish, required): (QuorumSize, u8),
     deadline: Instant,
 ) -> Result<Vec<NodeId>, RequestError> {
-    let Some(object) = read.encoded.as_ref().filter(|_| !read.stale.is_empty()) else {
+    let moves = !place.also.is_empty();
+    let Some(object) = read.encoded.as_ref().filter(|_| !read.stale.is_empty() || moves) else {
         return Ok(Vec::new());
     };
     let policy = place.bucket.definition.read_repair;
     if policy == ReadRepair::Off {
         return Ok(Vec::new());
     }
-    node.shared.emit(None, EventKind::ReadRepaired { replicas: read.stale.len() });
+    if !read.stale.is_empty() {
+        node.shared.emit(None, EventKind::ReadRepaired { replicas: read.stale.len() });
+    }
     let gather = Gather::default();
     for &replica in &read.stale {
         push(node, place, object, replica, deadline, &gather);
@@ -44,25 +48,42 @@ pub(crate) async fn repair(
 
     let begun = Instant::now();
     let mut pushed = read.stale.clone();
-    let spares: Vec<NodeId> =
-        place.live(node).into_iter().filter(|other| !read.replied.contains(other)).collect();
+    let elsewhere: Vec<NodeId> = place
+        .also
+        .iter()
+        .flatten()
+        .copied()
+        .filter(|other| !read.replied.contains(other) && !place.replicas.contains(other))
+        .collect::<BTreeSet<NodeId>>()
+        .into_iter()
+        .collect();
+    // Replicas that also are one where the key moves to have to hold it all the same: they are no mere spares then.
+    let is_needed = |other: &NodeId| moves && place.also.iter().any(|set| set.contains(other));
+    let (needed, spares): (Vec<NodeId>, Vec<NodeId>) =
+        place.live(node).into_iter().filter(|other| !read.replied.contains(other)).partition(is_needed);
+    for &replica in needed.iter().chain(elsewhere.iter().filter(|&&replica| node.is_live(replica))) {
+        push(node, place, object, replica, deadline, &gather);
+    }
+    let mut holding = quorum(place, read, wish, required)?;
+    let mut sent: Vec<NodeId> = read.replied.clone();
+    sent.extend(needed.iter().chain(&spares));
+    sent.extend(elsewhere.iter().filter(|&&replica| node.is_live(replica)));
+    sent.into_iter().for_each(|target| holding.sent(target));
     let mut spares = spares.into_iter();
-    let mut holding = WriteQuorum::new(required);
-    (0..read.replied.len() + spares.len()).for_each(|_| holding.sent());
-    let mut step = Step::Wait;
+    let mut step = holding.step();
     for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
-        step = holding.ack(replica);
+        step = holding.ack(replica, replica);
     }
     while step != Step::Reached {
         step = match gather.next(deadline).await {
-            Some((from, Ok(PeerReply::Acked))) => holding.ack(from),
-            Some(_) => {
+            Some((from, Ok(PeerReply::Acked))) => holding.ack(from, from),
+            Some((from, _)) => {
                 // Another live replica may hold it in place of the one that failed.
                 if let Some(spare) = spares.next() {
                     push(node, place, object, spare, deadline, &gather);
                     pushed.push(spare);
                 }
-                holding.failure()
+                holding.failure(from)
             }
             None => Step::Impossible,
         };
@@ -75,6 +96,22 @@ pub(crate) async fn repair(
     Ok(pushed)
 }
 
+/// Who has to hold the merged object before it is shown.
+fn quorum(place: &Place, read: &Read, wish: QuorumSize, required: u8) -> Result<WriteQuorum, RequestError> {
+    if place.also.is_empty() {
+        return Ok(WriteQuorum::new(required));
+    }
+    // A fallback that answered counts where its replica would.
+    let mut first = place.replicas.clone();
+    first.extend(place.fallbacks_among(&read.replied));
+    let mut sets = vec![(required, &first[..])];
+    for set in &place.also {
+        let n = (set.len() as u8).max(1);
+        sets.push((place.bucket.required(wish, place.bucket.definition.r, "r", n)?, &set[..]));
+    }
+    Ok(WriteQuorum::of_sets(sets.into_iter()))
+}
+
 /// Sends a node the merged object: a replica to merge it, anybody else to keep it for a replica that can't be reached. It
 /// may be this node itself.
 pub(crate) fn push(
@@ -85,12 +122,18 @@ pub(crate) fn push(
     deadline: Instant,
     gather: &Gather,
 ) {
-    let purpose = match place.replicas.contains(&to) {
+    let purpose = match place.is_target(to) {
         true => WritePurpose::Replicate,
         false => WritePurpose::Hint(place.missing(node)),
     };
     let timeout = deadline.saturating_duration_since(Instant::now());
     let valid_until_ms = node.shared.valid_until_ms(timeout);
-    let write = PeerWrite { key: place.key.clone(), object: object.clone(), purpose, valid_until_ms };
+    let write = PeerWrite {
+        key: place.key.clone(),
+        object: object.clone(),
+        purpose,
+        valid_until_ms,
+        layout: place.view.written(),
+    };
     node.send_write(to, write, timeout, gather.slot(to));
 }

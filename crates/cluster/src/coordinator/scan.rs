@@ -9,6 +9,7 @@ use quorate_core::quorum::{ReadQuorum, Step};
 use quorate_core::request::{
     PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest, scan_cursor,
 };
+use quorate_core::transition::View;
 use quorate_core::{Key, NodeId, Object, PartitionId, RequestError, StorageKey};
 use tokio::time::Instant;
 
@@ -33,10 +34,13 @@ pub(crate) async fn scan(
     request: ScanRequest,
     deadline: Instant,
 ) -> Result<ScanReply, RequestError> {
-    let partitions = node.shared.layout.partitions();
+    // Held on to as a whole: a change of layout waits for the page.
+    let view = node.shared.view();
+    let partitions = node.shared.partitions();
     let mut position = Position::decode(&request.cursor, partitions)?;
     let bucket = node.shared.buckets.get(request.bucket.as_str()).clone();
-    let required = bucket.required(request.r, bucket.definition.r, "r")?;
+    let n = bucket.n.min(view.read.replicas());
+    let required = bucket.required(request.r, bucket.definition.r, "r", n)?;
     let limit = if request.limit == 0 { DEFAULT_ENTRIES } else { request.limit.min(MAX_ENTRIES) } as usize;
     let mut entries: Vec<ScanEntry> = Vec::new();
     let mut bytes = 0;
@@ -52,8 +56,9 @@ pub(crate) async fn scan(
                 after,
                 limit: (limit - entries.len() + 1) as u32,
                 max_bytes: MAX_PARTITION_BYTES,
+                layout: view.read.digest(),
             };
-            read_partition(node, &request, scan, required, deadline)
+            read_partition(node, &view, &request, scan, required, deadline)
         });
         'window: for slice in futures::future::join_all(reads).await {
             let slice = slice?;
@@ -115,13 +120,14 @@ struct Slice {
 
 async fn read_partition(
     node: &Rc<Node>,
+    view: &View,
     request: &ScanRequest,
     scan: ScanPartition,
     required: u8,
     deadline: Instant,
 ) -> Result<Slice, RequestError> {
     let bucket = node.shared.buckets.get(request.bucket.as_str());
-    let replicas = node.shared.layout.replicas_of(scan.partition, bucket.n);
+    let replicas = view.read.replicas_of(scan.partition, bucket.n);
     let pages = read_pages(node, replicas, &scan, required, deadline).await?;
     // Beyond the end of a page that was cut, nothing is known of that replica.
     let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
@@ -235,9 +241,9 @@ async fn show(
         let place = Place::of(node, &key);
         let sloppy = place.bucket.definition.sloppy;
         let read = read_replicas(node, &place, required, sloppy, deadline).await?;
-        repair(node, &place, &read, required, deadline).await?;
+        repair(node, &place, &read, (request.r, required), deadline).await?;
         merged = read.merged;
-    } else if digests.iter().any(|(_, held)| *held != digest) {
+    } else if digests.iter().any(|(_, held)| *held != digest) || !node.shared.view().also.is_empty() {
         let place = Place::of(node, &key);
         let read = Read {
             encoded: Some(quorate_core::codec::encode_object(&merged, place.long_key.as_deref())),
@@ -245,7 +251,7 @@ async fn show(
             replied: digests.iter().map(|(from, _)| *from).collect(),
             stale: digests.iter().filter(|(_, held)| *held != digest).map(|(from, _)| *from).collect(),
         };
-        repair(node, &place, &read, required, deadline).await?;
+        repair(node, &place, &read, (request.r, required), deadline).await?;
     }
     let bucket = node.shared.buckets.get(request.bucket.as_str());
     let mut siblings = shown(node, bucket, &merged);

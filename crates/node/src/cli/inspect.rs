@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::exit::Failure;
 use super::keys::Named;
-use super::{Connection, Output, print_json, table};
+use super::{Connection, print_json, table};
 
 #[derive(Args)]
 pub(super) struct Explain {
@@ -21,7 +21,7 @@ impl Explain {
         let key = self.named.key()?;
         let client = self.connection.connect().await?;
         let explanation = client.explain(&key).await?;
-        if self.connection.output == Output::Json {
+        if self.connection.is_json() {
             print_json(&serde_json::to_value(&explanation).expect("plain data"));
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl Status {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let client = self.connection.connect().await?;
         let status = client.status().await?;
-        if self.connection.output == Output::Json {
+        if self.connection.is_json() {
             print_json(&serde_json::to_value(&status).expect("plain data"));
             return Ok(());
         }
@@ -121,6 +121,22 @@ fn upkeep(status: &quorate_core::request::Status) {
             status.recovering
         );
     }
+    if status.removed {
+        say!(
+            "taken out of the cluster while it was away: it serves nothing; stop it, and start it with an empty data folder to join again"
+        );
+    }
+    if let Some(change) = &status.change {
+        let layouts: Vec<String> = change.layouts.iter().map(u64::to_string).collect();
+        say!(
+            "a change of layout is under way: {} are active, everybody is at {:?}",
+            layouts.join(", "),
+            change.phase
+        );
+        for trouble in &change.trouble {
+            say!("! {trouble}");
+        }
+    }
     for hints in &status.hints_for {
         say!(
             "hints: {} for {}, {:.1} MiB, the oldest {:.1} s old",
@@ -158,7 +174,7 @@ impl Ring {
         let client = self.connection.connect().await?;
         let layout = client.layout().await?;
         let place = key.map(|key| layout.partition_of(key.hash()));
-        if self.connection.output == Output::Json {
+        if self.connection.is_json() {
             print_json(&json!({
                 "layout": layout.number(),
                 "digest": format!("{:016x}", layout.digest()),

@@ -47,7 +47,7 @@ impl Get {
         let key = self.named.key()?;
         let client = self.connection.connect().await?;
         let read = client.get(&key, &ReadOptions { r: self.r.unwrap_or_default(), timeout: None }).await?;
-        if self.connection.output == Output::Json {
+        if self.connection.is_json() {
             print_json(&json!({
                 "key": shown(key.bytes()),
                 "siblings": read.siblings.iter().map(sibling_json).collect::<Vec<_>>(),

@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod cluster;
 mod exit;
 mod inspect;
 mod keys;
@@ -63,6 +64,15 @@ enum Command {
     /// Compare a node's replicas with the others' and mend what differs; or show how far that is.
     #[command(subcommand)]
     Repair(repair::RepairCommand),
+    /// See and change who is in the cluster and what they hold.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// See the layout, and past ones.
+    #[command(subcommand)]
+    Layout(cluster::LayoutCommand),
+    /// Prepare a node for being stopped.
+    #[command(subcommand)]
+    Node(cluster::NodeCommand),
     /// Measure a cluster under load.
     Bench(bench::Bench),
 }
@@ -89,6 +99,9 @@ struct Connection {
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// Print JSON: the same as `--output json`.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +111,10 @@ enum Output {
 }
 
 impl Connection {
+    fn is_json(&self) -> bool {
+        self.json || self.output == Output::Json
+    }
+
     fn config(&self) -> Result<ClientConfig, Failure> {
         let mut config = ClientConfig::new(&self.nodes)?;
         if !(self.timeout > 0.0 && self.timeout <= 3600.0) {
@@ -169,6 +186,9 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Status(status) => block_on(status.run()),
         Command::Ring(ring) => block_on(ring.run()),
         Command::Repair(repair) => block_on(repair.run()),
+        Command::Cluster(cluster) => block_on(cluster.run()),
+        Command::Layout(layout) => block_on(layout.run()),
+        Command::Node(node) => block_on(node.run()),
         Command::Bench(bench) => bench.run(),
     }
 }

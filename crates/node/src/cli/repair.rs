@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use quorate_core::request::RepairStatus;
 
 use super::exit::Failure;
-use super::{Connection, Output, print_json, table};
+use super::{Connection, print_json, table};
 
 /// Nodes compare their replicas by themselves: now and then, and whenever a peer returns. This is to look, or to hurry.
 #[derive(Subcommand)]
@@ -29,7 +29,7 @@ impl RepairCommand {
         };
         let client = repair.connection.connect().await?;
         let status = client.repair(start).await?;
-        if repair.connection.output == Output::Json {
+        if repair.connection.is_json() {
             print_json(&serde_json::to_value(&status).expect("plain data"));
             return Ok(());
         }

@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use capnp::Error;
+use quorate_core::change::Change;
 use quorate_core::clock::Stamp;
 use quorate_core::key::{BucketName, Key, PartitionId};
 use quorate_core::object::{Payload, RequestId};
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, PartitionFingerprint, PutReply,
-    PutRequest, QuorumSize, Receipt, Replacing, ScanEntry, ScanReply, ScanRequest, Sibling,
+    ClientReply, ClientRequest, ClientResult, ClusterRequest, GetReply, GetRequest, PartitionFingerprint,
+    PutReply, PutRequest, QuorumSize, Receipt, Replacing, ScanEntry, ScanReply, ScanRequest, Sibling,
 };
 use quorate_core::{NodeId, RequestError};
 use tokio::time::Instant;
 
 use super::{text, timeout_ms, unknown};
+use crate::generated::client_capnp::cluster::Verb;
 use crate::generated::client_capnp::{self as wire, failure, operation, put, result};
 use crate::lane::{Protocol, Queued};
 
@@ -138,6 +140,21 @@ pub(crate) fn write_operation(
         ClientRequest::Layout => out.set_layout(()),
         ClientRequest::Fingerprint => out.set_fingerprint(()),
         ClientRequest::Repair { start } => out.set_repair(*start),
+        ClientRequest::Cluster(request) => {
+            let mut builder = out.init_cluster();
+            let verb = match request {
+                ClusterRequest::Show => Verb::Show,
+                ClusterRequest::Stage(change) => {
+                    builder.set_change(&change.encode());
+                    Verb::Stage
+                }
+                ClusterRequest::Plan => Verb::Plan,
+                ClusterRequest::Commit => Verb::Commit,
+                ClusterRequest::Clear => Verb::Clear,
+                ClusterRequest::Drain => Verb::Drain,
+            };
+            builder.set_verb(verb);
+        }
         ClientRequest::Faults { cut } => {
             let mut names = out.init_faults(cut.len() as u32);
             for (at, name) in cut.iter().enumerate() {
@@ -199,6 +216,21 @@ pub(crate) fn read_operation(
         operation::Layout(()) => Ok(ClientRequest::Layout),
         operation::Fingerprint(()) => Ok(ClientRequest::Fingerprint),
         operation::Repair(start) => Ok(ClientRequest::Repair { start }),
+        operation::Cluster(request) => {
+            let request = request?;
+            let read = match request.get_verb().map_err(unknown)? {
+                Verb::Show => Ok(ClusterRequest::Show),
+                Verb::Stage => match Change::decode(request.get_change()?) {
+                    Ok(change) => Ok(ClusterRequest::Stage(change)),
+                    Err(error) => Err(RequestError::invalid(format!("change: {error}"))),
+                },
+                Verb::Plan => Ok(ClusterRequest::Plan),
+                Verb::Commit => Ok(ClusterRequest::Commit),
+                Verb::Clear => Ok(ClusterRequest::Clear),
+                Verb::Drain => Ok(ClusterRequest::Drain),
+            };
+            read.map(ClientRequest::Cluster)
+        }
         operation::Faults(names) => {
             let cut = names?.iter().map(text).collect::<Result<Vec<String>, Error>>()?;
             Ok(ClientRequest::Faults { cut })

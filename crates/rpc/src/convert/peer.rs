@@ -27,21 +27,24 @@ impl Protocol for PeerProtocol {
         let fixed = 96;
         fixed
             + match request {
-                PeerRequest::Read(key) | PeerRequest::ReadHints(key) | PeerRequest::Fetch(key) => {
+                PeerRequest::Read { key, .. } | PeerRequest::ReadHints(key) | PeerRequest::Fetch(key) => {
                     key.as_bytes().len()
                 }
                 PeerRequest::Write(write) => write.key.as_bytes().len() + write.object.len(),
                 PeerRequest::ScanPartition(scan) => scan.prefix.len() + scan.after.len(),
                 PeerRequest::Forward(request) => client::request_bytes(request),
                 PeerRequest::Roots(roots) => roots.len() * 16,
-                PeerRequest::HeldDurably(keys) | PeerRequest::MayReap(keys) => {
+                PeerRequest::HeldDurably(keys) | PeerRequest::MayReap { keys, .. } => {
                     keys.iter().map(|key| key.as_bytes().len() + 16).sum()
                 }
                 PeerRequest::Reap(reap) => {
                     reap.entries.iter().map(|(key, _)| key.as_bytes().len() + 32).sum()
                 }
-                PeerRequest::Gossip(message) => message.len(),
-                PeerRequest::Leaves(_) | PeerRequest::Digests(_) | PeerRequest::Clock => 0,
+                PeerRequest::Gossip(message) | PeerRequest::News(message) => message.len(),
+                PeerRequest::Leaves(_)
+                | PeerRequest::Digests(_)
+                | PeerRequest::Clock
+                | PeerRequest::Layouts => 0,
             }
     }
 
@@ -91,6 +94,7 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
             Ok(PeerReply::Digests(page)) => page.entries.iter().map(|(key, _)| key.len() + 32).sum(),
             Ok(PeerReply::Held(held)) => held.len() * 8,
             Ok(PeerReply::MayReap(free)) => free.len(),
+            Ok(PeerReply::News(bytes) | PeerReply::Layouts(bytes)) => bytes.len(),
             _ => 0,
         }
 }
@@ -99,10 +103,14 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
     out.set_id(queued.id);
     out.set_timeout_ms(timeout_ms(queued.timeout(now)));
     match &queued.request {
-        PeerRequest::Read(key) => out.set_read(key.as_bytes()),
+        PeerRequest::Read { key, layout } => {
+            out.set_layout(*layout);
+            out.set_read(key.as_bytes());
+        }
         PeerRequest::ReadHints(key) => out.set_read_hints(key.as_bytes()),
         PeerRequest::Fetch(key) => out.set_fetch(key.as_bytes()),
         PeerRequest::Write(write) => {
+            out.set_layout(write.layout);
             let mut builder = out.init_write();
             builder.set_key(write.key.as_bytes());
             builder.set_object(&write.object);
@@ -135,7 +143,12 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
             builder.set_after(&wanted.after);
         }
         PeerRequest::HeldDurably(keys) => write_keys(out.init_held_durably(keys.len() as u32), keys),
-        PeerRequest::MayReap(keys) => write_keys(out.init_may_reap(keys.len() as u32), keys),
+        PeerRequest::MayReap { keys, layout } => {
+            out.set_layout(*layout);
+            write_keys(out.init_may_reap(keys.len() as u32), keys);
+        }
+        PeerRequest::News(news) => out.set_news(news),
+        PeerRequest::Layouts => out.set_layouts(()),
         PeerRequest::Reap(reap) => {
             let mut builder = out.init_reap();
             builder.set_valid_until_ms(reap.valid_until_ms);
@@ -149,6 +162,7 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
         PeerRequest::Clock => out.set_clock(()),
         PeerRequest::Gossip(message) => out.set_gossip(message),
         PeerRequest::ScanPartition(scan) => {
+            out.set_layout(scan.layout);
             let mut builder = out.init_scan();
             builder.set_partition(scan.partition.0);
             builder.set_prefix(&scan.prefix);
@@ -213,9 +227,10 @@ pub(crate) fn read_operation(
 ) -> Result<Result<Option<PeerRequest>, PeerError>, Error> {
     let refused = |detail: &str| PeerError::Refused { detail: detail.into() };
     let key = read_key;
+    let layout = operation.get_layout();
     Ok(match operation.which().map_err(unknown)? {
         operation::Ping(()) => Ok(None),
-        operation::Read(bytes) => key(bytes?).map(|key| Some(PeerRequest::Read(key))),
+        operation::Read(bytes) => key(bytes?).map(|key| Some(PeerRequest::Read { key, layout })),
         operation::ReadHints(bytes) => key(bytes?).map(|key| Some(PeerRequest::ReadHints(key))),
         operation::Fetch(bytes) => key(bytes?).map(|key| Some(PeerRequest::Fetch(key))),
         operation::Write(write) => {
@@ -227,8 +242,9 @@ pub(crate) fn read_operation(
                 (target, _) => WritePurpose::Hint(NodeId(target)),
             };
             let valid_until_ms = write.get_valid_until_ms();
-            key(write.get_key()?)
-                .map(|key| Some(PeerRequest::Write(PeerWrite { key, object, purpose, valid_until_ms })))
+            key(write.get_key()?).map(|key| {
+                Some(PeerRequest::Write(PeerWrite { key, object, purpose, valid_until_ms, layout }))
+            })
         }
         operation::Roots(list) => {
             let list = list?;
@@ -258,7 +274,9 @@ pub(crate) fn read_operation(
             })))
         }
         operation::HeldDurably(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::HeldDurably(keys))),
-        operation::MayReap(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::MayReap(keys))),
+        operation::MayReap(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::MayReap { keys, layout })),
+        operation::News(news) => Ok(Some(PeerRequest::News(Bytes::copy_from_slice(news?)))),
+        operation::Layouts(()) => Ok(Some(PeerRequest::Layouts)),
         operation::Reap(reap) => {
             let reap = reap?;
             let valid_until_ms = reap.get_valid_until_ms();
@@ -275,6 +293,7 @@ pub(crate) fn read_operation(
                 after: Bytes::copy_from_slice(scan.get_after()?),
                 limit: scan.get_limit(),
                 max_bytes: scan.get_max_bytes(),
+                layout,
             })))
         }
         operation::Forward(operation) => match client::read_operation(operation?)? {
@@ -342,6 +361,8 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &PeerR
             }
         }
         Ok(PeerReply::Clock(now_ms)) => out.set_clock(*now_ms),
+        Ok(PeerReply::News(news)) => out.set_news(news),
+        Ok(PeerReply::Layouts(layouts)) => out.set_layouts(layouts),
         Err(error) => write_failure(out.init_failure(), error),
     }
 }
@@ -389,6 +410,8 @@ fn read_result(result: result::Reader<'_>) -> Result<PeerResult, Error> {
         }
         result::MayReap(free) => PeerReply::MayReap(free?.iter().collect()),
         result::Clock(now_ms) => PeerReply::Clock(now_ms),
+        result::News(news) => PeerReply::News(Bytes::copy_from_slice(news?)),
+        result::Layouts(layouts) => PeerReply::Layouts(Bytes::copy_from_slice(layouts?)),
         result::Failure(failure) => return Ok(Err(read_failure(failure?)?)),
     }))
 }
@@ -404,6 +427,7 @@ fn write_failure(mut out: failure::Builder<'_>, error: &PeerError) {
             out.set_limit(*limit);
         }
         PeerError::Recovering => out.set_kind(Kind::Recovering),
+        PeerError::StaleLayout => out.set_kind(Kind::StaleLayout),
         PeerError::Storage { detail } => {
             out.set_kind(Kind::Storage);
             out.set_detail(detail.as_str());
@@ -424,6 +448,7 @@ fn read_failure(failure: failure::Reader<'_>) -> Result<PeerError, Error> {
         Kind::Overloaded => PeerError::Overloaded { what: detail()?, limit: failure.get_limit() },
         Kind::Storage => PeerError::Storage { detail: detail()? },
         Kind::Recovering => PeerError::Recovering,
+        Kind::StaleLayout => PeerError::StaleLayout,
         Kind::Refused => PeerError::Refused { detail: detail()? },
     })
 }

@@ -1,0 +1,480 @@
+//! Moving data when the layout changes: a node copies what its partitions must hold, and later hands over and drops what
+//! is not its own any more.
+//!
+//! Copying asks N - W + 1 replicas of each layout that may hold acked writes, this node included where it is one, and all of
+//! them as far as they can be reached: an empty partition is streamed from one replica first, and then trees are compared
+//! with each. Nothing remembers "already sent": what breaks off begins again, and finds most of it there.
+//!
+//! Source: Dynamo §6.2 (whole partitions move); Garage's rule that a new set syncs from a quorum of the old one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::event::EventKind;
+use quorate_core::key::end_of_prefix;
+use quorate_core::planted::{Bug, planted};
+use quorate_core::recovery::sources_needed;
+use quorate_core::request::{
+    PeerError, PeerReply, PeerRequest, PeerWrite, ScanPartition, TransferReport, TreeName, WritePurpose,
+};
+use quorate_core::storage::{Change, Range, StorageError, Update};
+use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::gather::Gather;
+use crate::node::Node;
+use crate::shared::Shared;
+use crate::sync::{Way, ask, sync};
+use crate::transition::agree;
+use crate::trees::{Held, TreeChange};
+
+const PAUSE: Duration = Duration::from_millis(200);
+/// One page of a partition that is streamed.
+const PAGE_RECORDS: u32 = 512;
+const PAGE_BYTES: u32 = 256 * 1024;
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Records dropped together, and partitions side by side.
+const DROP_RECORDS: usize = 512;
+const DROPPED_TOGETHER: usize = 32;
+
+/// What is copied or handed over, for people.
+#[derive(Default)]
+pub(crate) struct TransferProgress {
+    partitions: u32,
+    done: u32,
+    bytes: u64,
+    begun_ms: u64,
+    ended_ms: Option<u64>,
+}
+
+impl TransferProgress {
+    pub(crate) fn report(&self, now_ms: u64) -> TransferReport {
+        let elapsed = self.ended_ms.unwrap_or(now_ms).saturating_sub(self.begun_ms).max(1);
+        let left = u64::from(self.partitions - self.done.min(self.partitions));
+        TransferReport {
+            partitions: self.partitions,
+            done: self.done,
+            bytes: self.bytes,
+            bytes_per_s: self.bytes * 1_000 / elapsed,
+            left_ms: (self.done > 0).then(|| left * elapsed / u64::from(self.done)),
+        }
+    }
+}
+
+fn with_progress(shared: &Shared, change: impl FnOnce(&mut TransferProgress)) {
+    change(&mut shared.transfer.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+fn begin_progress(shared: &Shared, partitions: usize) {
+    let begun_ms = shared.environment.monotonic_ms();
+    let fresh = TransferProgress { partitions: partitions as u32, begun_ms, ..TransferProgress::default() };
+    with_progress(shared, |progress| *progress = fresh);
+}
+
+fn end_progress(shared: &Shared) {
+    let now = shared.environment.monotonic_ms();
+    with_progress(shared, |progress| {
+        progress.done = progress.partitions;
+        progress.ended_ms = Some(now);
+    });
+}
+
+/// Holds copying back to so many bytes a second.
+struct Throttle {
+    begun: Instant,
+    bytes: u64,
+    bytes_per_s: u64,
+}
+
+impl Throttle {
+    fn new(shared: &Shared) -> Throttle {
+        let bytes_per_s = shared.settings.transfer.rate_mib_s.max(1) * 1024 * 1024;
+        Throttle { begun: Instant::now(), bytes: 0, bytes_per_s }
+    }
+
+    async fn took(&mut self, shared: &Shared, bytes: u64) {
+        self.bytes += bytes;
+        with_progress(shared, |progress| progress.bytes += bytes);
+        let due = self.begun + Duration::from_micros(self.bytes * 1_000_000 / self.bytes_per_s);
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+/// What a partition of the newest layout must still be merged with.
+struct Wanted {
+    partition: PartitionId,
+    /// With whom it was merged, and whether they were recovering.
+    merged: BTreeMap<NodeId, bool>,
+}
+
+/// Merges what this node's partitions of the newest layout must hold. False if a newer layout came meanwhile.
+pub(crate) async fn copy(node: &Rc<Node>) -> bool {
+    let shared = &node.shared;
+    let this = shared.node();
+    let (newest, sources) =
+        shared.layouts.look(|layouts| (layouts.newest().clone(), layouts.sources().to_vec()));
+    let changed = |partition: &PartitionId| {
+        let then = newest.replicas_of(*partition, u8::MAX);
+        then.contains(&this) && sources.iter().any(|source| source.replicas_of(*partition, u8::MAX) != then)
+    };
+    let mut wanted: Vec<Wanted> = shared
+        .all_partitions()
+        .filter(changed)
+        .map(|partition| Wanted { partition, merged: BTreeMap::new() })
+        .collect();
+    begin_progress(shared, wanted.len());
+    let all = wanted.len();
+    let mut throttle = Throttle::new(shared);
+    loop {
+        let mut troubled = false;
+        let holders: BTreeSet<NodeId> = sources
+            .iter()
+            .flat_map(|source| source.members().iter().map(|member| member.id))
+            .filter(|&member| member != this && !newest.is_lost(member))
+            .collect();
+        for &peer in holders.iter().filter(|&&peer| node.is_live(peer)) {
+            let theirs: Vec<PartitionId> = wanted
+                .iter()
+                .filter(|one| !one.merged.get(&peer).is_some_and(|recovering| !recovering))
+                .map(|one| one.partition)
+                .filter(|&partition| sources.iter().any(|source| source.holds(peer, partition)))
+                .collect();
+            if theirs.is_empty() {
+                continue;
+            }
+            match merge_with(node, peer, &theirs, &sources, &mut throttle).await {
+                Ok(merged) => {
+                    for one in &mut wanted {
+                        if let Some(recovering) = merged.get(&one.partition) {
+                            one.merged.insert(peer, *recovering);
+                        }
+                    }
+                }
+                Err(error) => {
+                    troubled = true;
+                    let (peer, reason) = (shared.view().name_of(peer), error.to_string());
+                    shared.emit(None, EventKind::RepairFailed { peer, reason });
+                }
+            }
+            if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
+                return false;
+            }
+            wanted.retain(|one| !is_copied(node, &newest, &sources, one));
+            with_progress(shared, |progress| progress.done = (all - wanted.len()) as u32);
+        }
+        wanted.retain(|one| !is_copied(node, &newest, &sources, one));
+        if wanted.is_empty() {
+            end_progress(shared);
+            return true;
+        }
+        if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
+            return false;
+        }
+        tokio::time::sleep(if troubled { 2 * PAUSE } else { PAUSE }).await;
+    }
+}
+
+/// True if the partition was merged with enough of every source, for each size of bucket, and with everybody of them who can
+/// be reached: what W = 1 acked may be anywhere.
+fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], wanted: &Wanted) -> bool {
+    let shared = &node.shared;
+    let (this, partition) = (shared.node(), wanted.partition);
+    shared.sizes().into_iter().all(|n| {
+        let then = newest.replicas_of(partition, n);
+        let has_part = |source: &&Arc<Layout>| {
+            let now = source.replicas_of(partition, n);
+            then.contains(&this) && now != then
+        };
+        sources.iter().filter(has_part).all(|source| {
+            let kept = |replica: &&NodeId| !newest.is_lost(**replica);
+            let replicas: Vec<NodeId> =
+                source.replicas_of(partition, n).iter().filter(kept).copied().collect();
+            let own = replicas.contains(&this) && !shared.is_recovering(partition);
+            let whole = |replica: &&NodeId| wanted.merged.get(*replica) == Some(&false);
+            let have = replicas.iter().filter(whole).count() + usize::from(own);
+            let needed = sources_needed(n.min(source.replicas()), shared.smallest_w(n, source.replicas()));
+            if planted(Bug::SyncedFromOne) {
+                return have >= 1;
+            }
+            let others = || replicas.iter().filter(|&&replica| replica != this);
+            let everybody = others().all(|replica| wanted.merged.contains_key(replica));
+            let reachable = others().filter(|&&replica| node.is_live(replica));
+            let all_reachable = reachable.clone().all(|replica| wanted.merged.contains_key(replica));
+            everybody || (have >= needed && all_reachable)
+        })
+    })
+}
+
+/// Merges this node's part of some partitions with a peer's. Which were merged wholly, and whether the peer may itself have
+/// forgotten something of them.
+async fn merge_with(
+    node: &Rc<Node>,
+    peer: NodeId,
+    partitions: &[PartitionId],
+    sources: &[Arc<Layout>],
+    throttle: &mut Throttle,
+) -> Result<BTreeMap<PartitionId, bool>, PeerError> {
+    // From here on the peer takes no write of a coordinator that does not know what this node knows.
+    agree(node, peer).await?;
+    for &partition in partitions {
+        if node.shared.trees.is_empty(partition) {
+            stream(node, peer, partition, sources, throttle).await?;
+        }
+    }
+    let synced = sync(node, peer, partitions, Way::Both, u64::MAX).await?;
+    let whole = partitions.iter().filter(|partition| !synced.unknown.contains(partition));
+    Ok(whole.map(|&partition| (partition, synced.recovering.contains(&partition))).collect())
+}
+
+/// Copies a partition of which this node holds nothing, page by page.
+async fn stream(
+    node: &Rc<Node>,
+    peer: NodeId,
+    partition: PartitionId,
+    sources: &[Arc<Layout>],
+    throttle: &mut Throttle,
+) -> Result<(), PeerError> {
+    let Some(source) = sources.iter().find(|source| source.holds(peer, partition)) else { return Ok(()) };
+    let mut after = Bytes::new();
+    loop {
+        let scan = ScanPartition {
+            partition,
+            prefix: StorageKey::partition_start(partition).into(),
+            after: after.clone(),
+            limit: PAGE_RECORDS,
+            max_bytes: PAGE_BYTES,
+            layout: source.digest(),
+        };
+        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
+        let page = match ask(node, peer, PeerRequest::ScanPartition(scan)).await {
+            Ok(PeerReply::Page(page)) => page,
+            // What it can't show as a whole is compared key by key.
+            Ok(_) | Err(PeerError::Recovering | PeerError::Storage { .. } | PeerError::StaleLayout) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let acked = Gather::default();
+        let mut sent = 0;
+        let mut bytes = 0;
+        for (key, object) in &page.records {
+            let Some(key) = StorageKey::from_peer(key).filter(|key| key.partition() == partition) else {
+                continue;
+            };
+            bytes += (key.as_bytes().len() + object.len()) as u64;
+            let (purpose, object) = (WritePurpose::HandOff, object.clone());
+            let write = PeerWrite { key, object, purpose, valid_until_ms, layout: 0 };
+            node.send_write(node.shared.node(), write, PAGE_TIMEOUT, acked.slot(peer));
+            sent += 1;
+        }
+        let deadline = Instant::now() + PAGE_TIMEOUT;
+        for _ in 0..sent {
+            match acked.next(deadline).await {
+                // A record that is damaged there is for the comparison to find.
+                Some((_, Ok(_) | Err(PeerError::Refused { .. }))) => {}
+                Some((_, Err(error))) => return Err(error),
+                None => return Err(PeerError::Expired),
+            }
+        }
+        throttle.took(&node.shared, bytes).await;
+        match page.records.last() {
+            Some((last, _)) if page.more && *last > after => after = last.clone(),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What a node holds of a partition and should not: of buckets with these numbers of replicas.
+struct Leftover {
+    partition: PartitionId,
+    sizes: Vec<u8>,
+}
+
+/// What this node holds that is not its own in a layout. `None`: it does not know yet, trees are being built.
+fn leftovers(shared: &Shared, layout: &Layout) -> Option<Vec<Leftover>> {
+    let this = shared.node();
+    let sizes = shared.sizes();
+    let mut left = Vec::new();
+    for partition in shared.all_partitions() {
+        let mut of_it = Vec::new();
+        for &n in sizes.iter().filter(|&&n| !layout.replicas_of(partition, n).contains(&this)) {
+            if shared.trees.root(TreeName { partition, n })? != 0 {
+                of_it.push(n);
+            }
+        }
+        if !of_it.is_empty() {
+            left.push(Leftover { partition, sizes: of_it });
+        }
+    }
+    Some(left)
+}
+
+/// Hands over what is not this node's own in the newest layout, and drops it. False if it has to be done again.
+pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
+    let shared = &node.shared;
+    let newest = shared.layouts.look(|layouts| layouts.newest().clone());
+    let Some(left) = leftovers(shared, &newest) else { return false };
+    begin_progress(shared, left.len());
+    if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
+        return false;
+    }
+    if !drop_all(shared, &newest, &left).await {
+        return false;
+    }
+    end_progress(shared);
+    // What a node that goes keeps for others goes first.
+    let stays = newest.member(shared.node()).is_some();
+    stays || shared.hints.targets().is_empty()
+}
+
+/// Merges what is left here with every one of its owners.
+async fn all_handed_over(node: &Rc<Node>, newest: &Layout, left: &[Leftover]) -> bool {
+    let shared = &node.shared;
+    let owned_by = |leftover: &Leftover, peer: NodeId| {
+        leftover.sizes.iter().any(|&n| newest.replicas_of(leftover.partition, n).contains(&peer))
+    };
+    for peer in newest.members().iter().map(|member| member.id) {
+        let theirs: Vec<PartitionId> =
+            left.iter().filter(|one| owned_by(one, peer)).map(|one| one.partition).collect();
+        if theirs.is_empty() {
+            continue;
+        }
+        if !node.is_live(peer) || agree(node, peer).await.is_err() {
+            return false;
+        }
+        match sync(node, peer, &theirs, Way::There, u64::MAX).await {
+            Ok(synced) if theirs.iter().all(|partition| !synced.unknown.contains(partition)) => {}
+            Ok(_) => return false,
+            Err(error) => {
+                let (peer, reason) = (shared.view().name_of(peer), error.to_string());
+                shared.emit(None, EventKind::RepairFailed { peer, reason });
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Drops what this node holds of partitions that are not its own while no change is under way: copies that it was sent, or
+/// fetched, before it knew better.
+pub(crate) async fn drop_copies(node: &Rc<Node>) {
+    let shared = &node.shared;
+    let view = shared.view();
+    let newest = view.newest().clone();
+    let left = leftovers(shared, &newest).unwrap_or_default();
+    if view.removed {
+        return;
+    }
+    drop(view);
+    drop_all(shared, &newest, &left).await;
+}
+
+/// Drops what is left, some partitions side by side. False if a newer layout comes meanwhile, or the engine fails.
+async fn drop_all(shared: &Arc<Shared>, newest: &Layout, left: &[Leftover]) -> bool {
+    for some in left.chunks(DROPPED_TOGETHER) {
+        // A newer layout may make it this node's own again: not while it is being dropped.
+        let dropped = shared.without_change(async || {
+            if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
+                return false;
+            }
+            let all = some.iter().map(|leftover| drop_records(shared, newest, leftover));
+            futures::future::join_all(all).await.iter().all(Result::is_ok)
+        });
+        if !dropped.await {
+            return false;
+        }
+        with_progress(shared, |progress| progress.done += some.len() as u32);
+    }
+    true
+}
+
+/// Drops what is left of a partition, and if that is all of it, its actor.
+async fn drop_records(
+    shared: &Arc<Shared>,
+    layout: &Layout,
+    leftover: &Leftover,
+) -> Result<(), StorageError> {
+    let mut start = StorageKey::partition_start(leftover.partition);
+    let end = end_of_prefix(&start);
+    let mut after = false;
+    loop {
+        let range = Range {
+            start: &start,
+            after,
+            end: end.as_deref(),
+            limit: DROP_RECORDS,
+            max_bytes: PAGE_BYTES as usize,
+        };
+        let page = shared.engine.scan(range)?;
+        let mut dropped = Vec::with_capacity(page.records.len());
+        let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
+        for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
+            let n = shared.buckets.get(key.bucket()).n;
+            if !leftover.sizes.contains(&n) {
+                continue;
+            }
+            let (done, gone) = oneshot::channel();
+            dropped.push(gone);
+            let shared = shared.clone();
+            updates.push(Box::new(DropRecord { key, n, shared, change: None, applied: false, done }));
+        }
+        shared.engine.update(updates);
+        for gone in dropped {
+            let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
+            gone.await.map_err(lost)??;
+        }
+        match page.records.last() {
+            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+            _ => break,
+        }
+    }
+    if !layout.holds(shared.node(), leftover.partition) {
+        shared.forget_actor(leftover.partition);
+        shared.forget_recovery(leftover.partition);
+    }
+    Ok(())
+}
+
+/// Drops one record.
+struct DropRecord {
+    key: StorageKey,
+    n: u8,
+    shared: Arc<Shared>,
+    change: Option<TreeChange>,
+    applied: bool,
+    done: oneshot::Sender<Result<(), StorageError>>,
+}
+
+impl Update for DropRecord {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+        let Some(stored) = stored else { return Ok(Change::Keep) };
+        if let Ok(record) = decode_object(&stored) {
+            let old = Some(Held::of(&record.object));
+            self.change = Some(TreeChange { key: self.key.clone(), n: self.n, old, new: None });
+        }
+        Ok(Change::Remove)
+    }
+
+    fn applied(&mut self) {
+        self.applied = true;
+        if let Some(change) = &self.change {
+            self.shared.trees.apply(change);
+        }
+    }
+
+    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+        if let (Err(_), Some(change), true) = (&outcome, &self.change, self.applied) {
+            self.shared.trees.undo(change);
+        }
+        let _ = self.done.send(outcome);
+    }
+}

@@ -1,0 +1,248 @@
+//! What an operator changes about a cluster's members: staged one by one, planned and committed together.
+//!
+//! Source: the words are Riak's.
+
+use std::collections::BTreeMap;
+
+use crate::layout::{DEFAULT_WEIGHT, Departure, LayoutError, MAX_MEMBER_TEXT, Member, WEIGHTS};
+use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
+
+/// One change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A node becomes a member.
+    Join {
+        /// Its name.
+        name: String,
+        /// Where it listens, "host:port".
+        address: String,
+        /// Its failure zone, or empty.
+        zone: String,
+        /// How much it is to hold.
+        weight: u16,
+    },
+    /// A member hands over what it holds and is one no more.
+    Leave {
+        /// Its name.
+        name: String,
+    },
+    /// A member's disk is lost: it is one no more, and nobody waits for it.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// How much a member is to hold.
+    Weight {
+        /// Its name.
+        name: String,
+        /// Relative to the others'.
+        weight: u16,
+    },
+    /// In which failure zone a member is.
+    Zone {
+        /// Its name.
+        name: String,
+        /// The zone, or empty.
+        zone: String,
+    },
+    /// How many replicas a partition has.
+    Replicas {
+        /// N.
+        count: u8,
+    },
+}
+
+/// A change that waits for its commit, under a random number of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Staged {
+    /// Names it, wherever it is known.
+    pub id: u64,
+    /// What is to change.
+    pub change: Change,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Change::Join { name, address, zone, weight } => {
+                write!(f, "join {name} at {address}")?;
+                if !zone.is_empty() {
+                    write!(f, " in zone {zone}")?;
+                }
+                if *weight != DEFAULT_WEIGHT { write!(f, " with weight {weight}") } else { Ok(()) }
+            }
+            Change::Leave { name } => write!(f, "leave {name}"),
+            Change::Remove { name } => write!(f, "remove {name} (its disk is lost)"),
+            Change::Weight { name, weight } => write!(f, "weight of {name} = {weight}"),
+            Change::Zone { name, zone } => write!(f, "zone of {name} = {zone:?}"),
+            Change::Replicas { count } => write!(f, "replicas = {count}"),
+        }
+    }
+}
+
+impl Change {
+    fn parts(&self) -> (u8, [&str; 3], u64) {
+        match self {
+            Change::Join { name, address, zone, weight } => (0, [name, address, zone], u64::from(*weight)),
+            Change::Leave { name } => (1, [name, "", ""], 0),
+            Change::Remove { name } => (2, [name, "", ""], 0),
+            Change::Weight { name, weight } => (3, [name, "", ""], u64::from(*weight)),
+            Change::Zone { name, zone } => (4, [name, "", zone], 0),
+            Change::Replicas { count } => (5, ["", "", ""], u64::from(*count)),
+        }
+    }
+
+    /// As bytes, for a request.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let (kind, texts, number) = self.parts();
+        out.push(kind);
+        texts.iter().for_each(|text| put_bytes(out, text.as_bytes()));
+        put_varint(out, number);
+    }
+
+    /// The change that `encode` wrote.
+    ///
+    /// # Errors
+    /// [`LayoutError`] for anything else, and for what no layout may have.
+    pub fn decode(bytes: &[u8]) -> Result<Change, LayoutError> {
+        let mut reader = Reader::new(bytes);
+        let change = Change::read(&mut reader)?;
+        if reader.remaining() == 0 { Ok(change) } else { Err(LayoutError::Malformed) }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Change, LayoutError> {
+        let short = |_: Short| LayoutError::Malformed;
+        let kind = reader.byte().map_err(short)?;
+        let (name, address, zone) =
+            (reader.text()?.to_owned(), reader.text()?.to_owned(), reader.text()?.to_owned());
+        let number = reader.varint().map_err(short)?;
+        let weight = u16::try_from(number).map_err(|_| LayoutError::Malformed);
+        Ok(match kind {
+            0 => Change::Join { name, address, zone, weight: weight? },
+            1 => Change::Leave { name },
+            2 => Change::Remove { name },
+            3 => Change::Weight { name, weight: weight? },
+            4 => Change::Zone { name, zone },
+            5 => Change::Replicas { count: u8::try_from(number).map_err(|_| LayoutError::Malformed)? },
+            _ => return Err(LayoutError::Malformed),
+        })
+    }
+}
+
+impl Staged {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.id);
+        self.change.write(out);
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Staged, LayoutError> {
+        let id = reader.u64().map_err(|_| LayoutError::Malformed)?;
+        Ok(Staged { id, change: Change::read(reader)? })
+    }
+}
+
+/// A layout's members and N, without who holds what.
+pub(crate) struct Outline {
+    pub(crate) members: Vec<Member>,
+    pub(crate) replicas: u8,
+    pub(crate) gone: BTreeMap<String, Departure>,
+}
+
+impl Outline {
+    /// Makes a change.
+    pub(crate) fn apply(&mut self, change: &Change) -> Result<(), LayoutError> {
+        let refused = |detail: String| Err(LayoutError::Change { detail });
+        match change {
+            Change::Join { name, address, zone, weight } => {
+                if self.members.iter().any(|member| member.name == *name) {
+                    return refused(format!("{name:?} is a member already"));
+                }
+                for (what, text) in [("name", name), ("address", address), ("zone", zone)] {
+                    if text.len() > MAX_MEMBER_TEXT || (what != "zone" && text.is_empty()) {
+                        return refused(format!("{what} {text:?}: use 1 to {MAX_MEMBER_TEXT} bytes"));
+                    }
+                }
+                check_weight(name, *weight)?;
+                self.gone.remove(name);
+                self.members.push(Member { weight: *weight, ..Member::new(name, address, zone) });
+            }
+            Change::Leave { name } | Change::Remove { name } => {
+                let how = match change {
+                    Change::Remove { .. } => Departure::Lost,
+                    _ => Departure::Left,
+                };
+                let before = self.members.len();
+                self.members.retain(|member| member.name != *name);
+                // Somebody who is leaving can still be declared lost.
+                let leaving = how == Departure::Lost && self.gone.contains_key(name);
+                if self.members.len() == before && !leaving {
+                    return refused(self.unknown(name));
+                }
+                self.gone.insert(name.clone(), how);
+            }
+            Change::Weight { name, weight } => {
+                check_weight(name, *weight)?;
+                self.find(name)?.weight = *weight;
+            }
+            Change::Zone { name, zone } => {
+                if zone.len() > MAX_MEMBER_TEXT {
+                    return refused(format!("zone {zone:?}: use up to {MAX_MEMBER_TEXT} bytes"));
+                }
+                self.find(name)?.zone = zone.clone();
+            }
+            Change::Replicas { count } => self.replicas = *count,
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, name: &str) -> String {
+        let names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        format!("no member is called {name:?}; the members are {}", names.join(", "))
+    }
+
+    fn find(&mut self, name: &str) -> Result<&mut Member, LayoutError> {
+        let detail = self.unknown(name);
+        let found = self.members.iter_mut().find(|member| member.name == name);
+        found.ok_or(LayoutError::Change { detail })
+    }
+}
+
+fn check_weight(name: &str, weight: u16) -> Result<(), LayoutError> {
+    if WEIGHTS.contains(&weight) {
+        return Ok(());
+    }
+    Err(LayoutError::Weight { name: name.to_owned(), weight })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is encoded is decoded, and a cut is not taken for anything.
+    #[test]
+    fn changes_round_trip() {
+        let (name, zone) = ("n1".to_owned(), "z".to_owned());
+        let join = Change::Join { name: name.clone(), address: "h:1".into(), zone: zone.clone(), weight: 7 };
+        let changes = [
+            join,
+            Change::Leave { name: name.clone() },
+            Change::Remove { name: name.clone() },
+            Change::Weight { name: name.clone(), weight: 300 },
+            Change::Zone { name, zone },
+            Change::Replicas { count: 5 },
+        ];
+        for change in changes {
+            let bytes = change.encode();
+            assert_eq!(Change::decode(&bytes), Ok(change));
+            for end in 0..bytes.len() {
+                assert!(Change::decode(&bytes[..end]).is_err());
+            }
+        }
+    }
+}

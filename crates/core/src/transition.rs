@@ -1,0 +1,1002 @@
+//! How a cluster goes from one layout to the next while clients read and write: what each node knows of the active layouts,
+//! how far every other one is, and what follows from that.
+//!
+//! A change has six phases, and a node enters each only when it has seen everybody in the one before:
+//!
+//! | phase | the node has | once all have, it |
+//! |---|---|---|
+//! | known | stored the layout | also counts W acks in the new replica sets |
+//! | acked | no write open that it began without the new layout | copies what its partitions hold |
+//! | synced | merged what enough of the layout that is read hold | reads from the new replica sets |
+//! | reading | no read open that it began on an older layout | writes to the new replica sets only |
+//! | released | no write open that it began with an older layout | hands over and drops what is not its own |
+//! | cleared | nothing that is not its own | forgets the older layouts |
+//!
+//! What is *not* here: messages, disks, time. Two nodes' knowledge is joined by [`Layouts::absorb`], in any order.
+//!
+//! Source: Garage's layout history (`ack`, `sync`, `sync_ack`); the barriers between all phases are ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::change::{Change, Staged};
+use crate::key::PartitionId;
+use crate::layout::{Layout, LayoutError, NodeId};
+use crate::planted::{Bug, planted};
+use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
+
+/// Layouts that may be active together: further changes wait.
+pub const MAX_ACTIVE: usize = 6;
+/// Changes that may be staged.
+pub const MAX_STAGED: usize = 256;
+/// Applied or withdrawn changes that are remembered, so that they are not staged again by somebody who has not heard.
+const MAX_CLEARED: usize = 1_024;
+/// Past layouts that are remembered.
+const MAX_HISTORY: usize = 4_096;
+const MAX_SUMMARY: usize = 1_024;
+
+/// How far a node is with the newest layout.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Phase {
+    /// It does not know of it, as far as is known.
+    #[default]
+    Unaware,
+    /// It has stored it.
+    Known,
+    /// No write is open that it began without it.
+    Acked,
+    /// It has merged what its partitions must hold.
+    Synced,
+    /// No read is open that it began on an older one.
+    Reading,
+    /// No write is open that it began with an older one.
+    Released,
+    /// It holds nothing that is not its own.
+    Cleared,
+}
+
+impl Phase {
+    const ALL: [Phase; 7] = [
+        Phase::Unaware,
+        Phase::Known,
+        Phase::Acked,
+        Phase::Synced,
+        Phase::Reading,
+        Phase::Released,
+        Phase::Cleared,
+    ];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Unaware => "unaware",
+            Phase::Known => "known",
+            Phase::Acked => "acked",
+            Phase::Synced => "synced",
+            Phase::Reading => "reading",
+            Phase::Released => "released",
+            Phase::Cleared => "cleared",
+        }
+    }
+}
+
+/// What a node has to do for its next phase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Duty {
+    /// Nothing: the others are not that far, or all is done.
+    Rest,
+    /// Wait until no request is open that was begun under an earlier view.
+    Quiet,
+    /// Merge what its partitions of the newest layout must hold.
+    Sync,
+    /// Hand over and drop what is not its own in the newest layout.
+    Clear,
+}
+
+/// A layout that was.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Past {
+    /// Its number.
+    pub number: u64,
+    /// Its digest.
+    pub digest: u64,
+    /// What was changed, for people.
+    pub summary: String,
+}
+
+/// Which of the older layouts a node reads and writes, by digest: settled when a newer one appeared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Base {
+    read: u64,
+    from: u64,
+    to: u64,
+}
+
+/// What a node knows of layouts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layouts {
+    this: NodeId,
+    /// Each the parent of the next. Never none.
+    active: Vec<Arc<Layout>>,
+    base: Base,
+    /// With the newest layout.
+    progress: BTreeMap<NodeId, Phase>,
+    /// This node's own, as far as its disk remembers: a lost disk begins anew, whatever the others remember.
+    own: Phase,
+    /// Up to the newest, which is the last.
+    history: Vec<Past>,
+    staged: BTreeMap<u64, Change>,
+    cleared: BTreeSet<u64>,
+    removed: bool,
+    /// This node's disk was found empty: there is nothing of before that it could bring back.
+    holds_nothing: bool,
+}
+
+/// What a node goes by while it serves a request.
+#[derive(Debug)]
+pub struct View {
+    /// All active layouts, the oldest first.
+    pub active: Vec<Arc<Layout>>,
+    /// Which one is read.
+    pub read: Arc<Layout>,
+    /// In which others a write needs its acks, too.
+    pub also: Vec<Arc<Layout>>,
+    /// Who takes part: all members, but none whose disk was declared lost. Sorted.
+    pub participants: Vec<NodeId>,
+    /// How far everybody is.
+    pub least: Phase,
+    /// This node was taken out while it was away: what it holds is from before.
+    pub removed: bool,
+}
+
+impl View {
+    /// The newest layout.
+    pub fn newest(&self) -> &Arc<Layout> {
+        self.active.last().expect("one layout is always active")
+    }
+
+    /// True if no change is under way.
+    pub fn is_settled(&self) -> bool {
+        self.active.len() == 1
+    }
+
+    /// True if the node takes part.
+    pub fn is_participant(&self, node: NodeId) -> bool {
+        self.participants.binary_search(&node).is_ok()
+    }
+
+    /// True if a node is a replica of the partition in any active layout.
+    pub fn holds(&self, node: NodeId, partition: PartitionId) -> bool {
+        self.active.iter().any(|layout| layout.holds(node, partition))
+    }
+
+    /// The layouts whose replicas are still kept up: once nobody goes by the older ones, the newest.
+    pub fn kept_up(&self) -> &[Arc<Layout>] {
+        let first = if self.least >= Phase::Released { self.active.len() - 1 } else { 0 };
+        &self.active[first..]
+    }
+
+    /// True if a node is a replica of the partition in a layout that is still kept up, for buckets of `n`.
+    pub fn keeps(&self, node: NodeId, partition: PartitionId, n: u8) -> bool {
+        self.kept_up().iter().any(|layout| layout.replicas_of(partition, n).contains(&node))
+    }
+
+    /// All replicas of a partition that are kept up, for buckets of `n`: those of the layout that is read first.
+    pub fn holders_of(&self, partition: PartitionId, n: u8) -> Vec<NodeId> {
+        let mut holders = self.read.replicas_of(partition, n).to_vec();
+        if self.is_settled() {
+            return holders;
+        }
+        for layout in self.kept_up() {
+            for &replica in layout.replicas_of(partition, n) {
+                if !holders.contains(&replica) {
+                    holders.push(replica);
+                }
+            }
+        }
+        holders
+    }
+
+    /// The newest layout that writes need acks in: what a coordinator names to those it writes to.
+    pub fn written(&self) -> u64 {
+        let newest = |layout: &&Arc<Layout>| layout.number();
+        self.also.iter().chain([&self.read]).max_by_key(newest).expect("one is read").digest()
+    }
+
+    /// Whether a write of a coordinator that goes by this layout may be taken. Once everybody goes by the newest, one
+    /// that does not has lost its memory.
+    pub fn takes_write(&self, layout: u64) -> bool {
+        match self.least >= Phase::Acked && !self.is_settled() {
+            true => layout == self.newest().digest(),
+            false => self.active.iter().any(|known| known.digest() == layout),
+        }
+    }
+
+    /// Whether a read on this layout may be answered by `node`, a replica of the partition.
+    pub fn takes_read(&self, layout: u64, node: NodeId, partition: PartitionId) -> bool {
+        let Some(layout) = self.active.iter().find(|known| known.digest() == layout) else { return false };
+        let outdated = self.least >= Phase::Reading && layout.digest() != self.newest().digest();
+        !outdated && layout.holds(node, partition)
+    }
+
+    /// The member's name, in whichever layout it has one.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let member = self.active.iter().rev().find_map(|layout| layout.member(node));
+        member.map_or_else(|| format!("{node:?}"), |member| member.name.clone())
+    }
+}
+
+/// What a node tells the others all the time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct News {
+    oldest: u64,
+    newest: u64,
+    staged: u64,
+    progress: Vec<(NodeId, Phase)>,
+}
+
+/// What news came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heard {
+    /// Something changed here.
+    pub changed: bool,
+    /// The other knows more: its layouts are to be fetched.
+    pub fetch: bool,
+}
+
+impl Layouts {
+    /// A node that goes by one layout.
+    pub fn settled(this: NodeId, layout: Layout) -> Layouts {
+        let digest = layout.digest();
+        let past = Past { number: layout.number(), digest, summary: summary(&layout) };
+        Layouts {
+            this,
+            active: vec![Arc::new(layout)],
+            base: Base { read: digest, from: digest, to: digest },
+            progress: BTreeMap::new(),
+            own: Phase::Cleared,
+            history: vec![past],
+            staged: BTreeMap::new(),
+            cleared: BTreeSet::new(),
+            removed: false,
+            holds_nothing: false,
+        }
+    }
+
+    /// This node's disk was found empty: if it turns out to have been taken out, it may still join again.
+    pub fn hold_nothing(&mut self) {
+        self.holds_nothing = true;
+    }
+
+    /// The newest layout.
+    pub fn newest(&self) -> &Arc<Layout> {
+        self.active.last().expect("one layout is always active")
+    }
+
+    /// All active layouts, the oldest first.
+    pub fn active(&self) -> &[Arc<Layout>] {
+        &self.active
+    }
+
+    /// The digest of the first layout that is remembered: the same on all nodes of a cluster.
+    pub fn root(&self) -> u64 {
+        self.history[0].digest
+    }
+
+    /// The layouts that were, the newest last.
+    pub fn history(&self) -> &[Past] {
+        &self.history
+    }
+
+    /// True if this node was taken out while it was away.
+    pub fn removed(&self) -> bool {
+        self.removed
+    }
+
+    /// How far this node is with the newest layout.
+    pub fn own(&self) -> Phase {
+        self.own
+    }
+
+    /// How far a participant is, as far as is known.
+    pub fn phase_of(&self, node: NodeId) -> Phase {
+        if self.active.len() == 1 {
+            return Phase::Cleared;
+        }
+        self.progress.get(&node).copied().unwrap_or_default()
+    }
+
+    /// All members of all active layouts, but those whose disk was declared lost. Sorted.
+    pub fn participants(&self) -> Vec<NodeId> {
+        let all = self.active.iter().flat_map(|layout| layout.members()).map(|member| member.id);
+        let newest = self.newest();
+        let mut all: Vec<NodeId> = all.filter(|&node| !newest.is_lost(node)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What everybody has reached with the newest layout.
+    pub fn least(&self) -> Phase {
+        self.participants().into_iter().map(|node| self.phase_of(node)).min().unwrap_or(Phase::Cleared)
+    }
+
+    /// Positions in `active` of the layout that is read, and of those that are written, the newest of them apart.
+    fn mode(&self, least: Phase) -> Mode {
+        let newest = self.active.len() - 1;
+        let read_from = if planted(Bug::ReadsMoveBeforeSynced) { Phase::Acked } else { Phase::Synced };
+        let (from, to) = (self.position(self.base.from), self.position(self.base.to));
+        Mode {
+            read: if least >= read_from { newest } else { self.position(self.base.read) },
+            from: if least >= Phase::Reading { newest } else { from },
+            to: if least >= Phase::Reading { newest } else { to },
+            newest: least >= Phase::Known,
+        }
+    }
+
+    /// The position of a layout; the oldest if it is none any more.
+    fn position(&self, digest: u64) -> usize {
+        self.active.iter().position(|layout| layout.digest() == digest).unwrap_or(0)
+    }
+
+    /// What to go by.
+    pub fn view(&self) -> View {
+        let least = self.least();
+        let mode = self.mode(least);
+        let newest = self.active.len() - 1;
+        let written = |at: &usize| (mode.from..=mode.to).contains(at) || (*at == newest && mode.newest);
+        let also = (0..self.active.len()).filter(|at| *at != mode.read).filter(written);
+        View {
+            read: self.active[mode.read].clone(),
+            also: also.map(|at| self.active[at].clone()).collect(),
+            participants: self.participants(),
+            active: self.active.clone(),
+            least,
+            removed: self.removed,
+        }
+    }
+
+    /// The layouts whose replicas may hold what the newest one's must copy.
+    pub fn sources(&self) -> &[Arc<Layout>] {
+        let newest = self.active.len() - 1;
+        &self.active[self.position(self.base.read).min(newest)..newest]
+    }
+
+    /// What this node has to do next.
+    pub fn duty(&self) -> Duty {
+        let least = self.least();
+        if self.active.len() == 1 || !self.participants().contains(&self.this) || least < self.own {
+            let hasty = self.own == Phase::Acked && planted(Bug::SyncBeforeAllAcked);
+            return if hasty { Duty::Sync } else { Duty::Rest };
+        }
+        match self.own {
+            Phase::Unaware | Phase::Cleared => Duty::Rest,
+            Phase::Known | Phase::Synced | Phase::Reading => Duty::Quiet,
+            Phase::Acked => Duty::Sync,
+            Phase::Released => Duty::Clear,
+        }
+    }
+
+    /// This node has done its duty, or stored the newest layout: it is one phase further. To be stored before it is told.
+    pub fn advance(&mut self) {
+        let next = Phase::ALL.iter().position(|phase| *phase == self.own).unwrap_or(0) + 1;
+        self.own = Phase::ALL[next.min(Phase::ALL.len() - 1)];
+        self.note(self.this, self.own);
+        self.settle();
+    }
+
+    fn note(&mut self, node: NodeId, phase: Phase) -> bool {
+        let known = self.progress.entry(node).or_default();
+        let news = phase > *known;
+        *known = (*known).max(phase);
+        news
+    }
+
+    /// Once everybody is done, the older layouts are forgotten.
+    fn settle(&mut self) -> bool {
+        if self.active.len() == 1 || self.least() < Phase::Cleared {
+            return false;
+        }
+        self.forget_before(self.active.len() - 1);
+        true
+    }
+
+    /// Somebody has seen everybody be done with the layouts before this position.
+    fn forget_before(&mut self, position: usize) {
+        if position == 0 {
+            return;
+        }
+        let gone: Vec<Arc<Layout>> = self.active.drain(..position).collect();
+        if self.active.len() == 1 {
+            let applied = gone.iter().chain(&self.active).flat_map(|layout| layout.changes());
+            self.cleared.extend(applied.map(|staged| staged.id));
+            self.tidy_staged();
+            self.progress.clear();
+            self.own = Phase::Cleared;
+        }
+        let oldest = self.active[0].digest();
+        let known = |digest: u64| self.active.iter().any(|layout| layout.digest() == digest);
+        let or_oldest = |digest: u64| if known(digest) { digest } else { oldest };
+        let Base { read, from, to } = self.base;
+        self.base = Base { read: or_oldest(read), from: or_oldest(from), to: or_oldest(to) };
+    }
+
+    fn tidy_staged(&mut self) {
+        self.staged.retain(|id, _| !self.cleared.contains(id));
+        while self.cleared.len() > MAX_CLEARED {
+            self.cleared.pop_first();
+        }
+    }
+
+    /// Changes that wait for their commit, in the order in which they were staged.
+    pub fn staged(&self) -> Vec<Staged> {
+        let applied: BTreeSet<u64> =
+            self.active.iter().flat_map(|layout| layout.changes()).map(|staged| staged.id).collect();
+        let waits = |id: &u64| !applied.contains(id) && !self.cleared.contains(id);
+        let staged = |(&id, change): (&u64, &Change)| Staged { id, change: change.clone() };
+        self.staged.iter().filter(|(id, _)| waits(id)).map(staged).collect()
+    }
+
+    /// Stages a change, if it and those staged before it fit together. `id`: made of time and chance, so that the order of
+    /// ids is that of staging.
+    ///
+    /// # Errors
+    /// [`LayoutError`], naming what does not fit.
+    pub fn stage(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
+        let mut all = self.staged();
+        if all.len() >= MAX_STAGED {
+            let detail = format!("{MAX_STAGED} changes are staged already: commit or clear them first");
+            return Err(LayoutError::Change { detail });
+        }
+        all.push(Staged { id, change: change.clone() });
+        self.outline_of(&all)?;
+        self.staged.insert(id, change);
+        Ok(())
+    }
+
+    /// Whether the changes fit the newest layout one after the other. That their sum makes a layout is for the commit.
+    fn outline_of(&self, changes: &[Staged]) -> Result<(), LayoutError> {
+        let newest = self.newest();
+        let mut outline = crate::change::Outline {
+            members: newest.members().to_vec(),
+            replicas: newest.replicas(),
+            gone: newest.gone().clone(),
+        };
+        changes.iter().try_for_each(|staged| outline.apply(&staged.change))
+    }
+
+    /// Withdraws all staged changes.
+    pub fn clear(&mut self) {
+        let waiting: Vec<u64> = self.staged().into_iter().map(|staged| staged.id).collect();
+        self.cleared.extend(waiting);
+        self.tidy_staged();
+    }
+
+    /// The layout that the staged changes make.
+    ///
+    /// # Errors
+    /// [`LayoutError`], if none is staged, they make none, or too many changes are under way.
+    pub fn plan(&self) -> Result<Layout, LayoutError> {
+        let staged = self.staged();
+        if staged.is_empty() {
+            return Err(LayoutError::Change { detail: "no change is staged".into() });
+        }
+        if self.active.len() >= MAX_ACTIVE {
+            let detail = format!(
+                "{} changes are under way already: wait for them (quorate cluster transfers)",
+                self.active.len() - 1
+            );
+            return Err(LayoutError::Change { detail });
+        }
+        self.newest().changed(&staged)
+    }
+
+    /// Makes the staged changes the newest layout. To be stored before it is acted on; then [`Layouts::advance`].
+    ///
+    /// # Errors
+    /// As [`Layouts::plan`].
+    pub fn commit(&mut self) -> Result<(), LayoutError> {
+        let layout = self.plan()?;
+        self.freeze();
+        self.push(Arc::new(layout));
+        Ok(())
+    }
+
+    /// How this node reads and writes the active layouts now is how it goes on with them.
+    fn freeze(&mut self) {
+        let mode = self.mode(self.least());
+        let newest = self.active.len() - 1;
+        let to = if mode.newest { newest } else { mode.to };
+        let digest = |at: usize| self.active[at].digest();
+        self.base = Base { read: digest(mode.read), from: digest(mode.from), to: digest(to) };
+    }
+
+    fn push(&mut self, layout: Arc<Layout>) {
+        let (number, digest, summary) = (layout.number(), layout.digest(), summary(&layout));
+        self.history.push(Past { number, digest, summary });
+        if self.history.len() > MAX_HISTORY {
+            // The root stays: it is what nodes know each other by.
+            self.history.remove(1);
+        }
+        self.active.push(layout);
+        self.progress.clear();
+        self.own = Phase::Unaware;
+    }
+
+    /// What to tell the others.
+    pub fn news(&self) -> News {
+        let known = |(node, phase): (&NodeId, &Phase)| (*node, *phase);
+        News {
+            oldest: self.active[0].digest(),
+            newest: self.newest().digest(),
+            staged: self.staged_digest(),
+            progress: self.progress.iter().map(known).collect(),
+        }
+    }
+
+    fn staged_digest(&self) -> u64 {
+        let mut bytes = Vec::new();
+        self.staged().iter().for_each(|staged| staged.encode(&mut bytes));
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
+    /// Takes in what another node tells.
+    pub fn hear(&mut self, news: &News) -> Heard {
+        if news.newest != self.newest().digest() {
+            let behind = self.history.iter().any(|past| past.digest == news.newest);
+            return Heard { changed: false, fetch: !behind };
+        }
+        let fetch = news.staged != self.staged_digest();
+        let changed = self.join_progress(news.oldest, news.progress.iter().copied());
+        Heard { changed, fetch }
+    }
+
+    /// Joins what is known of the same newest layout.
+    fn join_progress(&mut self, oldest: u64, progress: impl Iterator<Item = (NodeId, Phase)>) -> bool {
+        let mut changed = false;
+        if self.active.len() > 1 {
+            for (node, phase) in progress {
+                changed |= self.note(node, phase);
+            }
+            let position = self.position(oldest);
+            changed |= position > 0;
+            self.forget_before(position);
+        }
+        changed | self.settle()
+    }
+
+    /// Takes in all that another node knows. True if anything changed: to be stored before it is acted on. If that is a
+    /// newer layout, this node's own phase is `Unaware` afterwards, until it says with [`Layouts::advance`] that it is stored.
+    pub fn absorb(&mut self, theirs: &Layouts) -> bool {
+        let before = self.staged();
+        if theirs.root() != self.root() {
+            return false;
+        }
+        self.cleared.extend(&theirs.cleared);
+        self.staged.extend(theirs.staged.iter().map(|(id, change)| (*id, change.clone())));
+        self.tidy_staged();
+        let changed = self.absorb_layouts(theirs);
+        changed || before != self.staged()
+    }
+
+    fn absorb_layouts(&mut self, theirs: &Layouts) -> bool {
+        let (mine, other) = (self.newest().digest(), theirs.newest().digest());
+        let knows = |of: &Layouts, digest: u64| of.history.iter().any(|past| past.digest == digest);
+        if mine == other {
+            let progress = theirs.progress.iter().map(|(node, phase)| (*node, *phase));
+            let oldest = theirs.active[0].digest();
+            let mut changed = self.join_progress(oldest, progress);
+            // Whoever reads or writes newer ones has seen what allows it.
+            let later = |a: u64, b: u64| if self.position(b) > self.position(a) { b } else { a };
+            let Base { read, from, to } = theirs.base;
+            let base = Base {
+                read: later(self.base.read, read),
+                from: later(self.base.from, from),
+                to: later(self.base.to, to),
+            };
+            changed |= base != self.base;
+            self.base = base;
+            return changed;
+        }
+        if knows(self, other) {
+            return false;
+        }
+        if !knows(theirs, mine) && !self.gives_way_to(theirs) {
+            return false;
+        }
+        self.adopt(theirs);
+        true
+    }
+
+    /// Two layouts were made of one: which one stays is the same on every node. One that everybody has finished has won.
+    fn gives_way_to(&self, theirs: &Layouts) -> bool {
+        let common =
+            self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
+        let (Some(fork), Some(mine), Some(other)) =
+            (common.checked_sub(1), self.history.get(common), theirs.history.get(common))
+        else {
+            return false;
+        };
+        let parent = self.history[fork].digest;
+        let still = |of: &Layouts| of.active.iter().any(|layout| layout.digest() == parent);
+        match (still(self), still(theirs)) {
+            (false, true) => false,
+            (true, false) => true,
+            _ => other.digest > mine.digest,
+        }
+    }
+
+    fn adopt(&mut self, theirs: &Layouts) {
+        let took_part = self.took_part();
+        self.freeze();
+        // What loses against another layout is staged again.
+        let loses = |layout: &&Arc<Layout>| !theirs.history.iter().any(|past| past.digest == layout.digest());
+        for layout in self.active.iter().filter(loses) {
+            self.staged.extend(layout.changes().iter().map(|staged| (staged.id, staged.change.clone())));
+        }
+        let oldest = self.active[0].digest();
+        let mine = self.base;
+        let skip = theirs.active.iter().position(|layout| layout.digest() == oldest).unwrap_or(0);
+        // A layout of mine that lost was written by nobody: its parent is where this node was.
+        let common =
+            self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
+        let fork = self.history[common.max(1) - 1].digest;
+        self.active = theirs.active[skip..].to_vec();
+        self.history = theirs.history.clone();
+        self.progress = theirs.progress.clone();
+        self.own = Phase::Unaware;
+        let at = |digest: u64| {
+            let known = self.active.iter().position(|layout| layout.digest() == digest);
+            known.or_else(|| self.active.iter().position(|layout| layout.digest() == fork)).unwrap_or(0)
+        };
+        let later = |a: u64, b: u64| self.active[at(a).max(at(b))].digest();
+        self.base = Base {
+            read: later(mine.read, theirs.base.read),
+            from: later(mine.from, theirs.base.from),
+            to: later(mine.to, theirs.base.to),
+        };
+        if self.active.len() == 1 {
+            self.own = Phase::Cleared;
+            self.progress.clear();
+        }
+        self.removed |= took_part && !self.participants().contains(&self.this);
+        self.holds_nothing &= !self.participants().contains(&self.this);
+        self.settle();
+    }
+
+    /// True if this node may hold data by a layout that it went by: not if that was only announced, nor if it has handed
+    /// over everything and missed how the others went on.
+    fn took_part(&self) -> bool {
+        let mode = self.mode(self.least());
+        let newest = self.active.len() - 1;
+        let went_by = |at: usize| at <= mode.to || at == mode.read || (at == newest && mode.newest);
+        let layouts = self.active.iter().enumerate().filter(|(at, _)| went_by(*at));
+        let member = layouts.into_iter().any(|(_, layout)| layout.member(self.this).is_some());
+        let handed_over = self.own == Phase::Cleared && self.newest().member(self.this).is_none();
+        member && !handed_over && !self.holds_nothing
+    }
+
+    /// Everything, as bytes: for the disk, and for others.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_varint(&mut out, self.active.len() as u64);
+        self.active.iter().for_each(|layout| put_bytes(&mut out, &layout.encode()));
+        [self.base.read, self.base.from, self.base.to].iter().for_each(|digest| put_u64(&mut out, *digest));
+        out.push(self.own as u8);
+        out.push(u8::from(self.removed));
+        put_progress(&mut out, self.progress.iter().map(|(node, phase)| (*node, *phase)));
+        put_varint(&mut out, self.history.len() as u64);
+        for past in &self.history {
+            put_u64(&mut out, past.number);
+            put_u64(&mut out, past.digest);
+            put_bytes(&mut out, past.summary.as_bytes());
+        }
+        put_varint(&mut out, self.staged.len() as u64);
+        for (id, change) in &self.staged {
+            Staged { id: *id, change: change.clone() }.encode(&mut out);
+        }
+        put_varint(&mut out, self.cleared.len() as u64);
+        self.cleared.iter().for_each(|id| put_u64(&mut out, *id));
+        out
+    }
+
+    /// What `encode` wrote, by this node or another: `this` is whose it is now.
+    ///
+    /// # Errors
+    /// [`LayoutError::Malformed`] for anything else.
+    pub fn decode(this: NodeId, bytes: &[u8]) -> Result<Layouts, LayoutError> {
+        let short = |_: Short| LayoutError::Malformed;
+        let mut reader = Reader::new(bytes);
+        if reader.byte().map_err(short)? != FORMAT {
+            return Err(LayoutError::Malformed);
+        }
+        let mut active: Vec<Arc<Layout>> = Vec::new();
+        for _ in 0..reader.count(8).map_err(short)? {
+            active.push(Arc::new(Layout::decode(reader.bytes().map_err(short)?)?));
+        }
+        let base = Base {
+            read: reader.u64().map_err(short)?,
+            from: reader.u64().map_err(short)?,
+            to: reader.u64().map_err(short)?,
+        };
+        let own = phase(reader.byte().map_err(short)?)?;
+        let removed = reader.byte().map_err(short)? == 1;
+        let progress = read_progress(&mut reader)?.into_iter().collect();
+        let mut history = Vec::new();
+        for _ in 0..reader.count(17).map_err(short)? {
+            let (number, digest) = (reader.u64().map_err(short)?, reader.u64().map_err(short)?);
+            history.push(Past { number, digest, summary: reader.text()?.to_owned() });
+        }
+        let mut staged = BTreeMap::new();
+        for _ in 0..reader.count(9).map_err(short)? {
+            let Staged { id, change } = Staged::decode(&mut reader)?;
+            staged.insert(id, change);
+        }
+        let mut cleared = BTreeSet::new();
+        for _ in 0..reader.count(8).map_err(short)? {
+            cleared.insert(reader.u64().map_err(short)?);
+        }
+        let chained = active.windows(2).all(|pair| pair[1].parent() == pair[0].digest());
+        let one_ring = active.windows(2).all(|pair| pair[1].partitions() == pair[0].partitions());
+        let ends = history.last().map(|past| past.digest) == active.last().map(|layout| layout.digest());
+        if active.is_empty() || active.len() > MAX_ACTIVE || !chained || !one_ring || !ends {
+            return Err(LayoutError::Malformed);
+        }
+        let holds_nothing = false;
+        Ok(Layouts { this, active, base, progress, own, history, staged, cleared, removed, holds_nothing })
+    }
+
+    /// What a node that has no layout yet makes of what another one knows.
+    pub fn first_of(this: NodeId, theirs: Layouts) -> Layouts {
+        let settled = theirs.active.len() == 1;
+        Layouts { this, own: if settled { Phase::Cleared } else { Phase::Unaware }, removed: false, ..theirs }
+    }
+}
+
+/// Which layouts are read and written, by position.
+struct Mode {
+    read: usize,
+    from: usize,
+    to: usize,
+    /// Also the newest.
+    newest: bool,
+}
+
+const FORMAT: u8 = 1;
+
+fn phase(byte: u8) -> Result<Phase, LayoutError> {
+    Phase::ALL.get(byte as usize).copied().ok_or(LayoutError::Malformed)
+}
+
+fn put_progress(out: &mut Vec<u8>, progress: impl ExactSizeIterator<Item = (NodeId, Phase)>) {
+    put_varint(out, progress.len() as u64);
+    for (node, phase) in progress {
+        put_u64(out, node.0);
+        out.push(phase as u8);
+    }
+}
+
+fn read_progress(reader: &mut Reader<'_>) -> Result<Vec<(NodeId, Phase)>, LayoutError> {
+    let short = |_: Short| LayoutError::Malformed;
+    let mut progress = Vec::new();
+    for _ in 0..reader.count(9).map_err(short)? {
+        let node = NodeId(reader.u64().map_err(short)?);
+        progress.push((node, phase(reader.byte().map_err(short)?)?));
+    }
+    Ok(progress)
+}
+
+fn summary(layout: &Layout) -> String {
+    if layout.changes().is_empty() {
+        return format!("{} members", layout.members().len());
+    }
+    let changes: Vec<String> = layout.changes().iter().map(|staged| staged.change.to_string()).collect();
+    changes.join("; ").chars().take(MAX_SUMMARY).collect()
+}
+
+impl News {
+    /// As bytes, for the others.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        [self.oldest, self.newest, self.staged].iter().for_each(|number| put_u64(&mut out, *number));
+        put_progress(&mut out, self.progress.iter().copied());
+        out
+    }
+
+    /// The news that `encode` wrote.
+    ///
+    /// # Errors
+    /// [`LayoutError::Malformed`] for anything else.
+    pub fn decode(bytes: &[u8]) -> Result<News, LayoutError> {
+        let short = |_: Short| LayoutError::Malformed;
+        let mut reader = Reader::new(bytes);
+        if reader.byte().map_err(short)? != FORMAT {
+            return Err(LayoutError::Malformed);
+        }
+        let (oldest, newest, staged) =
+            (reader.u64().map_err(short)?, reader.u64().map_err(short)?, reader.u64().map_err(short)?);
+        let progress = read_progress(&mut reader)?;
+        Ok(News { oldest, newest, staged, progress })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Member;
+
+    fn members(count: usize) -> Vec<Member> {
+        (0..count).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "")).collect()
+    }
+
+    fn id(n: usize) -> NodeId {
+        NodeId::of_name(&format!("n{n}"))
+    }
+
+    fn cluster(count: usize, known: usize) -> Vec<Layouts> {
+        let first = Layout::first(members(count), 16, 3).unwrap();
+        (0..known).map(|n| Layouts::settled(id(n), first.clone())).collect()
+    }
+
+    fn join(name: &str) -> Change {
+        Change::Join { name: name.into(), address: "h:9".into(), zone: String::new(), weight: 100 }
+    }
+
+    /// Everybody tells everybody, and who learned of a newer layout stores it.
+    fn exchange(nodes: &mut [Layouts]) {
+        for from in 0..nodes.len() {
+            for to in 0..nodes.len() {
+                let theirs = Layouts::decode(id(to), &nodes[from].encode()).unwrap();
+                nodes[to].absorb(&theirs);
+                if nodes[to].own() == Phase::Unaware {
+                    nodes[to].advance();
+                }
+            }
+        }
+    }
+
+    /// No phase is entered before everybody is in the one before, reads move once and writes overlap with both.
+    #[test]
+    fn a_change_goes_through_all_phases_together() {
+        let mut nodes = cluster(3, 4);
+        nodes[0].stage(1, join("n3")).unwrap();
+        nodes[0].commit().unwrap();
+        nodes[0].advance();
+        let mut reads = vec![1];
+        for _ in 0..50 {
+            exchange(&mut nodes);
+            let least = nodes.iter().map(|node| node.own()).min().unwrap();
+            for node in &mut nodes {
+                let view = node.view();
+                reads.push(view.read.number());
+                let written: Vec<u64> = view.also.iter().map(|layout| layout.number()).collect();
+                match node.own() {
+                    Phase::Known | Phase::Acked | Phase::Synced if !view.is_settled() => {
+                        assert!(written.len() == 1 || view.least < Phase::Known, "{view:?}");
+                    }
+                    _ => {}
+                }
+                assert!(node.own() <= Phase::ALL[(least as usize + 1).min(6)]);
+                if node.duty() != Duty::Rest {
+                    node.advance();
+                }
+            }
+        }
+        assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 2));
+        assert_eq!(nodes[0].staged(), []);
+        reads.dedup();
+        assert!(reads.windows(2).filter(|pair| pair[1] < pair[0]).count() <= nodes.len());
+    }
+
+    /// A member that says nothing holds everybody at the first phase, where nothing has changed yet; declaring its disk
+    /// lost lets them go on.
+    #[test]
+    fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
+        let mut all = cluster(4, 4);
+        let mut nodes = all.split_off(1);
+        nodes[0].stage(1, Change::Weight { name: "n2".into(), weight: 200 }).unwrap();
+        nodes[0].commit().unwrap();
+        nodes[0].advance();
+        let turn = |nodes: &mut [Layouts]| {
+            for from in 0..nodes.len() {
+                for to in 0..nodes.len() {
+                    let theirs = nodes[from].clone();
+                    nodes[to].absorb(&theirs);
+                    if nodes[to].own() == Phase::Unaware || nodes[to].duty() != Duty::Rest {
+                        nodes[to].advance();
+                    }
+                }
+            }
+        };
+        (0..20).for_each(|_| turn(&mut nodes));
+        assert!(nodes.iter().all(|node| node.own() == Phase::Known && node.view().also.is_empty()));
+        nodes[1].stage(2, Change::Remove { name: "n0".into() }).unwrap();
+        nodes[1].commit().unwrap();
+        nodes[1].advance();
+        (0..40).for_each(|_| turn(&mut nodes));
+        assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
+        // The one that was taken out finds out, and does not serve what it has.
+        let theirs = nodes[0].clone();
+        assert!(all[0].absorb(&theirs) && all[0].removed());
+    }
+
+    /// Two layouts of one number: the same one stays everywhere, whoever hears of whom first, and what the other one
+    /// changed is staged again.
+    #[test]
+    fn one_of_two_rivals_stays_and_the_other_is_staged_again() {
+        for order in [[0, 1], [1, 0]] {
+            let mut nodes = cluster(4, 4);
+            nodes[0].stage(1, Change::Weight { name: "n1".into(), weight: 200 }).unwrap();
+            nodes[3].stage(2, Change::Leave { name: "n2".into() }).unwrap();
+            for node in [0, 3] {
+                nodes[node].commit().unwrap();
+                nodes[node].advance();
+            }
+            for at in order {
+                let rival = [0, 3][at];
+                for to in [1, 2] {
+                    let theirs = nodes[rival].clone();
+                    nodes[to].absorb(&theirs);
+                }
+            }
+            (0..3).for_each(|_| exchange(&mut nodes));
+            let digests: BTreeSet<u64> = nodes.iter().map(|node| node.newest().digest()).collect();
+            assert_eq!(digests.len(), 1);
+            for node in &nodes {
+                assert_eq!(node.staged().len(), 1);
+                assert_ne!(node.staged()[0].id, node.newest().changes()[0].id);
+            }
+        }
+    }
+
+    /// A change that is reverted while it is under way: a third layout, and the second is never read.
+    #[test]
+    fn a_third_layout_overtakes_the_second() {
+        let mut nodes = cluster(4, 4);
+        nodes[0].stage(1, Change::Leave { name: "n3".into() }).unwrap();
+        nodes[0].commit().unwrap();
+        nodes[0].advance();
+        for _ in 0..3 {
+            exchange(&mut nodes);
+            nodes.iter_mut().filter(|node| node.duty() == Duty::Quiet).for_each(Layouts::advance);
+        }
+        assert!(nodes.iter().all(|node| node.own() == Phase::Acked));
+        nodes[1].stage(2, join("n3")).unwrap();
+        nodes[1].commit().unwrap();
+        nodes[1].advance();
+        for _ in 0..40 {
+            exchange(&mut nodes);
+            for node in &mut nodes {
+                let view = node.view();
+                assert_ne!(view.read.number(), 2);
+                assert!(
+                    view.is_settled()
+                        || view.least >= Phase::Reading
+                        || view.also.iter().any(|l| l.number() == 2)
+                );
+                if node.duty() != Duty::Rest {
+                    node.advance();
+                }
+            }
+        }
+        assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
+        assert!(nodes[2].newest().member(id(3)).is_some());
+    }
+
+    /// What a peer or a disk says is decoded or refused, never a panic.
+    #[test]
+    fn knowledge_round_trips_and_truncations_are_errors() {
+        let mut nodes = cluster(3, 1);
+        nodes[0].stage(5, join("n3")).unwrap();
+        nodes[0].commit().unwrap();
+        nodes[0].advance();
+        nodes[0].stage(6, Change::Replicas { count: 4 }).unwrap();
+        let bytes = nodes[0].encode();
+        assert_eq!(Layouts::decode(id(0), &bytes).unwrap(), nodes[0]);
+        for end in 0..bytes.len() {
+            assert!(Layouts::decode(id(0), &bytes[..end]).is_err());
+        }
+        let news = nodes[0].news();
+        assert_eq!(News::decode(&news.encode()).unwrap(), news);
+    }
+}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quorate_core::key::Table;
 use quorate_core::planted::{Bug, planted};
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
-use quorate_core::transition::{Layouts, News, View};
+use quorate_core::transition::{Heard, Layouts, News, View};
 use quorate_core::{NodeId, PartitionId, StorageKey};
 use tokio::sync::{Notify, oneshot};
 
@@ -94,7 +94,7 @@ impl LayoutBook {
     }
 
     /// Takes in a peer's news. What it says of others' progress need not be stored: they say it again.
-    pub(crate) fn hear(&self, from: NodeId, news: &News) {
+    pub(crate) fn hear(&self, from: NodeId, news: &News) -> Heard {
         let heard = {
             let mut known = self.lock();
             let heard = known.hear(news);
@@ -109,6 +109,7 @@ impl LayoutBook {
         if heard.changed || heard.fetch {
             self.stirred.notify_waiters();
         }
+        heard
     }
 
     /// Whose layouts are to be fetched.

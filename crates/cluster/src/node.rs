@@ -15,7 +15,7 @@ use quorate_core::request::{
     Status,
 };
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
-use quorate_core::transition::Layouts;
+use quorate_core::transition::{Layouts, View};
 use quorate_core::{Member, NodeId, RequestError, RequestId};
 use tokio::time::Instant;
 
@@ -85,6 +85,11 @@ impl Node {
     /// Keeps this worker's connections in step with the membership. On every worker.
     pub fn follow_members(self: &Rc<Self>) {
         tokio::task::spawn_local(gossip::follow(self.clone()));
+    }
+
+    /// The layouts that the node goes by.
+    pub fn view(&self) -> Arc<View> {
+        self.shared.view()
     }
 
     /// Refuses clients' requests from now on: the node is about to stop. Those under way go on.
@@ -321,7 +326,7 @@ impl NodeService for Service {
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
         // Who was taken out, or is not in yet, must not change anything.
-        let takes_part = self.0.shared.view().is_participant(from);
+        let takes_part = self.0.shared.view().is_participant(from) && self.0.shared.is_confirmed();
         for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Gossip(message) => gossip::receive(&self.0, from, &message, reply),

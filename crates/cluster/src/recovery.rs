@@ -1,6 +1,6 @@
 //! Amnesia: a replica that may have forgotten what it held answers no reads until it has asked enough others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,11 +22,32 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Asks the others what this node may have forgotten: at its start, and when it finds records damaged.
 pub(crate) async fn recover(node: Rc<Node>) {
+    ask_about_layouts(&node).await;
     loop {
         if !node.shared.recovering().is_empty() {
             ask_until_recovered(&node).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A node that has forgotten everything has forgotten who the members are, too: before it takes anything from anybody it
+/// compares what it knows of layouts with more than half of those whom it takes for members. Somebody who was taken out,
+/// and does not know it yet, could otherwise give it back what was deleted meanwhile.
+async fn ask_about_layouts(node: &Rc<Node>) {
+    let mut agreed: BTreeSet<NodeId> = BTreeSet::from([node.shared.node()]);
+    while !node.shared.is_confirmed() {
+        for peer in node.shared.view().participants.clone() {
+            if !agreed.contains(&peer) && node.is_live(peer) && agree(node, peer).await.is_ok() {
+                agreed.insert(peer);
+            }
+        }
+        let participants = node.shared.view().participants.clone();
+        let known = participants.iter().filter(|peer| agreed.contains(peer)).count();
+        if known * 2 > participants.len() {
+            return node.shared.confirm_layouts();
+        }
+        tokio::time::sleep(FIRST_PAUSE).await;
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn rounds(node: Rc<Node>) {
         let view = shared.view();
         let members: Vec<NodeId> = view.participants.clone();
         // Who was taken out has nothing to say.
-        let takes_part = view.is_participant(shared.node()) && !view.removed;
+        let takes_part = view.is_participant(shared.node()) && !view.removed && shared.is_confirmed();
         drop(view);
         for id in members.into_iter().filter(|&id| id != shared.node() && takes_part) {
             let up = node.is_live(id);

@@ -83,15 +83,15 @@ impl Default for ReapingConfig {
 /// What an operator can set about changes of layout; in `[cluster]`.
 #[derive(Debug, Clone)]
 pub struct TransferConfig {
-    /// Most MiB a second that this node copies from others. Default 16.
-    pub rate_mib_s: u64,
+    /// Most bytes a second that this node copies from others. Default 16 MiB.
+    pub bytes_per_s: u64,
     /// A node that is found and has no part in the layout yet is made a member at once.
     pub auto_commit: bool,
 }
 
 impl Default for TransferConfig {
     fn default() -> Self {
-        TransferConfig { rate_mib_s: 16, auto_commit: false }
+        TransferConfig { bytes_per_s: 16 * 1024 * 1024, auto_commit: false }
     }
 }
 

@@ -63,6 +63,9 @@ pub struct Shared {
     pub(crate) trees: Trees,
     /// What is kept for others.
     pub(crate) hints: HintBook,
+    /// Enough others were asked about layouts since this node may have forgotten those, too. Until then it takes nothing from
+    /// anybody: whom it takes for a member may have been taken out.
+    confirmed: AtomicBool,
     /// Per partition: this node may have forgotten what it held, and has not asked enough others yet.
     recovering: Vec<AtomicBool>,
     /// Per partition: how often a record of it was found lost.
@@ -250,6 +253,7 @@ impl Shared {
             fallback_actor: AtomicU64::new(0),
             trees,
             hints,
+            confirmed: AtomicBool::new(!forgot || view.participants.len() <= 1),
             recovering,
             losses,
             hint_deleted,
@@ -316,6 +320,16 @@ impl Shared {
     /// the actor must never speak again. Whoever calls this sees to it that `ActorRenewed` is told, outside the engine.
     pub(crate) fn renew_actor(&self, partition: PartitionId) {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
+    }
+
+    /// False until enough others were asked about layouts, if this node may have forgotten those.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
+    }
+
+    /// Enough others were asked about layouts.
+    pub(crate) fn confirm_layouts(&self) {
+        self.confirmed.store(true, Ordering::Release);
     }
 
     /// This node holds nothing of the partition any more, or begins to hold it again: should it coordinate a write of it, it

@@ -93,7 +93,7 @@ struct Throttle {
 
 impl Throttle {
     fn new(shared: &Shared) -> Throttle {
-        let bytes_per_s = shared.settings.transfer.rate_mib_s.max(1) * 1024 * 1024;
+        let bytes_per_s = shared.settings.transfer.bytes_per_s.max(1);
         Throttle { begun: Instant::now(), bytes: 0, bytes_per_s }
     }
 

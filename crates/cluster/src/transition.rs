@@ -55,7 +55,9 @@ pub(crate) async fn tell(node: Rc<Node>) {
             if again && node.transport.is_up(peer) {
                 told.insert(peer, (news.clone(), now));
                 let (node, news) = (node.clone(), news.clone());
-                tokio::task::spawn_local(async move { compare(&node, peer, &news).await });
+                tokio::task::spawn_local(async move {
+                    let _ = compare(&node, peer, &news).await;
+                });
             }
         }
         told.retain(|peer, _| node.transport.is_up(*peer));
@@ -63,14 +65,13 @@ pub(crate) async fn tell(node: Rc<Node>) {
     }
 }
 
-/// Tells a peer what this node knows, and hears what it knows.
-async fn compare(node: &Node, peer: NodeId, news: &News) -> Result<(), PeerError> {
+/// Tells a peer what this node knows, and hears what it knows. True if it knows more than it said.
+async fn compare(node: &Node, peer: NodeId, news: &News) -> Result<bool, PeerError> {
     match ask(node, peer, PeerRequest::News(news.encode().into())).await? {
         PeerReply::News(theirs) => {
-            if let Ok(theirs) = News::decode(&theirs) {
-                node.shared.layouts.hear(peer, &theirs);
-            }
-            Ok(())
+            let theirs =
+                News::decode(&theirs).map_err(|error| PeerError::Refused { detail: error.to_string() })?;
+            Ok(node.shared.layouts.hear(peer, &theirs).fetch)
         }
         _ => Err(PeerError::Refused { detail: "unexpected answer".into() }),
     }
@@ -82,8 +83,7 @@ async fn compare(node: &Node, peer: NodeId, news: &News) -> Result<(), PeerError
 /// If it can't be asked.
 pub(crate) async fn agree(node: &Node, peer: NodeId) -> Result<(), PeerError> {
     let news = node.shared.layouts.look(Layouts::news);
-    compare(node, peer, &news).await?;
-    if node.shared.layouts.take_fetches().contains(&peer) {
+    if compare(node, peer, &news).await? {
         fetch(node, peer).await?;
     }
     Ok(())

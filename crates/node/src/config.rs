@@ -111,13 +111,13 @@ pub struct ClusterSection {
 
 impl Default for ClusterSection {
     fn default() -> Self {
-        let TransferConfig { rate_mib_s, auto_commit } = TransferConfig::default();
+        let TransferConfig { bytes_per_s, auto_commit } = TransferConfig::default();
         ClusterSection {
             id: "quorate".into(),
             replicas: None,
             partitions: 1024,
             auto_commit,
-            transfer_rate_mib_s: rate_mib_s,
+            transfer_rate_mib_s: bytes_per_s / MIB,
         }
     }
 }
@@ -173,6 +173,7 @@ const SECTIONS: [&str; 10] = [
     "reaping",
     "faults",
 ];
+const MIB: u64 = 1024 * 1024;
 const ENVIRONMENT_PREFIX: &str = "QUORATE__";
 
 impl Config {
@@ -232,7 +233,7 @@ impl Config {
             repair: section("repair", take("repair")?)?,
             reaping: section("reaping", take("reaping")?)?,
             transfer: TransferConfig {
-                rate_mib_s: cluster.transfer_rate_mib_s,
+                bytes_per_s: cluster.transfer_rate_mib_s.saturating_mul(MIB),
                 auto_commit: cluster.auto_commit,
             },
         };
@@ -346,7 +347,7 @@ fn check_settings(settings: &Settings) -> Result<(), ConfigError> {
         ("hints", "max_mib_per_target", hints.max_mib_per_target, 1 << 30),
         ("repair", "interval_ms", repair.interval_ms, 30 * day),
         ("repair", "max_keys_per_second", repair.max_keys_per_second, 1 << 30),
-        ("cluster", "transfer_rate_mib_s", transfer.rate_mib_s, 1 << 20),
+        ("cluster", "transfer_rate_mib_s", transfer.bytes_per_s / MIB, 1 << 20),
         ("reaping", "interval_ms", reaping.interval_ms, 30 * day),
         ("reaping", "grace_ms", reaping.grace_ms, 365 * day),
     ];

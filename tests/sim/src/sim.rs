@@ -75,6 +75,8 @@ pub struct Options {
     pub max_skew_ms: u64,
     /// Members find each other by gossip, from one seed.
     pub gossip: bool,
+    /// How fast a node copies what moves to it: a partition of a run has a few hundred bytes.
+    pub transfer_bytes_per_s: u64,
 }
 
 impl Default for Options {
@@ -91,6 +93,7 @@ impl Default for Options {
             bucket: BucketDefinition::default(),
             max_skew_ms: MAX_SKEW_MS,
             gossip: false,
+            transfer_bytes_per_s: 1024 * 1024,
         }
     }
 }
@@ -108,6 +111,7 @@ impl Options {
         settings.coordinator.max_clock_skew_ms = self.max_skew_ms;
         settings.repair.interval_ms = 5_000;
         settings.repair.enabled = self.anti_entropy;
+        settings.transfer.bytes_per_s = self.transfer_bytes_per_s;
         settings.reaping.enabled = self.reaping;
         settings.reaping.interval_ms = 400;
         settings.reaping.grace_ms = settings.shortest_grace_ms();
@@ -571,6 +575,10 @@ impl Sim {
     fn end(&self, node: usize) {
         let process = self.machines.borrow_mut()[node].process.take();
         let Some(process) = process else { return };
+        let running = process.node.borrow().as_ref().map(|node| node.view().newest().digest());
+        if let Some(digest) = running {
+            self.check_stored(node, digest);
+        }
         process.node.take();
         let tasks = process.tasks.borrow_mut().take();
         drop(tasks);
@@ -581,6 +589,18 @@ impl Sim {
         machines[node].disk.lose_uncommitted();
         if machines[node].durability == Durability::Interval {
             self.oracle.lost_disk(node, self.now_ms());
+        }
+    }
+
+    /// What a node goes by when it dies must be what it finds when it starts again.
+    fn check_stored(&self, node: usize, digest: u64) {
+        let key = layouts_fact().to_bytes();
+        let stored = self.machines.borrow()[node].disk.image().get(&key).cloned();
+        let layouts = stored.and_then(|bytes| Layouts::decode(NodeId(0), &bytes).ok());
+        let knows = |layouts: &Layouts| layouts.history().iter().any(|past| past.digest == digest);
+        if digest != self.founding.digest() && !layouts.as_ref().is_some_and(knows) {
+            let text = format!("n{node} went by layout {digest:016x}, and has not stored it");
+            self.oracle.report(Rule::Whole, text);
         }
     }
 

@@ -26,8 +26,8 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
     let mut random = Random::new(seed ^ 0x5eed);
     // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
     let only_late = random.chance(30);
-    // Whether layouts change is the seed's, too: in half of the runs.
-    let spares = if random.chance(50) { 2 } else { 0 };
+    // Whether layouts change is the seed's, too.
+    let spares = if !only_late && random.chance(55) { 2 } else { 0 };
     let options = Options {
         nodes,
         spares,
@@ -37,6 +37,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         bug,
         partitions: *random.pick(&[8, 64]),
         gossip: random.chance(40),
+        transfer_bytes_per_s: *random.pick(&[1024 * 1024, 4 * 1024, 512]),
         bucket: BucketDefinition { sloppy: random.chance(70), ..BucketDefinition::default() },
         ..Options::default()
     };

@@ -124,14 +124,14 @@ impl<'a> Attempt<'a> {
             let n = set.len() as u8;
             also_required.push(place.bucket.required(request.w, definition.w, "w", n.max(1))?);
         }
-        let clock_is_wrong = node.shared.clock_trouble().is_some();
+        let may_not = node.shared.clock_trouble().is_some() || !node.shared.is_confirmed();
         let sets = place.also.iter().zip(&also_required).map(|(set, &needed)| (needed, &set[..]));
         for (needed, set) in std::iter::once((required, &place.replicas[..])).chain(sets) {
             let live = set.iter().filter(|&&replica| node.is_live(replica)).count();
             let standing_in = if sloppy && live < set.len() { place.live_fallbacks(node).len() } else { 0 };
             let reachable = (live + standing_in).min(set.len()) as u8;
-            if reachable < needed || clock_is_wrong {
-                let reachable = if clock_is_wrong { 0 } else { reachable };
+            if reachable < needed || may_not {
+                let reachable = if may_not { 0 } else { reachable };
                 return Err(RequestError::NotAttempted { needed, reachable });
             }
         }

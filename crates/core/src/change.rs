@@ -202,7 +202,8 @@ impl Outline {
     }
 
     fn unknown(&self, name: &str) -> String {
-        let names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        let mut names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        names.sort_unstable();
         format!("no member is called {name:?}; the members are {}", names.join(", "))
     }
 

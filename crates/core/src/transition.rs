@@ -365,9 +365,16 @@ impl Layouts {
     /// What this node has to do next.
     pub fn duty(&self) -> Duty {
         let least = self.least();
-        if self.active.len() == 1 || !self.participants().contains(&self.this) || least < self.own {
-            let hasty = self.own == Phase::Acked && planted(Bug::SyncBeforeAllAcked);
-            return if hasty { Duty::Sync } else { Duty::Rest };
+        let takes_part = self.active.len() > 1 && self.participants().contains(&self.this);
+        if takes_part && planted(Bug::SyncBeforeAllAcked) {
+            match self.own {
+                Phase::Known => return Duty::Sync,
+                Phase::Acked if least >= Phase::Acked => return Duty::Quiet,
+                _ => {}
+            }
+        }
+        if !takes_part || least < self.own {
+            return Duty::Rest;
         }
         match self.own {
             Phase::Unaware | Phase::Cleared => Duty::Rest,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+use quorate_core::change::{Change, Staged};
 use quorate_core::layout::LayoutError;
 use quorate_core::{Key, Layout, Member, NodeId, PartitionId};
 
@@ -136,4 +138,142 @@ fn impossible_layouts_are_refused() {
     assert_eq!(refused(members(3), 64, 0), LayoutError::NoReplicas);
     let twice = vec![members(1)[0].clone(), members(1)[0].clone()];
     assert!(matches!(refused(twice, 64, 1), LayoutError::SameName { .. }));
+}
+
+fn staged(changes: Vec<Change>) -> Vec<Staged> {
+    changes.into_iter().enumerate().map(|(id, change)| Staged { id: id as u64, change }).collect()
+}
+
+fn join(number: usize, weight: u16, zone: &str) -> Change {
+    let (name, address) = (format!("node-{number}"), format!("127.0.0.1:{number}"));
+    Change::Join { name, address, zone: zone.into(), weight }
+}
+
+/// The fewest replicas that any assignment must copy to get from these loads to others whose shares by weight are rounded.
+fn fewest_moves(before: &Layout, after: &Layout) -> u32 {
+    let total: f64 = f64::from(after.partitions()) * f64::from(after.replicas());
+    let weights: f64 = after.members().iter().map(|member| f64::from(member.weight)).sum();
+    let (mut kept, mut missing) = (0.0, 0.0);
+    for member in after.members() {
+        let share = total * f64::from(member.weight) / weights;
+        let had = f64::from(before.load_of(member.id).partitions);
+        kept += had.min(share.ceil());
+        missing += (share.floor() - had).max(0.0);
+    }
+    (total - kept).max(missing) as u32
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    /// Over random sequences of twenty joins, leaves and new weights, next to nothing moves that need not.
+    #[test]
+    fn sequences_of_changes_move_little_more_than_they_must(
+        steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), 80u16..140), 20),
+    ) {
+        let mut layout = Layout::first(members(5), 256, 3).unwrap();
+        let (mut next, mut moves, mut fewest) = (5, 0, 0);
+        for (kind, which, weight) in steps {
+            let some = which.get(layout.members()).name.clone();
+            let change = match kind {
+                0 if layout.members().len() > 4 => Change::Leave { name: some },
+                1 => Change::Weight { name: some, weight },
+                _ => {
+                    next += 1;
+                    join(next, weight, "")
+                }
+            };
+            let after = layout.changed(&staged(vec![change])).unwrap();
+            moves += moved(&layout, &after);
+            fewest += fewest_moves(&layout, &after);
+            prop_assert_eq!(after.parent(), layout.digest());
+            layout = after;
+        }
+        prop_assert!(f64::from(moves) <= 1.02 * f64::from(fewest), "{} moved, {} at least", moves, fewest);
+    }
+
+    /// With as many zones as replicas no two replicas share one, whatever the zones' sizes; with fewer, each has its part.
+    #[test]
+    fn replicas_are_spread_over_zones(
+        sizes in prop::collection::vec(1usize..5, 1..5), replicas in 1u8..5, weights in prop::collection::vec(50u16..200, 20),
+    ) {
+        let count: usize = sizes.iter().sum();
+        prop_assume!(count >= replicas as usize);
+        let mut all = Vec::new();
+        for (zone, &size) in sizes.iter().enumerate() {
+            for _ in 0..size {
+                let number = all.len();
+                let zone = format!("zone-{zone}");
+                let member = Member::new(&format!("node-{number}"), &format!("127.0.0.1:{number}"), &zone);
+                all.push(Member { weight: weights[number], ..member });
+            }
+        }
+        let layout = Layout::first(all, 64, replicas).unwrap();
+        let possible = sizes.len().min(replicas as usize);
+        for partition in 0..64 {
+            let replicas = layout.replicas_of(PartitionId(partition), u8::MAX);
+            let zones: BTreeSet<&str> = replicas.iter().map(|&id| layout.member(id).unwrap().zone.as_str()).collect();
+            prop_assert_eq!(zones.len(), possible, "{:?} of zones {:?}", replicas, &sizes);
+        }
+    }
+}
+
+/// Loads differ by no more than one partition in a hundred up to thirty nodes, and follow the weights.
+#[test]
+fn loads_are_even_and_follow_the_weights() {
+    for nodes in 3..=30 {
+        let layout = Layout::first(members(nodes), 1024, 3).unwrap();
+        let loads: Vec<u32> =
+            layout.members().iter().map(|member| layout.load_of(member.id).partitions).collect();
+        let mean = 3.0 * 1024.0 / nodes as f64;
+        assert!(f64::from(*loads.iter().max().unwrap()) / mean <= 1.01, "{nodes} nodes: {loads:?}");
+    }
+    let mut uneven = members(6);
+    uneven[2].weight = 200;
+    uneven[4].weight = 50;
+    let layout = Layout::first(uneven.clone(), 1024, 3).unwrap();
+    for member in layout.members() {
+        let share = 3.0 * 1024.0 * f64::from(member.weight) / 650.0;
+        let load = f64::from(layout.load_of(member.id).partitions);
+        assert!((load - share).abs() < 1.0, "{} holds {load} of {share}", member.name);
+    }
+}
+
+/// A replacement takes over exactly what the other one held; more replicas are added, fewer taken away, nothing else moves.
+#[test]
+fn replacements_and_other_numbers_of_replicas_move_the_least() {
+    let layout = Layout::first(members(5), 256, 3).unwrap();
+    let replaced =
+        layout.changed(&staged(vec![Change::Leave { name: "node-2".into() }, join(9, 100, "")])).unwrap();
+    let (old, new) = (NodeId::of_name("node-2"), NodeId::of_name("node-9"));
+    for partition in (0..256).map(PartitionId) {
+        let then: BTreeSet<NodeId> = replaced.replicas_of(partition, 3).iter().copied().collect();
+        let renamed = |&id: &NodeId| if id == old { new } else { id };
+        assert_eq!(then, layout.replicas_of(partition, 3).iter().map(renamed).collect());
+    }
+    let more = layout.changed(&staged(vec![Change::Replicas { count: 4 }])).unwrap();
+    assert_eq!((more.replicas(), moved(&layout, &more)), (4, 256));
+    let fewer = more.changed(&staged(vec![Change::Replicas { count: 2 }])).unwrap();
+    assert_eq!((fewer.replicas(), moved(&more, &fewer)), (2, 0));
+}
+
+/// Changes that do not fit are refused, by name.
+#[test]
+fn changes_that_do_not_fit_are_refused() {
+    let layout = Layout::first(members(3), 64, 3).unwrap();
+    let refused = |change: Change| layout.changed(&staged(vec![change])).unwrap_err().to_string();
+    assert!(
+        refused(Change::Leave { name: "node-0".into() })
+            .contains("replicas = 3 but the cluster has 2 members")
+    );
+    assert!(refused(Change::Leave { name: "nobody".into() }).contains("node-0, node-1, node-2"));
+    assert!(refused(join(1, 100, "")).contains("already"));
+    assert!(refused(join(7, 0, "")).contains("1 to 10000"));
+    assert!(refused(Change::Replicas { count: 4 }).contains("3 members"));
+    assert!(refused(Change::Replicas { count: 0 }).contains("use 1 or more"));
+    let gone =
+        layout.changed(&staged(vec![join(3, 100, ""), Change::Remove { name: "node-0".into() }])).unwrap();
+    assert!(gone.is_lost(NodeId::of_name("node-0")));
+    let back = gone.changed(&staged(vec![join(0, 100, "")])).unwrap();
+    assert!(!back.is_lost(NodeId::of_name("node-0")));
 }

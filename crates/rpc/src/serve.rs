@@ -1,6 +1,6 @@
 //! Serving one accepted connection, from its preamble to its end.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use capnp::Error;
@@ -31,8 +31,8 @@ pub async fn serve_connection(
     match welcome(&mut duplex, ours).await {
         Ok(Role::Client) => {
             let session = Session::new(abandoned_by_client_side, client_wire::result_bytes);
-            let port =
-                capnp_rpc::new_client::<client_capnp::node::Client, _>(ClientPort { service, session });
+            let port = ClientPort { service: Rc::downgrade(&service), session };
+            let port = capnp_rpc::new_client::<client_capnp::node::Client, _>(port);
             connection::serve(duplex, port.client).await;
             None
         }
@@ -41,7 +41,7 @@ pub async fn serve_connection(
             let duplex = network.accepted(peer.node, duplex);
             let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
             let only_gossip = peer.layout_digest == 0;
-            let port = PeerPort { from: peer.node, only_gossip, service, session };
+            let port = PeerPort { from: peer.node, only_gossip, service: Rc::downgrade(&service), session };
             let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
             connection::serve(duplex, port.client).await;
             None
@@ -70,7 +70,8 @@ fn check_length(operations: u32) -> Result<(), Error> {
 }
 
 struct ClientPort {
-    service: Rc<dyn NodeService>,
+    /// Not kept alive by it: what Cap'n Proto does not let go of at a connection's sudden end must not be the node.
+    service: Weak<dyn NodeService>,
     session: Rc<Session<ClientResult>>,
 }
 
@@ -108,8 +109,9 @@ impl client_capnp::node::Server for ClientPort {
             }
         }
         drop(params);
-        if !batch.is_empty() {
-            self.service.client(batch);
+        // Without a node, those that would answer tell so as they are dropped.
+        if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
+            service.client(batch);
         }
         let ready = self.session.collect().await;
         let mut list = results.get().init_results(ready.len() as u32);
@@ -128,7 +130,7 @@ struct PeerPort {
     from: NodeId,
     /// The peer has no layout yet: it may gossip, and ask for one.
     only_gossip: bool,
-    service: Rc<dyn NodeService>,
+    service: Weak<dyn NodeService>,
     session: Rc<Session<PeerResult>>,
 }
 
@@ -171,8 +173,8 @@ impl peer_capnp::peer::Server for PeerPort {
             }
         }
         drop(params);
-        if !batch.is_empty() {
-            self.service.peer(self.from, batch);
+        if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
+            service.peer(self.from, batch);
         }
         let ready = self.session.collect().await;
         let mut list = results.get().init_results(ready.len() as u32);

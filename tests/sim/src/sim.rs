@@ -575,9 +575,9 @@ impl Sim {
     fn end(&self, node: usize) {
         let process = self.machines.borrow_mut()[node].process.take();
         let Some(process) = process else { return };
-        let running = process.node.borrow().as_ref().map(|node| node.view().newest().digest());
-        if let Some(digest) = running {
-            self.check_stored(node, digest);
+        let running = process.node.borrow().as_ref().map(|node| node.view().newest().number());
+        if let Some(number) = running {
+            self.check_stored(node, number);
         }
         process.node.take();
         let tasks = process.tasks.borrow_mut().take();
@@ -593,13 +593,14 @@ impl Sim {
     }
 
     /// What a node goes by when it dies must be what it finds when it starts again.
-    fn check_stored(&self, node: usize, digest: u64) {
+    /// (Of two rivals it may have stored the one and still go by the other.)
+    fn check_stored(&self, node: usize, number: u64) {
         let key = layouts_fact().to_bytes();
         let stored = self.machines.borrow()[node].disk.image().get(&key).cloned();
         let layouts = stored.and_then(|bytes| Layouts::decode(NodeId(0), &bytes).ok());
-        let knows = |layouts: &Layouts| layouts.history().iter().any(|past| past.digest == digest);
-        if digest != self.founding.digest() && !layouts.as_ref().is_some_and(knows) {
-            let text = format!("n{node} went by layout {digest:016x}, and has not stored it");
+        let stored = layouts.map_or(self.founding.number(), |layouts| layouts.newest().number());
+        if stored < number {
+            let text = format!("n{node} went by layout {number}, and has stored {stored}");
             self.oracle.report(Rule::Whole, text);
         }
     }

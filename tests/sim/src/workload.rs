@@ -28,17 +28,19 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
     let only_late = random.chance(30);
     // Whether layouts change is the seed's, too.
     let spares = if !only_late && random.chance(55) { 2 } else { 0 };
+    // Where they change, less is done besides that would mend what a change of layout broke.
+    let (mends, sloppy) = if spares > 0 { (30, 30) } else { (60, 70) };
     let options = Options {
         nodes,
         spares,
         durability: if random.chance(80) { Durability::Fsync } else { Durability::Interval },
-        anti_entropy: random.chance(60),
+        anti_entropy: random.chance(mends),
         reaping: only_late || random.chance(60),
         bug,
         partitions: *random.pick(&[8, 64]),
         gossip: random.chance(40),
         transfer_bytes_per_s: *random.pick(&[1024 * 1024, 4 * 1024, 512]),
-        bucket: BucketDefinition { sloppy: random.chance(70), ..BucketDefinition::default() },
+        bucket: BucketDefinition { sloppy: random.chance(sloppy), ..BucketDefinition::default() },
         ..Options::default()
     };
     run(seed, options, async |sim| {

@@ -1143,7 +1143,7 @@ fn s23_read_after_write_through_ten_layouts() {
                 clients.push(tokio::task::spawn_local(async move {
                     let mut number = 0;
                     while !ends.get() {
-                        sim.sleep(30).await;
+                        sim.sleep(150).await;
                         let via = (client + number) % 5;
                         let Some(Ok(read)) = sim.read(client, via, &k, QuorumSize::Default).await else {
                             number += 1;

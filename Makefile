@@ -1,6 +1,7 @@
 # What a person types. Everything is set up inside the checkout: a .venv, and target/.
 #
-#   make demo    28,000 airports on three nodes and on five that gossip: nodes killed, paused, wiped, and brought back
+#   make demo    28,000 airports on three nodes and on five that gossip: nodes killed, paused, wiped, and brought back; one
+#                that joins and one that leaves
 #   make test    all tests, Rust and Python
 #   make sim     simulated clusters: SEEDS=200 NODES=5; make sim-bugs plants bugs and finds them
 #   make bench   measures this machine and writes docs/benchmarks.md, about a quarter of an hour
@@ -13,11 +14,12 @@ RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -n
 SEEDS ?= 200
 NODES ?= 5
 
-.PHONY: demo test test-rust test-python sim sim-bugs bench reliability profile lint format schema clean
+.PHONY: demo test test-rust test-python sim sim-bugs bench transfer reliability profile lint format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
 	$(BIN)/python demo/failures.py
+	$(BIN)/python demo/growth.py
 
 test: test-rust test-python
 
@@ -43,6 +45,10 @@ bench: $(VENV)/.built
 # What docs/reliability.md has figures for, measured into it.
 reliability: $(VENV)/.built
 	$(BIN)/python bench/reliability.py
+
+# What a change of layout moves, how fast, and what clients notice, into docs/benchmarks.md.
+transfer: $(VENV)/.built
+	$(BIN)/python bench/transfer.py
 
 # Where the time goes, into the same page. Needs perf.
 profile: $(VENV)/.built

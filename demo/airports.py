@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import airportsdata
+from shared import Airport, say, table
 
 from quorate import Bucket, Client, LocalCluster
 
 BATCH = 256
-Airport = dict[str, Any]
 
 
 class Progress:
@@ -62,11 +61,6 @@ def batches(items: Iterable[str]) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
-
-
-def say(text: str) -> None:
-    """Say what happens next."""
-    print(f"\n• {text}", flush=True)
 
 
 def load(bucket: Bucket[Airport], source: dict[str, Airport], keys: list[str], what: str) -> float:
@@ -169,11 +163,7 @@ def main() -> int:
 
     rows.append(("records that differ", f"{len(differing):,}"))
     rows.append(("time", f"{time.monotonic() - begun:.1f} s"))
-    width = max(len(name) for name, _ in rows)
-    print("\n  ┌" + "─" * (width + 20) + "┐")
-    for name, value in rows:
-        print(f"  │ {name:<{width}} {value:>16}  │")
-    print("  └" + "─" * (width + 20) + "┘")
+    table(rows)
     if differing:
         print(f"\nFAILED: {', '.join(differing[:10])}", file=sys.stderr)
         return 1

@@ -17,8 +17,6 @@ import pytest
 
 import quorate
 from quorate import InvalidRequest, LocalCluster
-from quorate._cluster import Node
-from quorate._cluster import _free_ports as free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,19 +43,6 @@ def until(what: Callable[[], bool], timeout: float = 20.0) -> None:
 def status(cluster: LocalCluster) -> dict[str, Any]:
     with cluster.connect(timeout=5.0) as db:
         return db.status()
-
-
-def start_node(cluster: LocalCluster, zone: str = "") -> Node:
-    """One more node that gossip finds, and nobody has made a member."""
-    name = f"n{cluster._named}"
-    cluster._named += 1
-    membership = {"plugin": "gossip", "seeds": [node.address for node in cluster.nodes], "expect": cluster._founders}
-    if cluster._founders == 1:
-        membership["expect"] = 2  # it founds nothing: it finds the others
-    node = cluster._prepare(name, f"127.0.0.1:{free_ports(1)[0]}", membership, zone)
-    cluster.nodes.append(node)
-    node.start()
-    return node
 
 
 class Load:
@@ -144,9 +129,8 @@ def test_every_command_of_the_operations_page() -> None:
         nodes = {node.name: node for node in cluster.nodes}
 
         def start(name: str) -> None:
-            nodes[name] = start_node(cluster)
+            nodes[name] = cluster._start_waiting()
             assert nodes[name].name == name
-            until(lambda: name in command(cluster, "cluster", "show"))
 
         with cluster.connect(timeout=5.0) as db:
             bucket = db.bucket("b")
@@ -240,8 +224,7 @@ def test_a_whole_zone_dies_and_quorums_still_work() -> None:
     with LocalCluster(nodes=1, storage="lmdb", membership="gossip", config=config) as cluster:
         command(cluster, "cluster", "zone", "n0", "a")
         for zone in ("a", "b", "b", "c", "c"):
-            node = start_node(cluster, zone)
-            until(lambda: node.name in command(cluster, "cluster", "show"))  # noqa: B023
+            node = cluster._start_waiting(zone=zone)
             command(cluster, "cluster", "join", node.name)
         command(cluster, "cluster", "replicas", "3")
         plan = json.loads(command(cluster, "cluster", "plan", "--json"))

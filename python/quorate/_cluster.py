@@ -290,30 +290,49 @@ class LocalCluster:
             QuorateError: it did not start, or was no member in time.
         """
         deadline = time.monotonic() + seconds(timeout)
+        others = self.url
+        node = self._start_waiting(zone=zone, timeout=timeout)
+        with connect(others, timeout=5.0) as db:
+            if not node.auto_commits:
+                db._native.cluster("join", node.name, node.address, zone, 100)
+                db._native.cluster("commit")
+            while True:
+                report = json.loads(db._native.cluster("show"))
+                if any(member["name"] == node.name and member["partitions"] for member in report["members"]):
+                    return node
+                if time.monotonic() > deadline:
+                    raise QuorateError(f"{node.name} is no member after {timeout} s: {report}")
+                time.sleep(0.05)
+
+    def _start_waiting(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
+        """Start one more node that the others find, or are told of, and that is no member yet."""
         name, self._named = f"n{self._named}", self._named + 1
         address = f"127.0.0.1:{_free_ports(1)[0]}"
         members = [{"name": node.name, "address": node.address} for node in self.nodes]
         membership: dict[str, Any]
         if self._membership == "gossip":
+            # It expects more than itself: it founds nothing, it finds the others.
             seeds = [member["address"] for member in members]
-            membership = {"plugin": "gossip", "seeds": seeds, "expect": self._founders}
+            membership = {"plugin": "gossip", "seeds": seeds, "expect": max(self._founders, 2)}
         else:
             own = {"name": name, "address": address}
             membership = {"plugin": self._membership, "members": [*members, own], "join": True}
         node = self._prepare(name, address, membership, zone)
-        others = self.url
         self.nodes.append(node)
         node.start(timeout)
-        with connect(others, timeout=5.0) as db:
-            if not node.auto_commits:
-                db._native.cluster("join", name, address, zone, 100)
-                db._native.cluster("commit")
+        if self._membership == "gossip":
+            self._wait_found(name, seconds(timeout))
+        return node
+
+    def _wait_found(self, name: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with connect(self.nodes[0].address, timeout=5.0, follow=False) as client:
             while True:
-                report = json.loads(db._native.cluster("show"))
-                if any(member["name"] == name and member["partitions"] for member in report["members"]):
-                    return node
+                members = json.loads(client._native.cluster("show"))["members"]
+                if any(member["name"] == name for member in members):
+                    return
                 if time.monotonic() > deadline:
-                    raise QuorateError(f"{name} is no member after {timeout} s: {report}")
+                    raise QuorateError(f"{name} was not found after {timeout:g} s")
                 time.sleep(0.05)
 
     def remove_node(self, number: int, *, force: bool = False, timeout: Seconds = 60.0) -> None:

@@ -224,6 +224,10 @@ async fn merge_with(
     for &partition in partitions {
         if node.shared.trees.is_empty(partition) {
             stream(node, peer, partition, sources, throttle).await?;
+            // For people: what is streamed is nearly done. Who it was compared with is counted when it was.
+            with_progress(&node.shared, |progress| {
+                progress.done = (progress.done + 1).min(progress.partitions)
+            });
         }
     }
     let synced = sync(node, peer, partitions, Way::Both, u64::MAX).await?;

@@ -252,7 +252,7 @@ const ACTS: [(Act, u64, bool); 25] = [
     (Act::Quiet, 5, true),
     (Act::Join, 5, false),
     (Act::Leave, 4, false),
-    (Act::Replace, 3, false),
+    (Act::Replace, 6, false),
     (Act::Remove, 2, false),
     (Act::Weigh, 3, false),
     (Act::Two, 3, false),
@@ -382,7 +382,8 @@ async fn change_layout(sim: &Rc<Sim>, act: Act, random: &mut Random, wipes: &mut
     let leave = |node: usize| Change::Leave { name: sim.name(node) };
     match act {
         Act::Join => {
-            let joining: Vec<Change> = waiting.iter().take(1).map(|&node| sim.joining(node)).collect();
+            let count = 1 + random.below(2) as usize;
+            let joining: Vec<Change> = waiting.iter().take(count).map(|&node| sim.joining(node)).collect();
             if !joining.is_empty() {
                 sim.change(via, joining).await;
             }
@@ -391,8 +392,16 @@ async fn change_layout(sim: &Rc<Sim>, act: Act, random: &mut Random, wipes: &mut
             sim.change(via, vec![leave(some)]).await;
         }
         Act::Replace => {
-            let Some(&by) = waiting.first() else { return };
-            sim.change(via, vec![leave(some), sim.joining(by)]).await;
+            // One, or two together: then some partitions have one old replica left.
+            let mut goes = members.clone();
+            let mut changes = Vec::new();
+            for &by in waiting.iter().take(1 + random.below(2) as usize) {
+                let some = goes.swap_remove(random.below(goes.len() as u64) as usize);
+                changes.extend([leave(some), sim.joining(by)]);
+            }
+            if !changes.is_empty() {
+                sim.change(via, changes).await;
+            }
         }
         // Only who is down is declared lost, as an operator would; it may come back with all it had, and is refused.
         Act::Remove if may_shrink && *wipes < MOST_WIPES => {

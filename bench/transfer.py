@@ -1,0 +1,148 @@
+"""Measures what a change of layout moves, and what clients notice of it: ``make transfer``, two minutes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import quorate
+from quorate import LocalCluster
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/benchmarks.md"
+RATE = 1_000
+KEYS = 50_000
+VALUE_BYTES = 2_000
+
+
+def cli(cluster: LocalCluster, *words: str) -> dict[str, Any]:
+    """A command's JSON."""
+    command = [sys.executable, "-m", "quorate", *words, "--nodes", cluster.url, "--timeout", "20", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def bench(cluster: LocalCluster, seconds: float, *options: str) -> dict[str, Any]:
+    """Half reads, half writes, in an open loop."""
+    return cli(
+        cluster,
+        *("bench", "--workload", "a", "--rate", str(RATE), "--in-flight", "256", "--seconds", str(seconds)),
+        *("--bucket", "small", "--keys", "20000", "--warm-up", "1", "--verify"),
+        *options,
+    )
+
+
+class Watch:
+    """The bytes that nodes report to have copied, and how fast at most, while a change is under way."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.copied: dict[str, int] = {}
+        self.fastest = 0
+        self._cluster = cluster
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            for node in self._cluster.nodes:
+                with quorate.connect(node.address, follow=False, timeout=5.0) as client:
+                    change = client.status()["change"]
+                if change is not None:
+                    copied = change["transfer"]["bytes"]
+                    self.copied[node.name] = max(self.copied.get(node.name, 0), copied)
+                    if copied > 4 * 1024 * 1024:
+                        self.fastest = max(self.fastest, change["transfer"]["bytes_per_s"])
+
+    def end(self) -> int:
+        """Stop watching; returns how much was copied in all."""
+        self._stop.set()
+        self._thread.join()
+        return sum(self.copied.values())
+
+
+def change(cluster: LocalCluster, before_us: float) -> dict[str, Any]:
+    """Commits what is staged under load."""
+    plan = cli(cluster, "cluster", "plan")
+    watch = Watch(cluster)
+    found: dict[str, Any] = {}
+    load = threading.Thread(target=lambda: found.update(bench(cluster, 6.0, "--skip-load")))
+    load.start()
+    time.sleep(1.5)
+    began = time.monotonic()
+    cli(cluster, "cluster", "commit")
+    cluster.wait_settled(timeout=120.0)
+    took = time.monotonic() - began
+    load.join()
+    copied = watch.end()
+    return {
+        "replicas": (plan["moved"], plan["fewest"]),
+        "bytes": (copied, plan["bytes"]),
+        "took": took,
+        "fastest": watch.fastest,
+        "p99_ms": (found["p99_us"] / 1000, before_us / 1000),
+        "failed": sum(found["errors"].values()) + len(found["wrong"]),
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    config = {"cluster": {"auto_commit": False}}
+    with LocalCluster(nodes=3, storage="lmdb", membership="gossip", config=config) as cluster:
+        with cluster.connect(timeout=10.0) as db:
+            bucket = db.bucket("large")
+            for at in range(0, KEYS, 256):
+                bucket.put_many({f"key-{n}": os.urandom(VALUE_BYTES) for n in range(at, min(at + 256, KEYS))})
+        bench(cluster, 1.0)
+        before = sorted(bench(cluster, 4.0, "--skip-load")["p99_us"] for _ in range(3))[1]
+        node = cluster._start_waiting()
+        cli(cluster, "cluster", "join", node.name)
+        joined = change(cluster, before)
+        before = sorted(bench(cluster, 4.0, "--skip-load")["p99_us"] for _ in range(3))[1]
+        cli(cluster, "cluster", "leave", cluster[0].name)
+        left = change(cluster, before)
+        cluster.wait_converged(timeout=60.0)
+    mib = 1024 * 1024
+
+    def row(what: str, aim: str, show: Any) -> str:
+        return f"| {what} | {aim} | {show(joined)} | {show(left)} |"
+
+    def ratio(pair: tuple[float, float], detail: Any) -> str:
+        return f"{pair[0] / pair[1]:.2f} ({detail})"
+
+    lines = [
+        f"Measured on {datetime.date.today()}, {os.cpu_count()} cores that also run the load generator; LMDB with fsync, "
+        f"{KEYS:,} values of {VALUE_BYTES:,} bytes, YCSB a at {RATE:,} operations a second.",
+        "",
+        "| | aim | a fourth node joins | the first one leaves |",
+        "|---|---|---|---|",
+        row("replicas of partitions moved ÷ fewest", "≤ 1.02", lambda f: ratio(f["replicas"], f["replicas"][0])),
+        row(
+            "bytes copied ÷ what those partitions hold (estimated from 16 of them)",
+            "1",
+            lambda f: ratio(f["bytes"], f"{f['bytes'][0] / mib:.0f} MiB"),
+        ),
+        row("from the commit until the old layout is forgotten", "", lambda f: f"{f['took']:.1f} s"),
+        row("copied at, on one node", "", lambda f: f"{f['fastest'] / mib:.1f} MiB/s"),
+        row("client p99 meanwhile ÷ before", "≤ 2", lambda f: ratio(f["p99_ms"], "{:.1f} ÷ {:.1f} ms".format(*f["p99_ms"]))),
+        row("requests that failed, or showed something wrong", "0", lambda f: str(f["failed"])),
+    ]
+    text = "<!-- transfer -->\n" + "\n".join(lines) + "\n<!-- /transfer -->"
+    print("\n".join(lines))
+    page = PAGE.read_text()
+    PAGE.write_text(re.sub(r"<!-- transfer -->.*<!-- /transfer -->", lambda _: text, page, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quorate_core::change::Change;
 use quorate_core::key::end_of_prefix;
-use quorate_core::layout::{Departure, LayoutError, Load};
+use quorate_core::layout::{LayoutError, Load};
 use quorate_core::membership::MemberState;
 use quorate_core::request::{
     ChangeReport, ClientReply, ClientResult, ClusterMember, ClusterReport, ClusterRequest, PastLayout,
@@ -95,11 +95,17 @@ async fn alter(
 
 async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
     let this = node.shared.view();
+    if !node.shared.is_confirmed() {
+        let detail =
+            "this node has just started, and has not heard yet what the others know: ask again".to_owned();
+        return Err(RequestError::InvalidRequest { detail });
+    }
     if this.removed || !this.is_participant(node.shared.node()) {
         let detail = "this node has no part in the layout: ask a member".to_owned();
         return Err(RequestError::InvalidRequest { detail });
     }
     drop(this);
+    check_buckets(&node.shared, &planned(node)?)?;
     alter(node, |layouts: &mut Layouts| {
         layouts.commit().map_err(Refusal::Layout)?;
         // It is stored before anybody goes by it: that is the first phase.
@@ -107,6 +113,33 @@ async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
         Ok(true)
     })
     .await
+}
+
+fn planned(node: &Node) -> Result<Layout, RequestError> {
+    let layouts = node.shared.layouts.known();
+    layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))
+}
+
+/// With fewer replicas every bucket must still have as many as it asks for.
+fn check_buckets(shared: &Shared, layout: &Layout) -> Result<(), RequestError> {
+    let replicas = layout.replicas();
+    for (name, bucket) in shared.buckets.iter() {
+        let definition = &bucket.definition;
+        if definition.n.is_some_and(|n| n > replicas) {
+            let detail = format!(
+                "replicas = {replicas}: [buckets.{name}] has n = {}; lower that first",
+                definition.n.unwrap_or_default()
+            );
+            return Err(RequestError::InvalidRequest { detail });
+        }
+        let n = bucket.n.min(replicas);
+        for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
+            bucket.required(Default::default(), size, field, n).map_err(|error| {
+                RequestError::invalid(format!("replicas = {replicas}: [buckets.{name}] {error}"))
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// A node that was found need not be told where it is.
@@ -159,7 +192,7 @@ fn show(node: &Node) -> ClusterReport {
         add(member, if newest.is_lost(member.id) { "removed" } else { "leaving" });
     }
     for found in gossip::view(shared) {
-        let gone = newest.gone().get(&found.member.name) == Some(&Departure::Lost);
+        let gone = newest.is_lost(found.member.id);
         add(&found.member, if gone { "removed" } else { "waiting" });
     }
     let history = layouts.history();
@@ -196,7 +229,8 @@ pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
     let least = layouts.least();
     let mut trouble = Vec::new();
     for &id in &view.participants {
-        if !node.is_live(id) && phase_of(id) <= least && phase_of(id) < Phase::Cleared {
+        // Others may have to copy from it, or hand over to it, before they can go on.
+        if !node.is_live(id) && least < Phase::Cleared {
             let name = view.name_of(id);
             trouble.push(format!(
                 "{name} is down and the change waits for it: start it again, or, if its disk is lost, \
@@ -222,7 +256,8 @@ fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     let shared = &node.shared;
     let layouts = shared.layouts.known();
     let now = layouts.newest();
-    let then = layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))?;
+    let then = planned(node)?;
+    check_buckets(shared, &then)?;
     let bytes_each = bytes_of_a_partition(shared, now);
     let mut nodes: BTreeMap<String, PlanNode> = BTreeMap::new();
     for member in now.members().iter().chain(then.members()) {
@@ -295,7 +330,8 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         let view = shared.view();
         let newest = view.newest().clone();
         let first = newest.members().iter().map(|member| member.id).find(|&id| node.is_live(id));
-        let settled = view.is_settled();
+        // What an operator has begun to stage is an operator's to commit.
+        let settled = view.is_settled() && shared.layouts.look(|layouts| layouts.staged().is_empty());
         drop(view);
         if first != Some(shared.node()) || !settled {
             continue;
@@ -303,6 +339,7 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         let waits = |member: &Member| {
             newest.member(member.id).is_none()
                 && !newest.gone().contains_key(&member.name)
+                && !member.address.is_empty()
                 && node.transport.is_up(member.id)
         };
         let found = gossip::view(&shared).into_iter().filter(|view| view.state == MemberState::Alive);

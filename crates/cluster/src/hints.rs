@@ -275,8 +275,11 @@ pub(crate) fn kept_for(shared: &Shared, key: &StorageKey) -> Result<Option<Bytes
 pub(crate) async fn deliver(node: Rc<Node>) {
     loop {
         let mut refused = false;
-        for target in node.shared.hints.targets() {
+        let removed = node.shared.view().removed || !node.shared.is_confirmed();
+        for target in node.shared.hints.targets().into_iter().filter(|_| !removed) {
             match drain(&node, target).await {
+                // Somebody who has to have them can't be reached: no reason to read them all again at once.
+                Ok(0) if !node.shared.view().is_settled() => refused = true,
                 Ok(0) => {}
                 Ok(hints) => {
                     let target = node.shared.view().name_of(target);
@@ -347,11 +350,12 @@ async fn send_page(
     for (at, (hint, object)) in page.iter().enumerate() {
         let Some((_, key)) = parse_hint_key(hint) else { continue };
         let takers = takers(node, target, &key);
-        if takers.is_empty() || takers.iter().any(|&taker| !node.is_live(taker)) {
+        if takers.is_empty() {
             continue;
         }
+        // It goes when all of them have it; who can be reached gets it now.
         open[at] = takers.len();
-        for taker in takers {
+        for taker in takers.into_iter().filter(|&taker| node.is_live(taker)) {
             let write = PeerWrite {
                 key: key.clone(),
                 object: object.clone(),

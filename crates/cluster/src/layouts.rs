@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_core::key::Table;
+use quorate_core::key::{Table, end_of_prefix};
 use quorate_core::planted::{Bug, planted};
-use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
+use quorate_core::storage::{Change, Range, StorageEngine, StorageError, Update};
 use quorate_core::transition::{Heard, Layouts, News, View};
 use quorate_core::{NodeId, PartitionId, StorageKey};
 use tokio::sync::{Notify, oneshot};
@@ -158,6 +158,14 @@ impl Shared {
                 continue;
             }
             self.begin_tenures(&before, &next);
+            let holds = |layouts: &Layouts, partition: PartitionId| {
+                layouts.active().iter().any(|layout| layout.holds(self.node(), partition))
+            };
+            for partition in self.all_partitions() {
+                if holds(&next, partition) && !holds(&before, partition) {
+                    self.may_have_forgotten(partition);
+                }
+            }
             *known = next;
             self.layouts.renew_view(&known);
             drop(known);
@@ -171,9 +179,11 @@ impl Shared {
         if before.newest().digest() == next.newest().digest() || planted(Bug::ActorReusedAfterStart) {
             return;
         }
-        let this = self.node();
         for partition in self.all_partitions() {
-            if next.newest().holds(this, partition) && !before.newest().holds(this, partition) {
+            // Its place matters, too: buckets with smaller n lie on the first ones.
+            let replicas = |layouts: &Layouts| layouts.newest().replicas_of(partition, u8::MAX).to_vec();
+            let then = replicas(next);
+            if then.contains(&self.node()) && then != replicas(before) {
                 self.forget_actor(partition);
             }
         }
@@ -185,6 +195,17 @@ impl Shared {
         self.engine.update(vec![Box::new(fact)]);
         let dropped = || StorageError::Io { detail: "the engine dropped a write".into() };
         stored.await.unwrap_or_else(|_| Err(dropped()))
+    }
+
+    /// True if there are objects or hints on this node's disk; also if that can't be told.
+    pub(crate) fn holds_data(&self) -> bool {
+        let any = |table: Table| {
+            let start = [table as u8];
+            let end = end_of_prefix(&start);
+            let range = Range { start: &start, after: false, end: end.as_deref(), limit: 1, max_bytes: 1 };
+            self.engine.scan(range).map_or(true, |page| !page.records.is_empty())
+        };
+        any(Table::Objects) || any(Table::Hints)
     }
 
     /// Runs something while no change of layout is stored.

@@ -123,7 +123,7 @@ impl Node {
     ) {
         let about_itself =
             matches!(request, ClientRequest::Status | ClientRequest::Cluster(_) | ClientRequest::Layout);
-        if self.stopping.get() || (self.shared.is_drained() && !about_itself) {
+        if self.stopping.get() || (self.shared.is_drained() && !about_itself && !forwarded) {
             let what = "the node is stopping: what it takes".to_owned();
             return reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
         }
@@ -326,7 +326,9 @@ impl NodeService for Service {
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
         // Who was taken out, or is not in yet, must not change anything.
-        let takes_part = self.0.shared.view().is_participant(from) && self.0.shared.is_confirmed();
+        let view = self.0.shared.view();
+        let takes_part = view.is_participant(from) && !view.removed && self.0.shared.is_confirmed();
+        drop(view);
         for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Gossip(message) => gossip::receive(&self.0, from, &message, reply),

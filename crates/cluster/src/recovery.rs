@@ -24,8 +24,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub(crate) async fn recover(node: Rc<Node>) {
     ask_about_layouts(&node).await;
     loop {
-        if !node.shared.recovering().is_empty() {
-            ask_until_recovered(&node).await;
+        if !node.shared.view().removed {
+            if !node.shared.recovering().is_empty() {
+                ask_until_recovered(&node).await;
+            }
+            node.shared.forgot_nothing_more();
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -127,6 +130,10 @@ fn is_done(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<NodeId,
     let shared = &node.shared;
     let none = BTreeMap::new();
     let view = shared.view();
+    // What moves to this node it must copy before it knows anything of it: others to which it moves may not have it yet.
+    if shared.layouts.look(|layouts| layouts.has_to_copy(partition)) {
+        return false;
+    }
     let layouts = view.active.iter().flat_map(|layout| shared.sizes().into_iter().map(move |n| (layout, n)));
     layouts.into_iter().all(|(layout, n)| {
         let replicas = layout.replicas_of(partition, n);

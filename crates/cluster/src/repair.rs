@@ -118,6 +118,12 @@ pub(crate) fn status(shared: &Shared) -> RepairStatus {
 /// What this node says of a peer's trees.
 pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
     let view = shared.view();
+    // What moves here, and was not copied yet, is as good as forgotten.
+    let forgot = |partition: PartitionId| {
+        let known = u32::from(partition.0) < shared.partitions();
+        shared.is_recovering(partition)
+            || (known && shared.layouts.look(|layouts| layouts.has_to_copy(partition)))
+    };
     let state = |root: &TreeRoot| {
         // What it does not hold it can't compare.
         let known = u32::from(root.tree.partition.0) < shared.partitions()
@@ -127,7 +133,7 @@ pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
             Some(ours) if ours == root.root => Likeness::Same,
             Some(_) => Likeness::Differs,
         };
-        TreeState { likeness, recovering: shared.is_recovering(root.tree.partition) }
+        TreeState { likeness, recovering: forgot(root.tree.partition) }
     };
     Ok(PeerReply::Trees(theirs.iter().map(state).collect()))
 }

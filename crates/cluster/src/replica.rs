@@ -136,12 +136,14 @@ impl Replica {
     /// Whether an object that was sent may be stored here: by whom it goes, and whether it belongs here.
     fn takes_write(&self, write: &PeerWrite) -> bool {
         let view = self.shared.view();
-        let n = self.shared.buckets.get(write.key.bucket()).n;
-        let belongs = || view.keeps(self.shared.node(), write.key.partition(), n);
+        let (this, partition) = (self.shared.node(), write.key.partition());
         match write.purpose {
-            WritePurpose::Replicate => view.takes_write(write.layout) && belongs(),
+            // That everybody knows the newest layout its coordinator may have heard earlier.
+            WritePurpose::Replicate => view.takes_write(write.layout) && view.holds(this, partition),
             WritePurpose::Hint(_) => view.takes_write(write.layout),
-            WritePurpose::HandOff => belongs(),
+            WritePurpose::HandOff => {
+                view.keeps(this, partition, self.shared.buckets.get(write.key.bucket()).n)
+            }
         }
     }
 

@@ -63,6 +63,8 @@ pub struct Shared {
     pub(crate) trees: Trees,
     /// What is kept for others.
     pub(crate) hints: HintBook,
+    /// Not all that this node may have forgotten at its start was asked for yet.
+    forgot: AtomicBool,
     /// Enough others were asked about layouts since this node may have forgotten those, too. Until then it takes nothing from
     /// anybody: whom it takes for a member may have been taken out.
     confirmed: AtomicBool,
@@ -197,7 +199,7 @@ impl Shared {
     pub fn new(parts: Parts) -> Result<Arc<Shared>, StorageError> {
         let Parts {
             identity,
-            mut layouts,
+            layouts,
             buckets,
             resolvers,
             engine,
@@ -208,9 +210,6 @@ impl Shared {
             settings,
             is_empty,
         } = parts;
-        if is_empty {
-            layouts.hold_nothing();
-        }
         let view = layouts.view();
         let partitions = view.read.partitions();
         let hints = HintBook::load(&*engine, environment.wall_ms())?;
@@ -253,6 +252,7 @@ impl Shared {
             fallback_actor: AtomicU64::new(0),
             trees,
             hints,
+            forgot: AtomicBool::new(forgot),
             confirmed: AtomicBool::new(!forgot || view.participants.len() <= 1),
             recovering,
             losses,
@@ -320,6 +320,18 @@ impl Shared {
     /// the actor must never speak again. Whoever calls this sees to it that `ActorRenewed` is told, outside the engine.
     pub(crate) fn renew_actor(&self, partition: PartitionId) {
         self.actors[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
+    }
+
+    /// The layouts changed: of what this node holds by them, and did not know to hold, it may have forgotten everything, too.
+    pub(crate) fn may_have_forgotten(&self, partition: PartitionId) {
+        if self.forgot.load(Ordering::Acquire) {
+            self.recovering[partition.0 as usize].store(true, Ordering::Release);
+        }
+    }
+
+    /// All that it may have forgotten at its start was asked for.
+    pub(crate) fn forgot_nothing_more(&self) {
+        self.forgot.store(false, Ordering::Release);
     }
 
     /// False until enough others were asked about layouts, if this node may have forgotten those.

@@ -31,7 +31,7 @@ use crate::node::Node;
 use crate::shared::Shared;
 use crate::sync::{Way, ask, sync};
 use crate::transition::agree;
-use crate::trees::{Held, TreeChange};
+use crate::trees::{Held, TreeChange, all_committed};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// One page of a partition that is streamed.
@@ -130,6 +130,12 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     begin_progress(shared, wanted.len());
     let all = wanted.len();
     let mut throttle = Throttle::new(shared);
+    // Partitions that need not be compared key by key with what this node had: it had nothing.
+    let mut fresh: BTreeSet<PartitionId> = wanted
+        .iter()
+        .map(|one| one.partition)
+        .filter(|&partition| !sources.iter().any(|source| source.holds(this, partition)))
+        .collect();
     loop {
         let mut troubled = false;
         let holders: BTreeSet<NodeId> = sources
@@ -140,14 +146,14 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
         for &peer in holders.iter().filter(|&&peer| node.is_live(peer)) {
             let theirs: Vec<PartitionId> = wanted
                 .iter()
-                .filter(|one| !one.merged.get(&peer).is_some_and(|recovering| !recovering))
+                .filter(|one| one.merged.get(&peer).is_none_or(|recovering| *recovering))
                 .map(|one| one.partition)
                 .filter(|&partition| sources.iter().any(|source| source.holds(peer, partition)))
                 .collect();
             if theirs.is_empty() {
                 continue;
             }
-            match merge_with(node, peer, &theirs, &sources, &mut throttle).await {
+            match merge_with(node, peer, &theirs, &sources, &mut fresh, &mut throttle).await {
                 Ok(merged) => {
                     for one in &mut wanted {
                         if let Some(recovering) = merged.get(&one.partition) {
@@ -217,20 +223,28 @@ async fn merge_with(
     peer: NodeId,
     partitions: &[PartitionId],
     sources: &[Arc<Layout>],
+    fresh: &mut BTreeSet<PartitionId>,
     throttle: &mut Throttle,
 ) -> Result<BTreeMap<PartitionId, bool>, PeerError> {
     // From here on the peer takes no write of a coordinator that does not know what this node knows.
     agree(node, peer).await?;
+    let newest = || node.shared.layouts.look(|layouts| layouts.newest().digest());
+    let begun = newest();
     for &partition in partitions {
-        if node.shared.trees.is_empty(partition) {
+        if newest() != begun {
+            return Ok(BTreeMap::new());
+        }
+        if fresh.contains(&partition) {
             stream(node, peer, partition, sources, throttle).await?;
+            fresh.remove(&partition);
             // For people: what is streamed is nearly done. Who it was compared with is counted when it was.
             with_progress(&node.shared, |progress| {
                 progress.done = (progress.done + 1).min(progress.partitions)
             });
         }
     }
-    let synced = sync(node, peer, partitions, Way::Both, u64::MAX).await?;
+    let synced =
+        sync(node, peer, partitions, Way::Both, node.shared.settings.repair.max_keys_per_second).await?;
     let whole = partitions.iter().filter(|partition| !synced.unknown.contains(partition));
     Ok(whole.map(|&partition| (partition, synced.recovering.contains(&partition))).collect())
 }
@@ -322,12 +336,17 @@ fn leftovers(shared: &Shared, layout: &Layout) -> Option<Vec<Leftover>> {
 pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
     let shared = &node.shared;
     let newest = shared.layouts.look(|layouts| layouts.newest().clone());
+    // What was taken before everybody had let go of the older layouts is in the trees once it is committed.
+    all_committed(shared).await;
     let Some(left) = leftovers(shared, &newest) else { return false };
     begin_progress(shared, left.len());
     if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
         return false;
     }
     if !drop_all(shared, &newest, &left).await {
+        return false;
+    }
+    if leftovers(shared, &newest).is_none_or(|left| !left.is_empty()) {
         return false;
     }
     end_progress(shared);
@@ -437,8 +456,9 @@ async fn drop_records(
             _ => break,
         }
     }
+    // What is forgotten is forgotten of all sizes of buckets: one actor names them all.
+    shared.forget_actor(leftover.partition);
     if !layout.holds(shared.node(), leftover.partition) {
-        shared.forget_actor(leftover.partition);
         shared.forget_recovery(leftover.partition);
     }
     Ok(())

@@ -21,6 +21,8 @@ use crate::transfer;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often a peer is told even if there is nothing new.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How soon it is told something new again: what gathers meanwhile is told together.
+const TELL_AGAIN_AFTER: Duration = Duration::from_millis(25);
 /// How often it looks whether it holds what it should not.
 const DROP_EVERY_LOOKS: u32 = 20;
 
@@ -46,12 +48,17 @@ pub(crate) async fn tell(node: Rc<Node>) {
     loop {
         let stirred = node.shared.layouts.stirred.notified();
         for peer in node.shared.layouts.take_fetches() {
-            let _ = fetch(&node, peer).await;
+            let node = node.clone();
+            tokio::task::spawn_local(async move {
+                let _ = fetch(&node, peer).await;
+            });
         }
         let news = node.shared.layouts.look(Layouts::news);
         let now = Instant::now();
         for peer in everybody(&node).into_iter().map(|member| member.id) {
-            let again = told.get(&peer).is_none_or(|(last, at)| *last != news || now >= *at + TELL_EVERY);
+            let again = told.get(&peer).is_none_or(|(last, at)| {
+                (*last != news && now >= *at + TELL_AGAIN_AFTER) || now >= *at + TELL_EVERY
+            });
             if again && node.transport.is_up(peer) {
                 told.insert(peer, (news.clone(), now));
                 let (node, news) = (node.clone(), news.clone());
@@ -61,7 +68,8 @@ pub(crate) async fn tell(node: Rc<Node>) {
             }
         }
         told.retain(|peer, _| node.transport.is_up(*peer));
-        let _ = tokio::time::timeout(LOOK_EVERY, stirred).await;
+        let waits = told.values().any(|(last, _)| *last != news);
+        let _ = tokio::time::timeout(if waits { TELL_AGAIN_AFTER } else { LOOK_EVERY }, stirred).await;
     }
 }
 
@@ -71,10 +79,16 @@ async fn compare(node: &Node, peer: NodeId, news: &News) -> Result<bool, PeerErr
         PeerReply::News(theirs) => {
             let theirs =
                 News::decode(&theirs).map_err(|error| PeerError::Refused { detail: error.to_string() })?;
-            Ok(node.shared.layouts.hear(peer, &theirs).fetch)
+            Ok(hear(node, peer, &theirs))
         }
         _ => Err(PeerError::Refused { detail: "unexpected answer".into() }),
     }
+}
+
+/// Takes in a peer's news; true if its layouts are to be fetched. Whose disk was declared lost has nothing to say.
+fn hear(node: &Node, from: NodeId, news: &News) -> bool {
+    let layouts = &node.shared.layouts;
+    !layouts.look(|layouts| layouts.newest().is_lost(from)) && layouts.hear(from, news).fetch
 }
 
 /// Makes sure that a peer knows all that this node knows of a change, and the other way round, before they go on.
@@ -93,7 +107,7 @@ pub(crate) async fn agree(node: &Node, peer: NodeId) -> Result<(), PeerError> {
 pub(crate) fn answer(node: &Node, from: NodeId, news: &[u8]) -> PeerResult {
     match News::decode(news) {
         Ok(theirs) => {
-            node.shared.layouts.hear(from, &theirs);
+            hear(node, from, &theirs);
             Ok(PeerReply::News(node.shared.layouts.look(Layouts::news).encode().into()))
         }
         Err(error) => Err(PeerError::Refused { detail: error.to_string() }),
@@ -109,9 +123,10 @@ async fn fetch(node: &Node, peer: NodeId) -> Result<(), PeerError> {
     let theirs = Layouts::decode(shared.node(), &bytes)
         .map_err(|error| PeerError::Refused { detail: error.to_string() })?;
     let before = shared.layouts.known();
+    let holds_data = shared.holds_data();
     let outcome: Result<(), StorageError> = shared
         .change_layouts(|layouts| {
-            let changed = layouts.absorb(&theirs);
+            let changed = layouts.absorb(&theirs, holds_data);
             if layouts.own() == Phase::Unaware {
                 layouts.advance();
             }
@@ -175,7 +190,7 @@ pub(crate) async fn go_through(node: Rc<Node>) {
             continue;
         }
         looks += 1;
-        if looks % DROP_EVERY_LOOKS == 0 && shared.view().is_settled() {
+        if looks.is_multiple_of(DROP_EVERY_LOOKS) && shared.view().is_settled() {
             transfer::drop_copies(&node).await;
         }
         let _ = tokio::time::timeout(LOOK_EVERY, stirred).await;

@@ -133,12 +133,6 @@ impl Trees {
         partition.built.then(|| found.map_or(0, |(_, tree)| tree.root()))
     }
 
-    /// True if nothing of the partition is stored, as far as is known.
-    pub(crate) fn is_empty(&self, partition: PartitionId) -> bool {
-        let partition = self.lock(partition);
-        partition.built && partition.trees.iter().all(|(_, tree)| tree.root() == 0)
-    }
-
     /// The whole tree; `None` while it is being built.
     pub(crate) fn tree(&self, tree: TreeName) -> Option<HashTree> {
         let partition = self.lock(tree.partition);
@@ -247,7 +241,7 @@ pub(crate) async fn keep_built(shared: &Shared) {
 }
 
 /// Waits until everything that was submitted before is committed.
-async fn all_committed(shared: &Shared) {
+pub(crate) async fn all_committed(shared: &Shared) {
     let (done, committed) = tokio::sync::oneshot::channel();
     let key = StorageKey::of_table(Table::Facts, b"barrier");
     shared.engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);

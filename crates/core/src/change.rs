@@ -149,6 +149,8 @@ impl Staged {
 
 /// A layout's members and N, without who holds what.
 pub(crate) struct Outline {
+    /// The number of the layout that it is to become.
+    pub(crate) number: u64,
     pub(crate) members: Vec<Member>,
     pub(crate) replicas: u8,
     pub(crate) gone: BTreeMap<String, Departure>,
@@ -169,21 +171,31 @@ impl Outline {
                     }
                 }
                 check_weight(name, *weight)?;
-                self.gone.remove(name);
+                match self.gone.get(name) {
+                    Some(Departure::Lost { by: lost_by }) | Some(Departure::Returned { lost_by }) => {
+                        let lost_by = *lost_by;
+                        self.gone.insert(name.clone(), Departure::Returned { lost_by });
+                    }
+                    Some(Departure::Left) => drop(self.gone.remove(name)),
+                    None => {}
+                }
                 self.members.push(Member { weight: *weight, ..Member::new(name, address, zone) });
             }
             Change::Leave { name } | Change::Remove { name } => {
-                let how = match change {
-                    Change::Remove { .. } => Departure::Lost,
-                    _ => Departure::Left,
-                };
+                let lost = matches!(change, Change::Remove { .. });
                 let before = self.members.len();
                 self.members.retain(|member| member.name != *name);
                 // Somebody who is leaving can still be declared lost.
-                let leaving = how == Departure::Lost && self.gone.contains_key(name);
+                let leaving = lost && self.gone.contains_key(name);
                 if self.members.len() == before && !leaving {
                     return refused(self.unknown(name));
                 }
+                let how = match (lost, self.gone.get(name)) {
+                    (true, _) => Departure::Lost { by: self.number },
+                    // What it forgot once stays forgotten.
+                    (false, Some(returned @ Departure::Returned { .. })) => *returned,
+                    (false, _) => Departure::Left,
+                };
                 self.gone.insert(name.clone(), how);
             }
             Change::Weight { name, weight } => {

@@ -130,7 +130,7 @@ pub struct Layout {
     members: Vec<Member>,
     /// Per partition N ids, in order of preference.
     assignment: Vec<NodeId>,
-    /// Who was taken out, by name, and did not join again.
+    /// Who was taken out, by name.
     gone: BTreeMap<String, Departure>,
     /// What made it of its parent.
     changes: Vec<Staged>,
@@ -142,8 +142,16 @@ pub struct Layout {
 pub enum Departure {
     /// It handed over what it held.
     Left,
-    /// Its disk was declared lost: nobody waits for it, and its old process is refused.
-    Lost,
+    /// Its disk was declared lost by the layout of this number: nobody waits for it, and its old process is refused.
+    Lost {
+        /// By which layout.
+        by: u64,
+    },
+    /// So it was, and it has joined again since: with an empty disk, or not at all.
+    Returned {
+        /// By which layout it was declared lost.
+        lost_by: u64,
+    },
 }
 
 impl Layout {
@@ -182,8 +190,7 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`], naming what does not fit: a change that does not, or what they come to together.
     pub fn changed(&self, changes: &[Staged]) -> Result<Layout, LayoutError> {
-        let mut outline =
-            Outline { members: self.members.clone(), replicas: self.replicas, gone: self.gone.clone() };
+        let mut outline = self.outline();
         for staged in changes {
             outline.apply(&staged.change)?;
         }
@@ -191,6 +198,16 @@ impl Layout {
         layout.gone = outline.gone;
         layout.changes = changes.to_vec();
         Ok(layout.with_digest())
+    }
+
+    /// Its members and N, to be changed.
+    pub(crate) fn outline(&self) -> Outline {
+        Outline {
+            number: self.number + 1,
+            members: self.members.clone(),
+            replicas: self.replicas,
+            gone: self.gone.clone(),
+        }
     }
 
     fn compute(
@@ -256,7 +273,18 @@ impl Layout {
 
     /// True if this node's disk was declared lost.
     pub fn is_lost(&self, node: NodeId) -> bool {
-        self.gone.iter().any(|(name, how)| *how == Departure::Lost && NodeId::of_name(name) == node)
+        let lost = |how: &Departure| matches!(how, Departure::Lost { .. });
+        self.gone.iter().any(|(name, how)| lost(how) && NodeId::of_name(name) == node)
+    }
+
+    /// The number of the layout that last declared this node's disk lost, be it that it has joined again; 0: none did.
+    pub fn lost_by(&self, node: NodeId) -> u64 {
+        let of_node = self.gone.iter().find(|(name, _)| NodeId::of_name(name) == node);
+        match of_node.map(|(_, how)| *how) {
+            Some(Departure::Lost { by }) => by,
+            Some(Departure::Returned { lost_by }) => lost_by,
+            Some(Departure::Left) | None => 0,
+        }
     }
 
     /// The changes that made it of its parent.
@@ -333,7 +361,13 @@ impl Layout {
         put_varint(&mut out, self.gone.len() as u64);
         for (name, how) in &self.gone {
             put_bytes(&mut out, name.as_bytes());
-            out.push(u8::from(*how == Departure::Lost));
+            let (kind, number) = match how {
+                Departure::Left => (0, 0),
+                Departure::Lost { by } => (1, *by),
+                Departure::Returned { lost_by } => (2, *lost_by),
+            };
+            out.push(kind);
+            put_varint(&mut out, number);
         }
         put_varint(&mut out, self.changes.len() as u64);
         self.changes.iter().for_each(|staged| staged.encode(&mut out));
@@ -373,9 +407,15 @@ impl Layout {
             .chunks(replicas as usize)
             .all(|ids| ids.iter().enumerate().all(|(at, id)| !ids[..at].contains(id)));
         let mut gone = BTreeMap::new();
-        for _ in 0..reader.count(2).map_err(short)? {
+        for _ in 0..reader.count(3).map_err(short)? {
             let name = reader.text()?.to_owned();
-            let how = if reader.byte().map_err(short)? == 1 { Departure::Lost } else { Departure::Left };
+            let (kind, number) = (reader.byte().map_err(short)?, reader.varint().map_err(short)?);
+            let how = match kind {
+                0 => Departure::Left,
+                1 => Departure::Lost { by: number },
+                2 => Departure::Returned { lost_by: number },
+                _ => return Err(LayoutError::Malformed),
+            };
             gone.insert(name, how);
         }
         let mut changes = Vec::new();

@@ -27,6 +27,8 @@ use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
 /// Layouts that may be active together: further changes wait.
 pub const MAX_ACTIVE: usize = 6;
+/// Further ones that may be, to declare disks lost.
+const RESERVED_ACTIVE: usize = 4;
 /// Changes that may be staged.
 pub const MAX_STAGED: usize = 256;
 /// Applied or withdrawn changes that are remembered, so that they are not staged again by somebody who has not heard.
@@ -128,8 +130,6 @@ pub struct Layouts {
     staged: BTreeMap<u64, Change>,
     cleared: BTreeSet<u64>,
     removed: bool,
-    /// This node's disk was found empty: there is nothing of before that it could bring back.
-    holds_nothing: bool,
 }
 
 /// What a node goes by while it serves a request.
@@ -170,10 +170,16 @@ impl View {
         self.active.iter().any(|layout| layout.holds(node, partition))
     }
 
-    /// The layouts whose replicas are still kept up: once nobody goes by the older ones, the newest.
+    /// The layouts whose replicas are kept up: the newest not before everybody knows it (it may still give way to another),
+    /// and once nobody goes by the older ones, it alone.
     pub fn kept_up(&self) -> &[Arc<Layout>] {
-        let first = if self.least >= Phase::Released { self.active.len() - 1 } else { 0 };
-        &self.active[first..]
+        let newest = self.active.len() - 1;
+        match self.least {
+            _ if newest == 0 => &self.active,
+            Phase::Unaware => &self.active[..newest],
+            Phase::Released | Phase::Cleared => &self.active[newest..],
+            _ => &self.active,
+        }
     }
 
     /// True if a node is a replica of the partition in a layout that is still kept up, for buckets of `n`.
@@ -259,13 +265,7 @@ impl Layouts {
             staged: BTreeMap::new(),
             cleared: BTreeSet::new(),
             removed: false,
-            holds_nothing: false,
         }
-    }
-
-    /// This node's disk was found empty: if it turns out to have been taken out, it may still join again.
-    pub fn hold_nothing(&mut self) {
-        self.holds_nothing = true;
     }
 
     /// The newest layout.
@@ -362,10 +362,20 @@ impl Layouts {
         &self.active[self.position(self.base.read).min(newest)..newest]
     }
 
+    /// True if the partition moves to this node, and it has not copied it yet.
+    pub fn has_to_copy(&self, partition: PartitionId) -> bool {
+        let held = self.sources().iter().any(|source| source.holds(self.this, partition));
+        self.active.len() > 1
+            && self.own < Phase::Synced
+            && !self.removed
+            && !held
+            && self.newest().holds(self.this, partition)
+    }
+
     /// What this node has to do next.
     pub fn duty(&self) -> Duty {
         let least = self.least();
-        let takes_part = self.active.len() > 1 && self.participants().contains(&self.this);
+        let takes_part = self.active.len() > 1 && !self.removed && self.participants().contains(&self.this);
         if takes_part && planted(Bug::SyncBeforeAllAcked) {
             match self.own {
                 Phase::Known => return Duty::Sync,
@@ -463,12 +473,7 @@ impl Layouts {
 
     /// Whether the changes fit the newest layout one after the other. That their sum makes a layout is for the commit.
     fn outline_of(&self, changes: &[Staged]) -> Result<(), LayoutError> {
-        let newest = self.newest();
-        let mut outline = crate::change::Outline {
-            members: newest.members().to_vec(),
-            replicas: newest.replicas(),
-            gone: newest.gone().clone(),
-        };
+        let mut outline = self.newest().outline();
         changes.iter().try_for_each(|staged| outline.apply(&staged.change))
     }
 
@@ -488,7 +493,9 @@ impl Layouts {
         if staged.is_empty() {
             return Err(LayoutError::Change { detail: "no change is staged".into() });
         }
-        if self.active.len() >= MAX_ACTIVE {
+        // There is always a place for what gets a change out of waiting for a dead node.
+        let removes = staged.iter().any(|staged| matches!(staged.change, Change::Remove { .. }));
+        if self.active.len() >= MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
             let detail = format!(
                 "{} changes are under way already: wait for them (quorate cluster transfers)",
                 self.active.len() - 1
@@ -562,7 +569,8 @@ impl Layouts {
     fn join_progress(&mut self, oldest: u64, progress: impl Iterator<Item = (NodeId, Phase)>) -> bool {
         let mut changed = false;
         if self.active.len() > 1 {
-            for (node, phase) in progress {
+            let participants = self.participants();
+            for (node, phase) in progress.filter(|(node, _)| participants.binary_search(node).is_ok()) {
                 changed |= self.note(node, phase);
             }
             let position = self.position(oldest);
@@ -574,19 +582,23 @@ impl Layouts {
 
     /// Takes in all that another node knows. True if anything changed: to be stored before it is acted on. If that is a
     /// newer layout, this node's own phase is `Unaware` afterwards, until it says with [`Layouts::advance`] that it is stored.
-    pub fn absorb(&mut self, theirs: &Layouts) -> bool {
+    ///
+    /// `holds_data`: there are objects or hints on this node's disk. If it turns out to have been taken out meanwhile, they
+    /// are from before.
+    pub fn absorb(&mut self, theirs: &Layouts, holds_data: bool) -> bool {
         let before = self.staged();
-        if theirs.root() != self.root() {
+        if theirs.root() != self.root() || theirs.newest().partitions() != self.newest().partitions() {
             return false;
         }
         self.cleared.extend(&theirs.cleared);
-        self.staged.extend(theirs.staged.iter().map(|(id, change)| (*id, change.clone())));
+        let room = (2 * MAX_STAGED).saturating_sub(self.staged.len());
+        self.staged.extend(theirs.staged.iter().take(room).map(|(id, change)| (*id, change.clone())));
         self.tidy_staged();
-        let changed = self.absorb_layouts(theirs);
+        let changed = self.absorb_layouts(theirs, holds_data);
         changed || before != self.staged()
     }
 
-    fn absorb_layouts(&mut self, theirs: &Layouts) -> bool {
+    fn absorb_layouts(&mut self, theirs: &Layouts, holds_data: bool) -> bool {
         let (mine, other) = (self.newest().digest(), theirs.newest().digest());
         let knows = |of: &Layouts, digest: u64| of.history.iter().any(|past| past.digest == digest);
         if mine == other {
@@ -611,30 +623,39 @@ impl Layouts {
         if !knows(theirs, mine) && !self.gives_way_to(theirs) {
             return false;
         }
-        self.adopt(theirs);
+        self.adopt(theirs, holds_data);
         true
     }
 
-    /// Two layouts were made of one: which one stays is the same on every node. One that everybody has finished has won.
-    fn gives_way_to(&self, theirs: &Layouts) -> bool {
-        let common =
-            self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
-        let (Some(fork), Some(mine), Some(other)) =
-            (common.checked_sub(1), self.history.get(common), theirs.history.get(common))
-        else {
-            return false;
-        };
-        let parent = self.history[fork].digest;
-        let still = |of: &Layouts| of.active.iter().any(|layout| layout.digest() == parent);
-        match (still(self), still(theirs)) {
-            (false, true) => false,
-            (true, false) => true,
-            _ => other.digest > mine.digest,
+    /// True if requests were served by this layout: everybody knew of it, or it is no news at all.
+    fn went_by(&self, digest: u64) -> bool {
+        let mode = self.mode(self.least());
+        let newest = self.active.len() - 1;
+        let position = self.active.iter().position(|layout| layout.digest() == digest);
+        match position {
+            Some(at) => at <= mode.to || (at == newest && mode.newest),
+            // Not active any more: everybody has been through with it.
+            None => self.history.iter().any(|past| past.digest == digest),
         }
     }
 
-    fn adopt(&mut self, theirs: &Layouts) {
-        let took_part = self.took_part();
+    /// Two layouts were made of one: which one stays is the same on every node. One that everybody knew has won: whoever
+    /// committed the other one was not waited for, because its disk was declared lost.
+    fn gives_way_to(&self, theirs: &Layouts) -> bool {
+        let common =
+            self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
+        let (Some(mine), Some(other)) = (self.history.get(common), theirs.history.get(common)) else {
+            return false;
+        };
+        match (self.went_by(mine.digest), theirs.went_by(other.digest)) {
+            (true, _) => false,
+            (false, true) => true,
+            (false, false) => other.digest > mine.digest,
+        }
+    }
+
+    fn adopt(&mut self, theirs: &Layouts, holds_data: bool) {
+        let took_part = holds_data && self.took_part();
         self.freeze();
         // What loses against another layout is staged again.
         let loses = |layout: &&Arc<Layout>| !theirs.history.iter().any(|past| past.digest == layout.digest());
@@ -647,7 +668,7 @@ impl Layouts {
         // A layout of mine that lost was written by nobody: its parent is where this node was.
         let common =
             self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
-        let fork = self.history[common.max(1) - 1].digest;
+        let Past { digest: fork, number: fork_number, .. } = self.history[common.max(1) - 1];
         self.active = theirs.active[skip..].to_vec();
         self.history = theirs.history.clone();
         self.progress = theirs.progress.clone();
@@ -666,21 +687,18 @@ impl Layouts {
             self.own = Phase::Cleared;
             self.progress.clear();
         }
-        self.removed |= took_part && !self.participants().contains(&self.this);
-        self.holds_nothing &= !self.participants().contains(&self.this);
+        // Also if it was made a member again: that is for an empty disk.
+        let lost_since = self.newest().lost_by(self.this) > fork_number;
+        self.removed |= took_part && (lost_since || !self.participants().contains(&self.this));
         self.settle();
     }
 
-    /// True if this node may hold data by a layout that it went by: not if that was only announced, nor if it has handed
-    /// over everything and missed how the others went on.
+    /// True unless this node was a member of no active layout, or has handed over everything and missed how the others went
+    /// on.
     fn took_part(&self) -> bool {
-        let mode = self.mode(self.least());
-        let newest = self.active.len() - 1;
-        let went_by = |at: usize| at <= mode.to || at == mode.read || (at == newest && mode.newest);
-        let layouts = self.active.iter().enumerate().filter(|(at, _)| went_by(*at));
-        let member = layouts.into_iter().any(|(_, layout)| layout.member(self.this).is_some());
+        let member = self.active.iter().any(|layout| layout.member(self.this).is_some());
         let handed_over = self.own == Phase::Cleared && self.newest().member(self.this).is_none();
-        member && !handed_over && !self.holds_nothing
+        member && !handed_over
     }
 
     /// Everything, as bytes: for the disk, and for others.
@@ -732,12 +750,19 @@ impl Layouts {
         let mut history = Vec::new();
         for _ in 0..reader.count(17).map_err(short)? {
             let (number, digest) = (reader.u64().map_err(short)?, reader.u64().map_err(short)?);
-            history.push(Past { number, digest, summary: reader.text()?.to_owned() });
+            let summary = reader.text()?.chars().take(MAX_SUMMARY).collect();
+            history.push(Past { number, digest, summary });
+        }
+        if history.len() > MAX_HISTORY {
+            return Err(LayoutError::Malformed);
         }
         let mut staged = BTreeMap::new();
         for _ in 0..reader.count(9).map_err(short)? {
             let Staged { id, change } = Staged::decode(&mut reader)?;
             staged.insert(id, change);
+        }
+        if staged.len() > 2 * MAX_STAGED {
+            return Err(LayoutError::Malformed);
         }
         let mut cleared = BTreeSet::new();
         for _ in 0..reader.count(8).map_err(short)? {
@@ -746,11 +771,11 @@ impl Layouts {
         let chained = active.windows(2).all(|pair| pair[1].parent() == pair[0].digest());
         let one_ring = active.windows(2).all(|pair| pair[1].partitions() == pair[0].partitions());
         let ends = history.last().map(|past| past.digest) == active.last().map(|layout| layout.digest());
-        if active.is_empty() || active.len() > MAX_ACTIVE || !chained || !one_ring || !ends {
+        if active.is_empty() || active.len() > MAX_ACTIVE + RESERVED_ACTIVE || !chained || !one_ring || !ends
+        {
             return Err(LayoutError::Malformed);
         }
-        let holds_nothing = false;
-        Ok(Layouts { this, active, base, progress, own, history, staged, cleared, removed, holds_nothing })
+        Ok(Layouts { this, active, base, progress, own, history, staged, cleared, removed })
     }
 
     /// What a node that has no layout yet makes of what another one knows.
@@ -854,7 +879,7 @@ mod tests {
         for from in 0..nodes.len() {
             for to in 0..nodes.len() {
                 let theirs = Layouts::decode(id(to), &nodes[from].encode()).unwrap();
-                nodes[to].absorb(&theirs);
+                nodes[to].absorb(&theirs, true);
                 if nodes[to].own() == Phase::Unaware {
                     nodes[to].advance();
                 }
@@ -908,7 +933,7 @@ mod tests {
             for from in 0..nodes.len() {
                 for to in 0..nodes.len() {
                     let theirs = nodes[from].clone();
-                    nodes[to].absorb(&theirs);
+                    nodes[to].absorb(&theirs, true);
                     if nodes[to].own() == Phase::Unaware || nodes[to].duty() != Duty::Rest {
                         nodes[to].advance();
                     }
@@ -924,7 +949,7 @@ mod tests {
         assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
         // The one that was taken out finds out, and does not serve what it has.
         let theirs = nodes[0].clone();
-        assert!(all[0].absorb(&theirs) && all[0].removed());
+        assert!(all[0].clone().absorb(&theirs, false) && all[0].absorb(&theirs, true) && all[0].removed());
     }
 
     /// Two layouts of one number: the same one stays everywhere, whoever hears of whom first, and what the other one
@@ -943,7 +968,7 @@ mod tests {
                 let rival = [0, 3][at];
                 for to in [1, 2] {
                     let theirs = nodes[rival].clone();
-                    nodes[to].absorb(&theirs);
+                    nodes[to].absorb(&theirs, true);
                 }
             }
             (0..3).for_each(|_| exchange(&mut nodes));
@@ -988,6 +1013,36 @@ mod tests {
         }
         assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
         assert!(nodes[2].newest().member(id(3)).is_some());
+    }
+
+    /// A rival that was committed by a node whose disk was then declared lost changes nothing, whichever digest is larger; and
+    /// that node is taken out although it was made a member again, unless its disk is empty.
+    #[test]
+    fn who_was_declared_lost_changes_nothing_any_more() {
+        for weight in 101..109 {
+            let mut all = cluster(4, 4);
+            all[0].stage(9, Change::Weight { name: "n1".into(), weight }).unwrap();
+            all[0].commit().unwrap();
+            all[0].advance();
+            let mut nodes = all.split_off(1);
+            nodes[0].stage(1, Change::Remove { name: "n0".into() }).unwrap();
+            nodes[0].commit().unwrap();
+            nodes[0].advance();
+            for _ in 0..3 {
+                exchange(&mut nodes);
+                nodes.iter_mut().filter(|node| node.duty() == Duty::Quiet).for_each(Layouts::advance);
+            }
+            let theirs = all[0].clone();
+            nodes[1].absorb(&theirs, true);
+            assert!(nodes[1].newest().is_lost(id(0)), "the one that everybody knows stays");
+            nodes[2].stage(3, join("n0")).unwrap();
+            nodes[2].commit().unwrap();
+            nodes[2].advance();
+            let theirs = nodes[2].clone();
+            let mut empty = all[0].clone();
+            assert!(empty.absorb(&theirs, false) && !empty.removed());
+            assert!(all[0].absorb(&theirs, true) && all[0].removed() && all[0].duty() == Duty::Rest);
+        }
     }
 
     /// What a peer or a disk says is decoded or refused, never a panic.

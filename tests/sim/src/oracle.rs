@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use quorate_cluster::layouts::layouts_fact;
 use quorate_core::codec::decode_object;
 use quorate_core::hint::parse_hint_key;
-use quorate_core::{CausalContext, Dot, NodeId, Object, Payload, RequestId, StorageKey};
+use quorate_core::transition::{Layouts, Phase};
+use quorate_core::{CausalContext, Dot, Layout, NodeId, Object, Payload, RequestId, StorageKey};
 
 use crate::disk::Disk;
 
@@ -110,6 +112,8 @@ struct Known {
     retries_seen_twice: u64,
     /// What nodes hold may move to others.
     moves: bool,
+    /// When the last node acked a layout, by its number.
+    acked_layout: BTreeMap<u64, u64>,
 }
 
 impl Oracle {
@@ -154,6 +158,46 @@ impl Oracle {
         }
     }
 
+    /// The newest layout that a node other than this one, whose disk is busy, has stored.
+    fn newest_elsewhere(&self, node: usize) -> Option<std::sync::Arc<Layout>> {
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = disks.iter().enumerate().filter(|(other, _)| *other != node);
+        let stored = others.filter_map(|(_, disk)| {
+            let bytes = disk.upgrade()?.record(&layouts_fact().to_bytes())?;
+            Some(Layouts::decode(NodeId(0), &bytes).ok()?.newest().clone())
+        });
+        stored.max_by_key(|layout| (layout.number(), layout.digest()))
+    }
+
+    /// True if a node that removes a record is no replica of it any more.
+    fn is_dropped(&self, node: usize, key: &StorageKey) -> bool {
+        let this = NodeId::of_name(&format!("n{node}"));
+        self.lock().moves
+            && self.newest_elsewhere(node).is_some_and(|layout| !layout.holds(this, key.partition()))
+    }
+
+    /// A node drops what is not its own any more: every owner must durably have it.
+    fn record_goes(&self, node: usize, key: &StorageKey, old: &Object) {
+        let Some(layout) = self.newest_elsewhere(node) else { return };
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (owner, disk) in disks.iter().enumerate().filter(|(owner, _)| *owner != node) {
+            let id = NodeId::of_name(&format!("n{owner}"));
+            let Some(disk) = disk.upgrade().filter(|_| layout.holds(id, key.partition())) else { continue };
+            let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
+            let held = held.map(|record| record.object).unwrap_or_default();
+            let mut known = self.lock();
+            let excused = known.keep_newest.contains(key)
+                || known.lost_disks.iter().any(|(lost, _)| *lost == owner || *lost == node);
+            let missing = |dot: &Dot| !held.context().contains(*dot) && !known.is_reaped(*dot);
+            let lost = old.live().iter().map(|version| version.dot).find(missing);
+            if let Some(dot) = lost.filter(|_| !excused) {
+                let text =
+                    format!("n{node} drops {dot:?} of {key:?}, which n{owner}, its owner, does not have");
+                known.violations.push(Violation { rule: Rule::AckedWritesSurvive, text });
+            }
+        }
+    }
+
     /// A client is about to send a write.
     pub fn asked(&self, request: RequestId, asked: Asked) {
         self.lock().asked.insert(request, asked);
@@ -176,6 +220,58 @@ impl Oracle {
     /// From now on what nodes hold may move to others.
     pub fn layout_changes(&self) {
         self.lock().moves = true;
+    }
+
+    /// A node has reached a phase of a change of layout. Who says that it has synced must hold every write that a quorum of
+    /// replicas acked before the last node acked the layout: from then on writes need acks in the new sets, too.
+    pub fn phase(&self, node: usize, number: u64, phase: Phase, at_ms: u64) {
+        if phase == Phase::Acked {
+            let mut known = self.lock();
+            let last = known.acked_layout.entry(number).or_default();
+            *last = (*last).max(at_ms);
+        }
+        if phase != Phase::Synced {
+            return;
+        }
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(disk) = disks.get(node).and_then(std::sync::Weak::upgrade) else { return };
+        let image = disk.image();
+        let this = NodeId::of_name(&format!("n{node}"));
+        let Some(layouts) =
+            image.get(&layouts_fact().to_bytes()).and_then(|bytes| Layouts::decode(this, bytes).ok())
+        else {
+            return;
+        };
+        let newest = layouts.newest();
+        let moves = |key: &StorageKey| {
+            let replicas = |layout: &Layout| layout.replicas_of(key.partition(), u8::MAX).to_vec();
+            let then = replicas(newest);
+            then.contains(&this) && layouts.sources().iter().any(|source| replicas(source) != then)
+        };
+        let before = self.lock().acked_layout.get(&number).copied().unwrap_or(0);
+        let due: Vec<(RequestId, StorageKey)> = {
+            let known = self.lock();
+            let is_due = |(request, asked): (&RequestId, &Asked)| {
+                let ack = asked.acked.as_ref()?;
+                let counts = ack.at_ms < before
+                    && ack.fallbacks.is_empty()
+                    && ack.w > usize::from(newest.replicas()) / 2
+                    && known.losses(ack, &[]) == 0
+                    && moves(&asked.key);
+                counts.then(|| (*request, asked.key.clone()))
+            };
+            known.asked.iter().filter_map(is_due).collect()
+        };
+        for (request, key) in due {
+            let held = image.get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
+            let held = held.map(|record| record.object).unwrap_or_default();
+            if !self.covers(&held.context(), request, &key) {
+                let text = format!(
+                    "n{node} says that it has synced for layout {number}, and does not have {request:?} of {key:?}"
+                );
+                self.report(Rule::AckedWritesSurvive, text);
+            }
+        }
     }
 
     /// A node's disk lost what it had acked.
@@ -213,8 +309,10 @@ impl Oracle {
         let Some(new) = decode(new) else {
             if let Some(target) = hint_for {
                 self.hint_goes(node, target, &key, &old);
-            } else if old.is_tombstone() {
+            } else if old.is_tombstone() && !self.is_dropped(node, &key) {
                 self.lock().reaped.extend(old.live().iter().map(|version| version.dot));
+            } else {
+                self.record_goes(node, &key, &old);
             }
             return;
         };

@@ -18,7 +18,7 @@ use quorate_core::admission::Identity;
 use quorate_core::change::Change;
 use quorate_core::codec::{decode_context, decode_object};
 use quorate_core::environment::Environment;
-use quorate_core::event::{Event, EventSink};
+use quorate_core::event::{Event, EventKind, EventSink};
 use quorate_core::membership::Membership;
 use quorate_core::planted::{Bug, plant};
 use quorate_core::request::{
@@ -163,16 +163,27 @@ impl Log {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.lines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-struct LogEvents(usize, Log);
+struct LogEvents {
+    node: usize,
+    log: Log,
+    oracle: Arc<Oracle>,
+}
 
 impl EventSink for LogEvents {
     fn emit(&self, event: Event) {
-        self.1.add(format!("n{} {:?} {:?}", self.0, event.request, event.kind));
+        self.log.add(format!("n{} {:?} {:?}", self.node, event.request, event.kind));
+        if let EventKind::LayoutPhase { number, phase, .. } = event.kind {
+            self.oracle.phase(self.node, number, phase, self.log.now_ms());
+        }
     }
 }
 
@@ -501,7 +512,8 @@ impl Sim {
             ("lww".to_owned(), Arc::new(quorate_resolver_lww::open(Default::default())) as _),
         ]);
         let is_empty = machine.disk.is_empty();
-        let events: Arc<dyn EventSink> = Arc::new(LogEvents(node, self.log.clone()));
+        let events: Arc<dyn EventSink> =
+            Arc::new(LogEvents { node, log: self.log.clone(), oracle: self.oracle.clone() });
         let engine = Arc::new(SimStorage::open(machine.disk.clone(), machine.durability));
         let stored = stored_layouts(identity.node, &*engine).expect("a simulated disk can be read");
         let shared = Shared::new(Parts {

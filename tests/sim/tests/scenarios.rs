@@ -982,7 +982,18 @@ fn s16_who_was_replaced_brings_nothing_back() {
         for via in [s.a, s.b, F] {
             assert_eq!(s.see(via).await.0, set(&[]), "always absent");
         }
-        s.ends_on(&[s.a, s.b, F], &[]).await;
+        // Made a member again, it still brings nothing back: that takes an empty disk.
+        assert!(s.sim.change(s.a, vec![s.sim.joining(s.c)]).await);
+        s.sim.sleep(5_000).await;
+        assert!(s.sim.status(s.c).await.unwrap().removed, "still");
+        for via in [s.a, s.b, F] {
+            assert_eq!(s.see(via).await.0, set(&[]), "always absent");
+        }
+        s.wipe_and_start(s.c).await;
+        s.sim.settle().await;
+        for node in 0..6 {
+            assert_eq!(s.sim.held(node, &s.k), None, "nothing of it anywhere");
+        }
     });
 }
 
@@ -1115,9 +1126,8 @@ fn s22_aborted_leave_is_not_remembered() {
         s.sim.power_off(s.a);
         s.sim.power_off(s.b);
         s.notice().await;
-        let (_, context) = (set(&[]), Bytes::new());
         let how = How { w: QuorumSize::Count(1), ..How::default() };
-        s.sim.put_soon_as(s.c, &s.k, "a", Over::Exactly(context), how).await;
+        s.sim.put_soon_as(s.c, &s.k, "a", Over::Nothing, how).await;
         s.sim.start(s.a);
         s.sim.start(s.b);
         s.sim.resume(s.e);
@@ -1243,42 +1253,39 @@ fn s24_two_layouts_one_number() {
 
 #[test]
 fn s25_partition_leaves_and_returns() {
-    for bucket in [SIBLINGS] {
-        play(bucket, with_f(Options { ..reaping() }), async |s| {
-            // Another key of the same partition.
-            let partition = s.sim.storage_key(&s.k).partition();
-            let numbered =
-                |number: u32| Key::new(bucket.as_bytes(), format!("o{number}").as_bytes()).unwrap();
-            let k2 = (0..).map(numbered).find(|key| s.sim.storage_key(key).partition() == partition).unwrap();
-            let mut context = s.put(s.a, "1", Over::Nothing).await;
-            for text in ["2", "3", "4", "v"] {
-                context = s.put(s.a, text, Over::Exactly(context)).await;
-            }
-            s.sim.put_soon(s.a, &k2, "a", Over::Nothing).await;
-            s.sim.sleep(200).await;
-            let actor = s.sim.held(s.a, &s.k).unwrap().live()[0].dot.actor;
-            s.replace(s.b, s.a).await;
-            s.until(s.b, "reading", &[s.a, s.b, s.c, s.d, s.e, F]).await;
-            s.sim.pause(s.e);
-            assert!(s.sim.held(s.a, &s.k).is_some(), "A's copy is not dropped yet");
-            s.put(F, "w", Over::Exactly(context)).await;
-            let (_, seen) = s.sim.see(F, &k2).await;
-            s.sim.delete(F, &k2, Over::Exactly(seen)).await;
-            s.sim.sleep(2 * grace(&s.sim)).await;
-            s.sim.resume(s.e);
-            let back = vec![Change::Leave { name: s.sim.name(F) }, s.sim.joining(s.a)];
-            assert!(s.sim.change(s.b, back).await);
-            s.put(s.a, "z", Over::Nothing).await;
-            assert_eq!(s.sim.see(s.a, &k2).await.0, set(&[]), "k2 is absent throughout");
-            s.sim.until_settled().await;
-            assert_eq!(s.sim.see(s.a, &k2).await.0, set(&[]), "k2 is absent throughout");
-            s.ends_on(&[s.a, s.b, s.c], &["w", "z"]).await;
-            let object = s.sim.held(s.a, &s.k).unwrap();
-            assert!(
-                object.live().iter().all(|version| version.dot.actor != actor),
-                "a second tenure, a new actor"
-            );
-            assert_eq!(s.sim.see(s.c, &k2).await.0, set(&[]), "k2 is absent throughout");
-        });
-    }
+    play(SIBLINGS, with_f(reaping()), async |s| {
+        // Another key of the same partition.
+        let partition = s.sim.storage_key(&s.k).partition();
+        let numbered = |number: u32| Key::new(SIBLINGS.as_bytes(), format!("o{number}").as_bytes()).unwrap();
+        let k2 = (0..).map(numbered).find(|key| s.sim.storage_key(key).partition() == partition).unwrap();
+        let mut context = s.put(s.a, "1", Over::Nothing).await;
+        for text in ["2", "3", "4", "v"] {
+            context = s.put(s.a, text, Over::Exactly(context)).await;
+        }
+        s.sim.put_soon(s.a, &k2, "a", Over::Nothing).await;
+        s.sim.sleep(200).await;
+        let actor = s.sim.held(s.a, &s.k).unwrap().live()[0].dot.actor;
+        s.replace(s.b, s.a).await;
+        s.until(s.b, "reading", &[s.a, s.b, s.c, s.d, s.e, F]).await;
+        s.sim.pause(s.e);
+        assert!(s.sim.held(s.a, &s.k).is_some(), "A's copy is not dropped yet");
+        s.put(F, "w", Over::Exactly(context)).await;
+        let (_, seen) = s.sim.see(F, &k2).await;
+        s.sim.delete(F, &k2, Over::Exactly(seen)).await;
+        s.sim.sleep(2 * grace(&s.sim)).await;
+        s.sim.resume(s.e);
+        let back = vec![Change::Leave { name: s.sim.name(F) }, s.sim.joining(s.a)];
+        assert!(s.sim.change(s.b, back).await);
+        s.put(s.a, "z", Over::Nothing).await;
+        assert_eq!(s.sim.see(s.a, &k2).await.0, set(&[]), "k2 is absent throughout");
+        s.sim.until_settled().await;
+        assert_eq!(s.sim.see(s.a, &k2).await.0, set(&[]), "k2 is absent throughout");
+        s.ends_on(&[s.a, s.b, s.c], &["w", "z"]).await;
+        let object = s.sim.held(s.a, &s.k).unwrap();
+        assert!(
+            object.live().iter().all(|version| version.dot.actor != actor),
+            "a second tenure, a new actor"
+        );
+        assert_eq!(s.sim.see(s.c, &k2).await.0, set(&[]), "k2 is absent throughout");
+    });
 }

@@ -106,8 +106,12 @@ impl<'a> Attempt<'a> {
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
         let this = node.shared.node();
         let is_replica = place.replicas.contains(&this);
-        // Who passed it on goes by another layout; who takes no part may stand in for nobody.
-        if !is_replica && (forwarded || !place.view.is_participant(this)) {
+        // Who passed it on goes by another layout; who is about to come or to go stands in for nobody.
+        let stays = || {
+            let view = &place.view;
+            view.read.member(this).is_some() && view.newest().member(this).is_some()
+        };
+        if !is_replica && (forwarded || !stays()) {
             return Err(RequestError::NotAttempted { needed: required, reachable: 0 });
         }
         if let Payload::Value(value) = &request.payload

@@ -150,9 +150,14 @@ impl ClusterCommand {
                 ))),
             },
             ClusterCommand::Replace { name, by, address, force, plain } => {
+                // With the same weight it takes over exactly what the other one held.
+                let known = ask(&plain, ClusterRequest::Show).await?;
+                let old = known.members.iter().find(|member| member.name == name);
+                let weight = old.map_or(DEFAULT_WEIGHT, |member| member.weight);
                 let goes = if force { Change::Remove { name } } else { Change::Leave { name } };
-                let (zone, weight) = (String::new(), DEFAULT_WEIGHT);
-                stage(plain, vec![goes, Change::Join { name: by, address, zone, weight }]).await
+                // Who comes is looked for first: if it is not found, nothing is staged.
+                let comes = Change::Join { name: by, address, zone: String::new(), weight };
+                stage(plain, vec![comes, goes]).await
             }
             ClusterCommand::Weight { name, weight, plain } => {
                 stage(plain, vec![Change::Weight { name, weight }]).await
@@ -343,11 +348,14 @@ async fn transfers(plain: &Plain, watch: bool) -> Result<(), Failure> {
     loop {
         let report = ask(plain, ClusterRequest::Show).await?;
         let mut reports = Vec::new();
-        for member in report.members.iter().filter(|member| member.state == "up") {
-            if let Ok(client) = only(&member.address, timeout).await
-                && let Ok(theirs) = client.cluster_as::<ClusterReport>(ClusterRequest::Show).await
-            {
-                reports.push(theirs);
+        let mut silent = Vec::new();
+        for member in report.members.iter().filter(|member| member.role != "removed") {
+            match only(&member.address, timeout).await {
+                Ok(client) => match client.cluster_as::<ClusterReport>(ClusterRequest::Show).await {
+                    Ok(theirs) => reports.push(theirs),
+                    Err(_) => silent.push(member.name.clone()),
+                },
+                Err(_) => silent.push(member.name.clone()),
             }
         }
         let done = report.change.is_none() && reports.iter().all(|theirs| theirs.change.is_none());
@@ -356,8 +364,11 @@ async fn transfers(plain: &Plain, watch: bool) -> Result<(), Failure> {
                 .iter()
                 .map(|theirs| serde_json::json!({ "node": theirs.node, "layout": theirs.layout, "change": theirs.change }))
                 .collect();
-            print_json(&serde_json::json!({ "done": done, "nodes": nodes }));
+            print_json(&serde_json::json!({ "done": done, "nodes": nodes, "unreachable": silent }));
         } else if done {
+            if !silent.is_empty() {
+                say!("not asked, since they can't be reached: {}", silent.join(", "));
+            }
             say!("no change is under way: layout {} is settled", report.layout);
         } else {
             show_transfers(&report, &reports);

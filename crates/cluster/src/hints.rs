@@ -19,6 +19,7 @@ use quorate_core::object::MergeRule;
 use quorate_core::planted::{Bug, planted};
 use quorate_core::request::{HintStatus, PeerReply, PeerRequest, PeerWrite, WritePurpose};
 use quorate_core::storage::{Change, Range, StorageEngine, StorageError, Update};
+use quorate_core::transition::{Phase, View};
 use quorate_core::{NodeId, Object, PartitionId, StorageKey};
 use tokio::time::Instant;
 
@@ -295,8 +296,7 @@ pub(crate) async fn deliver(node: Rc<Node>) {
 /// Sends a target its hints, page by page; the next one goes when all of this one were answered.
 async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     let view = node.shared.view();
-    let stays = view.newest().member(node.shared.node()).is_some();
-    let waits = view.is_participant(target) && !node.is_live(target) && stays;
+    let waits = view.is_participant(target) && !node.is_live(target) && !hands_over(node, &view);
     drop(view);
     if waits {
         return Ok(0);
@@ -319,6 +319,11 @@ async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     }
 }
 
+/// True if this node leaves, and is at the point of handing over what it has.
+fn hands_over(node: &Node, view: &View) -> bool {
+    view.newest().member(node.shared.node()).is_none() && view.least >= Phase::Released
+}
+
 /// Who gets the hint: its target, or all of the key's replicas if the target is none any more, or the layout changes. A node
 /// that is about to leave gives it to the other replicas, if the target can't be reached.
 fn takers(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
@@ -329,8 +334,7 @@ fn takers(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
         return vec![target];
     }
     replicas.retain(|&replica| view.is_participant(replica));
-    let stays = view.newest().member(node.shared.node()).is_some();
-    if !stays && !node.is_live(target) {
+    if hands_over(node, &view) && !node.is_live(target) {
         replicas.retain(|&replica| replica != target);
     }
     replicas

@@ -109,7 +109,7 @@ async fn merge_with(
         return;
     }
     // As fast as it goes: until then this replica is missing.
-    match sync(node, peer, &partitions, Way::Both, u64::MAX).await {
+    match sync(node, peer, &partitions, Way::Here, u64::MAX).await {
         Ok(synced) => {
             for partition in partitions {
                 if !synced.unknown.contains(&partition) {

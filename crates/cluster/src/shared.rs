@@ -461,17 +461,20 @@ impl Shared {
         self.engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering })]);
     }
 
-    /// The trees of a partition that this node holds by some active layout, and the peer by one that is still kept up.
+    /// The trees of a partition that this node holds by some active layout, and the peer by one that is kept up, or (`any`)
+    /// by some active one.
     pub(crate) fn trees_shared_with(
         &self,
         view: &View,
         peer: NodeId,
         partition: PartitionId,
+        any: bool,
     ) -> Vec<TreeName> {
         let both = |n: &u8| {
-            let own =
-                || view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&self.node()));
-            view.keeps(peer, partition, *n) && own()
+            let holds = |node: NodeId| {
+                view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&node))
+            };
+            holds(self.node()) && if any { holds(peer) } else { view.keeps(peer, partition, *n) }
         };
         self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
     }

@@ -53,12 +53,14 @@ pub(crate) struct Synced {
 pub(crate) enum Way {
     /// Both: afterwards both hold the same.
     Both,
-    /// From here to the peer only.
+    /// From here to the peer only: it keeps the partition up, and this node does so no more.
     There,
+    /// From the peer to here only: whatever it holds by any active layout.
+    Here,
 }
 
-/// Makes this node and `peer` hold the same of these partitions, as far as both are replicas of them. When it returns, this
-/// node durably holds all that the peer held when it began, and the other way round.
+/// Makes this node and `peer` hold the same of these partitions, as far as both are replicas of them, or the one what the
+/// other holds: durably, and as of when it began.
 ///
 /// # Errors
 /// The first thing that failed; what was exchanged by then stays.
@@ -74,7 +76,7 @@ pub(crate) async fn sync(
     let mut roots = Vec::new();
     let view = shared.view();
     for &partition in partitions {
-        for tree in shared.trees_shared_with(&view, peer, partition) {
+        for tree in shared.trees_shared_with(&view, peer, partition, way == Way::Here) {
             match shared.trees.root(tree) {
                 Some(root) => roots.push(TreeRoot { tree, root }),
                 None => {
@@ -237,12 +239,12 @@ async fn exchange_keys(
     let (mut fetches, mut acks) = (0, 0);
     let mut whole = true;
     for (at, one) in differing.iter().enumerate() {
-        if one.there && way == Way::Both {
+        if one.there && way != Way::There {
             let slot = fetched.slot(NodeId(at as u64));
             node.transport.send(peer, PeerRequest::Fetch(one.key.clone()), TIMEOUT, slot);
             fetches += 1;
         }
-        if one.here {
+        if one.here && way != Way::Here {
             match node.shared.engine.get(&one.key) {
                 Ok(Some(object)) => {
                     node.send_write(peer, write(&one.key, object), TIMEOUT, acked.slot(peer));

@@ -244,7 +244,7 @@ async fn merge_with(
         }
     }
     let synced =
-        sync(node, peer, partitions, Way::Both, node.shared.settings.repair.max_keys_per_second).await?;
+        sync(node, peer, partitions, Way::Here, node.shared.settings.repair.max_keys_per_second).await?;
     let whole = partitions.iter().filter(|partition| !synced.unknown.contains(partition));
     Ok(whole.map(|&partition| (partition, synced.recovering.contains(&partition))).collect())
 }

@@ -170,21 +170,17 @@ impl View {
         self.active.iter().any(|layout| layout.holds(node, partition))
     }
 
-    /// The layouts whose replicas are kept up: the newest not before everybody knows it (it may still give way to another),
-    /// and once nobody goes by the older ones, it alone.
-    pub fn kept_up(&self) -> &[Arc<Layout>] {
-        let newest = self.active.len() - 1;
-        match self.least {
-            _ if newest == 0 => &self.active,
-            Phase::Unaware => &self.active[..newest],
-            Phase::Released | Phase::Cleared => &self.active[newest..],
-            _ => &self.active,
-        }
+    /// The layouts whose replicas are kept up: those that requests go by. One that not everybody knows may still give way to
+    /// another, and what nobody goes by any more is handed over.
+    pub fn kept_up(&self) -> impl Iterator<Item = &Arc<Layout>> {
+        let released = self.least >= Phase::Released;
+        let also = self.also.iter().filter(move |_| !released);
+        also.chain([&self.read])
     }
 
     /// True if a node is a replica of the partition in a layout that is still kept up, for buckets of `n`.
     pub fn keeps(&self, node: NodeId, partition: PartitionId, n: u8) -> bool {
-        self.kept_up().iter().any(|layout| layout.replicas_of(partition, n).contains(&node))
+        self.kept_up().any(|layout| layout.replicas_of(partition, n).contains(&node))
     }
 
     /// All replicas of a partition that are kept up, for buckets of `n`: those of the layout that is read first.

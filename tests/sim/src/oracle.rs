@@ -112,6 +112,8 @@ struct Known {
     retries_seen_twice: u64,
     /// What nodes hold may move to others.
     moves: bool,
+    /// The newest layout that each node has stored.
+    layouts: BTreeMap<usize, std::sync::Arc<Layout>>,
     /// When the last node acked a layout, by its number.
     acked_layout: BTreeMap<u64, u64>,
 }
@@ -138,6 +140,10 @@ impl Oracle {
             held.map(|record| record.object).unwrap_or_default()
         };
         let mut held = on(&disk);
+        if self.is_holder(node, key) {
+            // It may be the only one left of those whom the hint is for now, and its disk is busy.
+            return;
+        }
         if self.lock().moves {
             // It may be a replica no more: then others have it.
             let others = disks.iter().enumerate().filter(|(other, _)| *other != node);
@@ -158,27 +164,23 @@ impl Oracle {
         }
     }
 
-    /// The newest layout that a node other than this one, whose disk is busy, has stored.
-    fn newest_elsewhere(&self, node: usize) -> Option<std::sync::Arc<Layout>> {
-        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let others = disks.iter().enumerate().filter(|(other, _)| *other != node);
-        let stored = others.filter_map(|(_, disk)| {
-            let bytes = disk.upgrade()?.record(&layouts_fact().to_bytes())?;
-            Some(Layouts::decode(NodeId(0), &bytes).ok()?.newest().clone())
-        });
-        stored.max_by_key(|layout| (layout.number(), layout.digest()))
+    /// True if layouts change, and the node is a replica of the key by the newest one that it has stored.
+    fn is_holder(&self, node: usize, key: &StorageKey) -> bool {
+        let this = NodeId::of_name(&format!("n{node}"));
+        let known = self.lock();
+        known.moves && known.layouts.get(&node).is_some_and(|layout| layout.holds(this, key.partition()))
     }
 
     /// True if a node that removes a record is no replica of it any more.
     fn is_dropped(&self, node: usize, key: &StorageKey) -> bool {
         let this = NodeId::of_name(&format!("n{node}"));
-        self.lock().moves
-            && self.newest_elsewhere(node).is_some_and(|layout| !layout.holds(this, key.partition()))
+        let known = self.lock();
+        known.moves && known.layouts.get(&node).is_some_and(|layout| !layout.holds(this, key.partition()))
     }
 
     /// A node drops what is not its own any more: every owner must durably have it.
     fn record_goes(&self, node: usize, key: &StorageKey, old: &Object) {
-        let Some(layout) = self.newest_elsewhere(node) else { return };
+        let Some(layout) = self.lock().layouts.get(&node).cloned() else { return };
         let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (owner, disk) in disks.iter().enumerate().filter(|(owner, _)| *owner != node) {
             let id = NodeId::of_name(&format!("n{owner}"));
@@ -191,8 +193,10 @@ impl Oracle {
             let missing = |dot: &Dot| !held.context().contains(*dot) && !known.is_reaped(*dot);
             let lost = old.live().iter().map(|version| version.dot).find(missing);
             if let Some(dot) = lost.filter(|_| !excused) {
-                let text =
-                    format!("n{node} drops {dot:?} of {key:?}, which n{owner}, its owner, does not have");
+                let text = format!(
+                    "n{node} drops {dot:?} of {key:?} by layout {}, which n{owner}, its owner, does not have: {old:?}, there {held:?}",
+                    layout.number()
+                );
                 known.violations.push(Violation { rule: Rule::AckedWritesSurvive, text });
             }
         }
@@ -296,6 +300,11 @@ impl Oracle {
 
     /// An engine changes a record.
     pub fn observe(&self, node: usize, key: &Bytes, old: Option<&Bytes>, new: Option<&Bytes>) {
+        if *key == layouts_fact().to_bytes() {
+            let stored = new.and_then(|bytes| Layouts::decode(NodeId(0), bytes).ok());
+            let stored = stored.map(|layouts| (node, layouts.newest().clone()));
+            return self.lock().layouts.extend(stored);
+        }
         let hint_for = parse_hint_key(key).map(|(target, _)| target);
         let key = match parse_hint_key(key) {
             Some((_, key)) => key,

@@ -129,7 +129,8 @@ pub struct Layouts {
     history: Vec<Past>,
     staged: BTreeMap<u64, Change>,
     cleared: BTreeSet<u64>,
-    removed: bool,
+    /// The digest of the layout that took this node out while it was away.
+    removed: Option<u64>,
 }
 
 /// What a node goes by while it serves a request.
@@ -260,7 +261,7 @@ impl Layouts {
             history: vec![past],
             staged: BTreeMap::new(),
             cleared: BTreeSet::new(),
-            removed: false,
+            removed: None,
         }
     }
 
@@ -286,7 +287,7 @@ impl Layouts {
 
     /// True if this node was taken out while it was away.
     pub fn removed(&self) -> bool {
-        self.removed
+        self.removed.is_some()
     }
 
     /// How far this node is with the newest layout.
@@ -348,7 +349,7 @@ impl Layouts {
             participants: self.participants(),
             active: self.active.clone(),
             least,
-            removed: self.removed,
+            removed: self.removed(),
         }
     }
 
@@ -363,7 +364,7 @@ impl Layouts {
         let held = self.sources().iter().any(|source| source.holds(self.this, partition));
         self.active.len() > 1
             && self.own < Phase::Synced
-            && !self.removed
+            && !self.removed()
             && !held
             && self.newest().holds(self.this, partition)
     }
@@ -371,7 +372,7 @@ impl Layouts {
     /// What this node has to do next.
     pub fn duty(&self) -> Duty {
         let least = self.least();
-        let takes_part = self.active.len() > 1 && !self.removed && self.participants().contains(&self.this);
+        let takes_part = self.active.len() > 1 && !self.removed() && self.participants().contains(&self.this);
         if takes_part && planted(Bug::SyncBeforeAllAcked) {
             match self.own {
                 Phase::Known => return Duty::Sync,
@@ -651,7 +652,10 @@ impl Layouts {
     }
 
     fn adopt(&mut self, theirs: &Layouts, holds_data: bool) {
-        let took_part = holds_data && self.took_part();
+        // What took it out may have given way to another layout: then it is as it was before.
+        let undone = self.removed.is_some_and(|by| !theirs.history.iter().any(|past| past.digest == by));
+        let took_part = holds_data && (undone || self.took_part());
+        self.removed = self.removed.filter(|_| !undone);
         self.freeze();
         // What loses against another layout is staged again.
         let loses = |layout: &&Arc<Layout>| !theirs.history.iter().any(|past| past.digest == layout.digest());
@@ -685,7 +689,11 @@ impl Layouts {
         }
         // Also if it was made a member again: that is for an empty disk.
         let lost_since = self.newest().lost_by(self.this) > fork_number;
-        self.removed |= took_part && (lost_since || !self.participants().contains(&self.this));
+        if self.removed.is_none() && took_part && (lost_since || !self.participants().contains(&self.this)) {
+            let lost_by = self.newest().lost_by(self.this);
+            let by = self.history.iter().find(|past| past.number == lost_by);
+            self.removed = Some(by.map_or(self.newest().digest(), |past| past.digest));
+        }
         self.settle();
     }
 
@@ -704,7 +712,7 @@ impl Layouts {
         self.active.iter().for_each(|layout| put_bytes(&mut out, &layout.encode()));
         [self.base.read, self.base.from, self.base.to].iter().for_each(|digest| put_u64(&mut out, *digest));
         out.push(self.own as u8);
-        out.push(u8::from(self.removed));
+        put_u64(&mut out, self.removed.unwrap_or(0));
         put_progress(&mut out, self.progress.iter().map(|(node, phase)| (*node, *phase)));
         put_varint(&mut out, self.history.len() as u64);
         for past in &self.history {
@@ -741,7 +749,7 @@ impl Layouts {
             to: reader.u64().map_err(short)?,
         };
         let own = phase(reader.byte().map_err(short)?)?;
-        let removed = reader.byte().map_err(short)? == 1;
+        let removed = Some(reader.u64().map_err(short)?).filter(|&by| by != 0);
         let progress = read_progress(&mut reader)?.into_iter().collect();
         let mut history = Vec::new();
         for _ in 0..reader.count(17).map_err(short)? {
@@ -777,7 +785,7 @@ impl Layouts {
     /// What a node that has no layout yet makes of what another one knows.
     pub fn first_of(this: NodeId, theirs: Layouts) -> Layouts {
         let settled = theirs.active.len() == 1;
-        Layouts { this, own: if settled { Phase::Cleared } else { Phase::Unaware }, removed: false, ..theirs }
+        Layouts { this, own: if settled { Phase::Cleared } else { Phase::Unaware }, removed: None, ..theirs }
     }
 }
 

@@ -624,13 +624,12 @@ impl Layouts {
         true
     }
 
-    /// True if requests were served by this layout: everybody knew of it, or it is no news at all.
+    /// True if requests were served by this layout or one that was made of it: everybody knew of it, or it is no news at all.
     fn went_by(&self, digest: u64) -> bool {
         let mode = self.mode(self.least());
-        let newest = self.active.len() - 1;
         let position = self.active.iter().position(|layout| layout.digest() == digest);
         match position {
-            Some(at) => at <= mode.to || (at == newest && mode.newest),
+            Some(at) => at <= mode.to || mode.newest,
             // Not active any more: everybody has been through with it.
             None => self.history.iter().any(|past| past.digest == digest),
         }

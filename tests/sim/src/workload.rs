@@ -27,7 +27,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
     // Where nobody dies, tombstones are reaped soon: what arrives late is all the trouble there is.
     let only_late = random.chance(30);
     // Whether layouts change is the seed's, too.
-    let spares = if !only_late && random.chance(55) { 2 } else { 0 };
+    let spares = if !only_late && random.chance(35) { 2 } else { 0 };
     // Where they change, less is done besides that would mend what a change of layout broke.
     let (mends, sloppy) = if spares > 0 { (30, 30) } else { (60, 70) };
     let options = Options {

@@ -56,19 +56,25 @@ fn planted_bugs_are_found() {
 }
 
 /// From `make sim-bugs`.
-const CAUGHT_BY: [(Bug, u64); 14] = [
+const CAUGHT_BY: [(Bug, u64); 20] = [
     (Bug::HintDeletedBeforeAck, 0),
-    (Bug::ChangedHintDeleted, 0),
-    (Bug::ReapingIgnoresHints, 196),
-    (Bug::ReapingAsksOnce, 34),
-    (Bug::ReapingIgnoresTheDead, 196),
+    (Bug::ChangedHintDeleted, 33),
+    (Bug::ReapingIgnoresHints, 463),
+    (Bug::ReapingAsksOnce, 26),
+    (Bug::ReapingIgnoresTheDead, 463),
     (Bug::ActorReusedAfterStart, 16),
-    (Bug::BareWriteReplicated, 191),
-    (Bug::PutAnswersWholeVector, 3),
-    (Bug::RepairOverwrites, 0),
-    (Bug::FallbackAnswersAbsent, 11),
-    (Bug::AmnesiacAnswers, 16),
+    (Bug::BareWriteReplicated, 147),
+    (Bug::PutAnswersWholeVector, 0),
+    (Bug::RepairOverwrites, 8),
+    (Bug::FallbackAnswersAbsent, 10),
+    (Bug::AmnesiacAnswers, 527),
     (Bug::RequestIdIgnored, 1),
-    (Bug::ResolverInMerges, 1),
+    (Bug::ResolverInMerges, 0),
     (Bug::AckBeforeDurable, 0),
+    (Bug::ReadsMoveBeforeSynced, 225),
+    (Bug::SyncBeforeAllAcked, 82),
+    (Bug::SyncedFromOne, 28),
+    (Bug::QuorumOverUnion, 51),
+    (Bug::LeftoversDropped, 359),
+    (Bug::LayoutNotStored, 3),
 ];

@@ -25,7 +25,7 @@ VALUE_BYTES = 2_000
 
 def cli(cluster: LocalCluster, *words: str) -> dict[str, Any]:
     """A command's JSON."""
-    command = [sys.executable, "-m", "quorate", *words, "--nodes", cluster.url, "--timeout", "20", "--json"]
+    command = [sys.executable, "-m", "quorate", *words, "--nodes", cluster.url, "--timeout", "20", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

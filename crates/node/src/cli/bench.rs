@@ -94,7 +94,7 @@ impl Bench {
         bar.end();
         let report = report?;
         let connections = plan.clients * nodes;
-        match self.connection.output {
+        match self.connection.output() {
             Output::Json => print_json(&self.json(&plan, connections, &report)),
             Output::Table => self.print(&plan, connections, &report),
         }

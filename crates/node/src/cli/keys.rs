@@ -83,7 +83,7 @@ impl Get {
             }
         }
         if read.siblings.is_empty() {
-            if self.connection.output == Output::Table {
+            if self.connection.output() == Output::Table {
                 eprintln!("quorate: {:?} is absent", key);
             }
             return Err(Failure::Absent);
@@ -128,7 +128,7 @@ impl Put {
         let client = self.connection.connect().await?;
         let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
         let put = client.put(&key, Payload::Value(value), replacing, &options).await?;
-        print_write(&put, self.connection.output);
+        print_write(&put, self.connection.output());
         Ok(())
     }
 }
@@ -154,7 +154,7 @@ impl Delete {
         let client = self.connection.connect().await?;
         let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
         let put = client.delete(&key, context, &options).await?;
-        print_write(&put, self.connection.output);
+        print_write(&put, self.connection.output());
         Ok(())
     }
 }
@@ -198,7 +198,7 @@ impl Scan {
             let page = client.scan(&bucket, &options).await?;
             left -= page.entries.len().min(left);
             for entry in page.entries {
-                let line = match (self.connection.output, self.keys) {
+                let line = match (self.connection.output(), self.keys) {
                     (Output::Json, true) => json!({ "key": shown(&entry.key) }).to_string(),
                     (Output::Json, false) => json!({
                         "key": shown(&entry.key),

@@ -111,8 +111,12 @@ enum Output {
 }
 
 impl Connection {
+    fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
+
     fn is_json(&self) -> bool {
-        self.json || self.output == Output::Json
+        self.output() == Output::Json
     }
 
     fn config(&self) -> Result<ClientConfig, Failure> {

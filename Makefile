@@ -36,7 +36,7 @@ sim:
 
 # Each planted bug must be found.
 sim-bugs:
-	cargo run --quiet --locked --package quorate-sim -- bugs --seeds 500
+	cargo run --quiet --locked --package quorate-sim -- bugs --seeds 1000
 
 bench: $(VENV)/.built
 	cargo build --release --locked -p quorate-node -p quorate-example-fjall

@@ -39,7 +39,7 @@ struct Operation {
 struct Cluster {
   verb @0 :Verb;
   change @1 :Data;
-  # With stage: schema/layout.md
+  # With stage and createBucket: schema/layout.md
 
   enum Verb {
     show @0;
@@ -48,6 +48,9 @@ struct Cluster {
     commit @3;
     clear @4;
     drain @5;
+    createBucket @6;
+    # Answered once every node goes by it, or when the request's time is up.
+    buckets @7;
   }
 }
 

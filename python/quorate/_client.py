@@ -189,6 +189,67 @@ class Client:
             keys=keys or bytes,
         )
 
+    def create_bucket(
+        self,
+        name: str,
+        *,
+        n: int | None = None,
+        r: Quorum = "quorum",
+        w: Quorum = "quorum",
+        resolver: str = "siblings",
+        sloppy: bool = True,
+        read_repair: Literal["blocking", "background", "off"] = "blocking",
+        max_siblings: int = 100,
+        max_value_bytes: int = 1024 * 1024,
+        timeout: Seconds = 10.0,
+    ) -> Bucket[bytes]:
+        """Give a bucket a definition of its own, for good, and wait until all nodes go by it.
+
+        A bucket need not be created: without a definition it goes by that of ``default``. Creating it again in the same
+        way does nothing.
+
+        Args:
+            name: 1 to 64 of the characters A-Z a-z 0-9 . _ -
+            n: replicas a key. Default: as many as the cluster keeps. Only a bucket without keys can get one of its own,
+                and all nodes must be up for it.
+            r: replicas a read asks: a number, "quorum" or "all".
+            w: acks a write waits for: a number, "quorum" or "all".
+            resolver: what decides between versions that lie side by side: "siblings", "lww", or a plugin's name.
+            sloppy: whether fallbacks may stand in for dead replicas.
+            read_repair: when reads push what they merged to replicas that are behind.
+            max_siblings: how many versions may lie side by side.
+            max_value_bytes: largest value, up to 16 MiB.
+            timeout: how long it may take.
+
+        Returns:
+            The bucket, opened as `bucket` does.
+
+        Raises:
+            InvalidRequest: it exists with another definition, or does not fit the cluster.
+            Indeterminate: not all nodes have taken it in time; they will when they are back. May be repeated.
+        """
+        definition = {
+            "n": n,
+            "r": r,
+            "w": w,
+            "resolver": resolver,
+            "sloppy": sloppy,
+            "read_repair": read_repair,
+            "max_siblings": max_siblings,
+            "max_value_bytes": max_value_bytes,
+        }
+        self._native.create_bucket(name, json.dumps(definition), seconds(timeout))
+        return self.bucket(name)
+
+    def buckets(self) -> dict[str, dict[str, Any]]:
+        """The definitions of buckets by name, as one node knows them; ``default`` is for all that have none.
+
+        ``ready`` is False while a bucket is being created: until then requests to it wait.
+        """
+        report: dict[str, Any] = json.loads(self._native.buckets())
+        buckets: dict[str, dict[str, Any]] = report["buckets"]
+        return buckets
+
     def ping(self) -> float:
         """Seconds of one round trip to a node."""
         return self._native.ping()

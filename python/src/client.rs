@@ -11,7 +11,7 @@ use quorate_client::core::key::BucketName;
 use quorate_client::core::request::{
     ClusterRequest, GetReply, PutReply, QuorumSize, ScanEntry, Sibling, scan_cursor,
 };
-use quorate_client::core::{Key, Payload, RequestError, StorageKey};
+use quorate_client::core::{BucketDefinition, Key, Payload, RequestError, StorageKey};
 use quorate_client::{ClientConfig, ClientError, ReadOptions, Replacing, ScanOptions, WriteOptions};
 
 use crate::call::Handle;
@@ -239,6 +239,23 @@ impl Client {
             }
         };
         self.handle.call(py, |client| async move { client.cluster(request).await })
+    }
+
+    /// Gives a bucket a definition of its own. `definition`: a JSON document.
+    fn create_bucket(&self, py: Python<'_>, name: &str, definition: &str, timeout: f64) -> PyResult<()> {
+        let invalid = |detail: String| raise(py, &ClientError::Request(RequestError::invalid(detail)));
+        let definition: BucketDefinition =
+            serde_json::from_str(definition).map_err(|error| invalid(format!("bucket {name:?}: {error}")))?;
+        let (name, timeout) = (name.to_owned(), Duration::from_secs_f64(timeout));
+        self.handle
+            .call(py, |client| async move { client.create_bucket(&name, definition, timeout).await })
+            .map(drop)
+    }
+
+    /// What buckets' keys are held to: a JSON document.
+    fn buckets(&self, py: Python<'_>) -> PyResult<String> {
+        let report = self.handle.call(py, |client| async move { client.buckets().await })?;
+        Ok(serde_json::to_string(&report).expect("plain data"))
     }
 
     /// Cuts the node off from others, by name.

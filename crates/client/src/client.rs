@@ -10,10 +10,11 @@ use quorate_core::environment::Environment;
 use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClusterRequest, Explanation, GetReply, GetRequest, PartitionFingerprint,
-    PutReply, PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest, Status,
+    BucketsReport, ClientReply, ClientRequest, ClusterRequest, Explanation, GetReply, GetRequest,
+    PartitionFingerprint, PutReply, PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest,
+    Status,
 };
-use quorate_core::{Key, Layout, Payload, RequestError};
+use quorate_core::{BucketDefinition, Key, Layout, Payload, RequestError};
 use quorate_rpc::network::Network;
 use tokio::time::Instant;
 
@@ -230,10 +231,41 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; `InvalidRequest` if a change does not fit.
     pub async fn cluster(&self, request: ClusterRequest) -> Result<String, ClientError> {
-        match self.run(None, ClientRequest::Cluster(request), None).await? {
+        self.cluster_within(request, None).await
+    }
+
+    async fn cluster_within(
+        &self,
+        request: ClusterRequest,
+        timeout: Option<Duration>,
+    ) -> Result<String, ClientError> {
+        match self.run(None, ClientRequest::Cluster(request), timeout).await? {
             ClientReply::Report(json) => Ok(json),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Gives a bucket a definition of its own, for good, and waits until all nodes go by it. Repeating it is fine.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `InvalidRequest` if it does not fit, `Indeterminate` if not all nodes have taken it in time.
+    pub async fn create_bucket(
+        &self,
+        name: &str,
+        definition: BucketDefinition,
+        timeout: Duration,
+    ) -> Result<BucketsReport, ClientError> {
+        let name = name.to_owned();
+        let request = ClusterRequest::CreateBucket { name, definition };
+        report_of(&self.cluster_within(request, Some(timeout)).await?)
+    }
+
+    /// What buckets' keys are held to, as one node knows it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn buckets(&self) -> Result<BucketsReport, ClientError> {
+        self.cluster_as(ClusterRequest::Buckets).await
     }
 
     /// As [`Client::cluster`], taken apart.
@@ -244,9 +276,7 @@ impl Client {
         &self,
         request: ClusterRequest,
     ) -> Result<T, ClientError> {
-        let json = self.cluster(request).await?;
-        serde_json::from_str(&json)
-            .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into())
+        report_of(&self.cluster(request).await?)
     }
 
     /// A coordinator that goes by a newer layout has answered: follow it, too. A client that can't goes on as before.
@@ -338,6 +368,11 @@ impl Client {
         };
         attempts.run(key_hash, request).await
     }
+}
+
+fn report_of<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, ClientError> {
+    serde_json::from_str(json)
+        .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into())
 }
 
 fn unexpected(reply: &ClientReply) -> ClientError {

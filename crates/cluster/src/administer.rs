@@ -16,10 +16,12 @@ use quorate_core::storage::{Range, StorageError};
 use quorate_core::transition::{Layouts, Phase};
 use quorate_core::{Layout, Member, NodeId, PartitionId, RequestError, StorageKey};
 
-use crate::gossip;
+use tokio::time::Instant;
+
 use crate::node::Node;
 use crate::shared::Shared;
 use crate::transition::tell_of_changes;
+use crate::{buckets, gossip};
 
 /// Past layouts that a report shows.
 const SHOWN_HISTORY: usize = 100;
@@ -53,18 +55,10 @@ impl From<Refusal> for RequestError {
 }
 
 /// Serves an operator's request.
-pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest) -> ClientResult {
+pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Instant) -> ClientResult {
     match request {
         ClusterRequest::Show => {}
-        ClusterRequest::Stage(change) => {
-            let change = with_address(node, change)?;
-            // Beyond 2^48 milliseconds nobody counts; the rest tells changes of one moment apart.
-            let id = (node.shared.environment.wall_ms() << 16) | (node.shared.environment.random() & 0xffff);
-            let staging = |layouts: &mut Layouts| {
-                layouts.stage(id, change.clone()).map_err(Refusal::Layout).map(|()| true)
-            };
-            alter(node, staging).await?;
-        }
+        ClusterRequest::Stage(change) => stage(node, change).await?,
         ClusterRequest::Plan => return plan(node).map(report),
         ClusterRequest::Commit => commit(node).await?,
         ClusterRequest::Clear => {
@@ -75,8 +69,41 @@ pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest) -> ClientResul
             .await?;
         }
         ClusterRequest::Drain => node.shared.drain(),
+        ClusterRequest::CreateBucket { name, definition } => {
+            return buckets::create(node, &name, definition, deadline).await.map(report);
+        }
+        ClusterRequest::Buckets => return Ok(report(buckets::show(node))),
     }
     Ok(report(show(node)))
+}
+
+/// Names a change: in the order in which they are made.
+fn new_id(node: &Node) -> u64 {
+    // Beyond 2^48 milliseconds nobody counts; the rest tells changes of one moment apart.
+    (node.shared.environment.wall_ms() << 16) | (node.shared.environment.random() & 0xffff)
+}
+
+async fn stage(node: &Node, change: Change) -> Result<(), RequestError> {
+    let change = with_address(node, change)?;
+    let id = new_id(node);
+    let staging =
+        |layouts: &mut Layouts| layouts.stage(id, change.clone()).map_err(Refusal::Layout).map(|()| true);
+    alter(node, staging).await
+}
+
+/// Makes one change the newest layout, whatever else is staged.
+///
+/// # Errors
+/// If it does not fit, or this node can't.
+pub(crate) async fn commit_only(node: &Node, change: &Change) -> Result<(), RequestError> {
+    check_may_commit(node)?;
+    let id = new_id(node);
+    let committing = |layouts: &mut Layouts| {
+        layouts.commit_only(id, change.clone()).map_err(Refusal::Layout)?;
+        layouts.advance();
+        Ok(true)
+    };
+    alter(node, committing).await
 }
 
 fn report(document: impl serde::Serialize) -> ClientReply {
@@ -93,7 +120,8 @@ async fn alter(
     Ok(())
 }
 
-async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
+/// Why this node can make no new layout.
+fn check_may_commit(node: &Node) -> Result<(), RequestError> {
     let this = node.shared.view();
     if !node.shared.is_confirmed() {
         let detail =
@@ -104,8 +132,11 @@ async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
         let detail = "this node has no part in the layout: ask a member".to_owned();
         return Err(RequestError::InvalidRequest { detail });
     }
-    drop(this);
-    check_buckets(&node.shared, &planned(node)?)?;
+    Ok(())
+}
+
+async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
+    check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
         layouts.commit().map_err(Refusal::Layout)?;
         // It is stored before anybody goes by it: that is the first phase.
@@ -118,28 +149,6 @@ async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
 fn planned(node: &Node) -> Result<Layout, RequestError> {
     let layouts = node.shared.layouts.known();
     layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))
-}
-
-/// With fewer replicas every bucket must still have as many as it asks for.
-fn check_buckets(shared: &Shared, layout: &Layout) -> Result<(), RequestError> {
-    let replicas = layout.replicas();
-    for (name, bucket) in shared.buckets.iter() {
-        let definition = &bucket.definition;
-        if definition.n.is_some_and(|n| n > replicas) {
-            let detail = format!(
-                "replicas = {replicas}: [buckets.{name}] has n = {}; lower that first",
-                definition.n.unwrap_or_default()
-            );
-            return Err(RequestError::InvalidRequest { detail });
-        }
-        let n = bucket.n.min(replicas);
-        for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
-            bucket.required(Default::default(), size, field, n).map_err(|error| {
-                RequestError::invalid(format!("replicas = {replicas}: [buckets.{name}] {error}"))
-            })?;
-        }
-    }
-    Ok(())
 }
 
 /// A node that was found need not be told where it is.
@@ -257,7 +266,6 @@ fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     let layouts = shared.layouts.known();
     let now = layouts.newest();
     let then = planned(node)?;
-    check_buckets(shared, &then)?;
     let bytes_each = bytes_of_a_partition(shared, now);
     let mut nodes: BTreeMap<String, PlanNode> = BTreeMap::new();
     for member in now.members().iter().chain(then.members()) {
@@ -351,7 +359,7 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
             continue;
         }
         for Member { name, address, zone, weight, .. } in waiting {
-            let _ = run(&node, ClusterRequest::Stage(Change::Join { name, address, zone, weight })).await;
+            let _ = stage(&node, Change::Join { name, address, zone, weight }).await;
         }
         let _ = commit(&node).await;
         quiet = 0;

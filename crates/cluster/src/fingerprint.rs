@@ -37,7 +37,7 @@ pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerpr
             for (key, object) in &page.records {
                 let record = decode_object(object)
                     .map_err(|error| RequestError::StorageFailed { detail: error.to_string() })?;
-                let n = shared.buckets.get(bucket_of(key)).n.min(replicas);
+                let n = shared.n_of(bucket_of(key)).min(replicas);
                 let fresh = PartitionFingerprint { partition, n, records: 0, digest: 0 };
                 let print = prints.entry(n).or_insert(fresh);
                 print.records += 1;

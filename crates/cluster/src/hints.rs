@@ -328,8 +328,7 @@ fn hands_over(node: &Node, view: &View) -> bool {
 /// that is about to leave gives it to the other replicas, if the target can't be reached.
 fn takers(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
     let view = node.shared.view();
-    let n = node.shared.buckets.get(key.bucket()).n;
-    let mut replicas = view.holders_of(key.partition(), n);
+    let mut replicas = view.holders_of(key.partition(), key.bucket());
     if view.is_settled() && replicas.contains(&target) {
         return vec![target];
     }

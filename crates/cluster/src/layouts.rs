@@ -10,10 +10,11 @@ use quorate_core::key::{Table, end_of_prefix};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::storage::{Change, Range, StorageEngine, StorageError, Update};
 use quorate_core::transition::{Heard, Layouts, News, View};
-use quorate_core::{NodeId, PartitionId, StorageKey};
+use quorate_core::{Buckets, NodeId, PartitionId, StorageKey};
 use tokio::sync::{Notify, oneshot};
 
 use crate::shared::Shared;
+use crate::trees::all_committed;
 
 /// Under which key a node stores what it knows of layouts.
 pub fn layouts_fact() -> StorageKey {
@@ -153,6 +154,7 @@ impl Shared {
             if !planted(Bug::LayoutNotStored) {
                 self.store_layouts(&next).await?;
             }
+            self.regroup(next.newest().buckets()).await;
             let mut known = self.layouts.lock();
             if *known != before {
                 continue;
@@ -174,16 +176,48 @@ impl Shared {
         }
     }
 
+    /// Goes by these definitions of buckets from here on: keys of buckets whose n is another one are in other trees then.
+    async fn regroup(&self, buckets: &Arc<Buckets>) {
+        let moved: Vec<String> = buckets.with_other_n(&self.buckets.load()).map(str::to_owned).collect();
+        let hold_some = || -> BTreeSet<PartitionId> {
+            let holds =
+                |partition: &PartitionId| moved.iter().any(|bucket| self.holds_any(*partition, bucket));
+            self.all_partitions().filter(holds).collect()
+        };
+        if moved.is_empty() {
+            self.buckets.store(buckets.clone());
+            return;
+        }
+        let mut resorted = hold_some();
+        self.buckets.store(buckets.clone());
+        // What was applied before is found, once it is committed.
+        all_committed(self).await;
+        resorted.extend(hold_some());
+        resorted.into_iter().for_each(|partition| self.trees.reset(partition));
+    }
+
+    /// True if there is a key of the bucket in the partition on this node's disk; also if that can't be told.
+    fn holds_any(&self, partition: PartitionId, bucket: &str) -> bool {
+        self.is_any_under(&StorageKey::prefix_start(partition, bucket, b""))
+    }
+
+    fn is_any_under(&self, start: &[u8]) -> bool {
+        let end = end_of_prefix(start);
+        let range = Range { start, after: false, end: end.as_deref(), limit: 1, max_bytes: 1 };
+        self.engine.scan(range).map_or(true, |page| !page.records.is_empty())
+    }
+
     /// A partition that this node begins to hold, or holds again, has a new actor here.
     fn begin_tenures(&self, before: &Layouts, next: &Layouts) {
         if before.newest().digest() == next.newest().digest() || planted(Bug::ActorReusedAfterStart) {
             return;
         }
+        let redefined = next.newest().buckets().with_other_n(before.newest().buckets()).next().is_some();
         for partition in self.all_partitions() {
             // Its place matters, too: buckets with smaller n lie on the first ones.
             let replicas = |layouts: &Layouts| layouts.newest().replicas_of(partition, u8::MAX).to_vec();
             let then = replicas(next);
-            if then.contains(&self.node()) && then != replicas(before) {
+            if then.contains(&self.node()) && (redefined || then != replicas(before)) {
                 self.forget_actor(partition);
             }
         }
@@ -199,13 +233,7 @@ impl Shared {
 
     /// True if there are objects or hints on this node's disk; also if that can't be told.
     pub(crate) fn holds_data(&self) -> bool {
-        let any = |table: Table| {
-            let start = [table as u8];
-            let end = end_of_prefix(&start);
-            let range = Range { start: &start, after: false, end: end.as_deref(), limit: 1, max_bytes: 1 };
-            self.engine.scan(range).map_or(true, |page| !page.records.is_empty())
-        };
-        any(Table::Objects) || any(Table::Hints)
+        [Table::Objects, Table::Hints].iter().any(|table| self.is_any_under(&[*table as u8]))
     }
 
     /// Runs something while no change of layout is stored.

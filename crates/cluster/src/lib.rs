@@ -11,6 +11,7 @@
 //! A put: [`node`] → `coordinator/put.rs` → `quorate_core::quorum` → [`replica`] → the engine. A get likewise.
 
 mod administer;
+mod buckets;
 mod clocks;
 mod completions;
 mod coordinator;

@@ -173,7 +173,7 @@ impl Node {
                 Ok(report(repair::status(&self.shared)))
             }
             ClientRequest::Layout => Ok(ClientReply::Layout(self.shared.view().read.encode().into())),
-            ClientRequest::Cluster(request) => administer::run(self, request).await,
+            ClientRequest::Cluster(request) => administer::run(self, request, deadline).await,
             ClientRequest::Fingerprint => fingerprint(&self.shared).await.map(ClientReply::Fingerprint),
             ClientRequest::Faults { cut } => self.set_faults(&cut).map(|()| ClientReply::Done),
             ClientRequest::Ping => Ok(ClientReply::Done),

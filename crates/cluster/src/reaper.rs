@@ -84,7 +84,7 @@ async fn look(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidate
     // Keys of buckets with different n have different replicas.
     let mut by_n: BTreeMap<u8, Vec<StorageKey>> = BTreeMap::new();
     for key in keys {
-        let n = shared.buckets.get(key.bucket()).n;
+        let n = layout.buckets().get(key.bucket()).n;
         let replicas = layout.replicas_of(key.partition(), n);
         if replicas.first() != Some(&shared.node()) {
             continue;

@@ -141,9 +141,7 @@ impl Replica {
             // That everybody knows the newest layout its coordinator may have heard earlier.
             WritePurpose::Replicate => view.takes_write(write.layout) && view.holds(this, partition),
             WritePurpose::Hint(_) => view.takes_write(write.layout),
-            WritePurpose::HandOff => {
-                view.keeps(this, partition, self.shared.buckets.get(write.key.bucket()).n)
-            }
+            WritePurpose::HandOff => view.keeps_for(this, partition, write.key.bucket()),
         }
     }
 
@@ -210,10 +208,8 @@ impl Replica {
             }));
         }
         acking.only_when_durable = purpose == WritePurpose::HandOff;
-        let n = self.shared.buckets.get(key.bucket()).n;
         Some(Box::new(Merge {
             key,
-            n,
             record,
             encoded: object,
             rule,
@@ -250,9 +246,8 @@ impl Replica {
         let Reap { entries, valid_until_ms } = reap;
         self.shared.note_reaped(&entries, valid_until_ms);
         let one = |(key, digest): (StorageKey, Digest)| -> Box<dyn Update> {
-            let n = self.shared.buckets.get(key.bucket()).n;
             let shared = self.shared.clone();
-            Box::new(ReapOne { key, n, digest, valid_until_ms, shared, change: None, applied: false })
+            Box::new(ReapOne { key, digest, valid_until_ms, shared, change: None, applied: false })
         };
         self.completions.submit(&*self.shared.engine, entries.into_iter().map(one).collect());
         reply.send(Ok(PeerReply::Acked));
@@ -272,16 +267,16 @@ impl Replica {
         acked: ReplyTo<PeerResult>,
     ) -> oneshot::Receiver<Result<Applied, WriteFailure>> {
         let (ticket, applied) = self.completions.for_both(acked);
-        let bucket = &self.shared.buckets.get(key.bucket()).definition;
+        let buckets = self.shared.buckets.load();
         let limits = WriteLimits {
-            max_siblings: bucket.max_siblings as usize,
+            max_siblings: buckets.get(key.bucket()).definition.max_siblings as usize,
             remember_requests_ms: self.shared.settings.coordinator.max_request_timeout_ms,
         };
         let rule = self.shared.merge_rule(key.bucket());
         let acking = self.acking(ticket);
         let expires_ms = self.expires_ms(timeout);
         let (at, role) = match hint_for {
-            None => (key.clone(), Role::Replica { n: self.shared.buckets.get(key.bucket()).n }),
+            None => (key.clone(), Role::Replica),
             Some(target) => (hint_key(target, &key), Role::Fallback { target }),
         };
         let update = ClientWrite {
@@ -414,7 +409,6 @@ impl Acking {
 struct Merge {
     key: StorageKey,
     /// Replicas of its bucket.
-    n: u8,
     record: Record,
     encoded: Bytes,
     rule: MergeRule,
@@ -428,8 +422,7 @@ struct Merge {
 
 impl Merge {
     fn changing(&mut self, old: Option<&Object>, new: &Object) {
-        let change =
-            TreeChange { key: self.key.clone(), n: self.n, old: old.map(Held::of), new: Some(Held::of(new)) };
+        let change = TreeChange { key: self.key.clone(), old: old.map(Held::of), new: Some(Held::of(new)) };
         self.change = Some(change);
     }
 }
@@ -511,7 +504,7 @@ impl Update for Merge {
 #[derive(Clone, Copy, Debug)]
 enum Role {
     /// As a replica of the key, whose bucket has `n` of them.
-    Replica { n: u8 },
+    Replica,
     /// As a fallback: what it writes is a hint.
     Fallback { target: NodeId },
 }
@@ -558,16 +551,15 @@ struct ClientWrite {
 impl ClientWrite {
     fn tenure(&self) -> Tenure {
         match self.role {
-            Role::Replica { .. } => Tenure::Replica(self.named.partition()),
+            Role::Replica => Tenure::Replica(self.named.partition()),
             Role::Fallback { .. } => Tenure::Fallback,
         }
     }
 
     fn effect(&self, old: Option<(Held, usize)>, new: &Object, new_bytes: usize) -> Effect {
         match self.role {
-            Role::Replica { n } => Effect::Tree(TreeChange {
+            Role::Replica => Effect::Tree(TreeChange {
                 key: self.named.clone(),
-                n,
                 old: old.map(|(held, _)| held),
                 new: Some(Held::of(new)),
             }),
@@ -651,7 +643,7 @@ impl Update for ClientWrite {
                 effect.undo(&self.acking.shared);
             }
             match self.role {
-                Role::Replica { .. } => self.acking.renew_actor(self.named.partition()),
+                Role::Replica => self.acking.renew_actor(self.named.partition()),
                 Role::Fallback { .. } => self.acking.shared.renew_fallback_actor(),
             }
         }
@@ -726,7 +718,6 @@ impl ReplySink<PeerResult> for LookReply {
 /// Deletes one object if it is exactly in this state.
 struct ReapOne {
     key: StorageKey,
-    n: u8,
     digest: Digest,
     valid_until_ms: u64,
     shared: Arc<Shared>,
@@ -750,7 +741,7 @@ impl Update for ReapOne {
             return Ok(Change::Keep);
         }
         let old = Some(Held::of(&record.object));
-        self.change = Some(TreeChange { key: self.key.clone(), n: self.n, old, new: None });
+        self.change = Some(TreeChange { key: self.key.clone(), old, new: None });
         Ok(Change::Remove)
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quorate_core::admission::Identity;
 use quorate_core::clock::{HybridClock, Stamp};
@@ -19,7 +20,7 @@ use quorate_core::request::{HintStatus, ReapingStatus, RepairStatus, TransferRep
 use quorate_core::resolver::ConflictResolver;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_core::transition::{Layouts, View};
-use quorate_core::{Actor, Buckets, Digest, Dot, NodeId, PartitionId, StorageKey};
+use quorate_core::{Actor, Buckets, Digest, Dot, NodeId, PartitionId, RequestError, StorageKey};
 
 use crate::hints::{HintBook, HintChange};
 use crate::layouts::LayoutBook;
@@ -35,9 +36,9 @@ pub struct Shared {
     pub(crate) layouts: LayoutBook,
     /// Q.
     pub(crate) partitions: u32,
-    /// The rules of all buckets.
-    pub buckets: Buckets,
-    /// The buckets' conflict resolvers by name.
+    /// What buckets' keys are held to in the newest layout.
+    pub(crate) buckets: Arc<ArcSwap<Buckets>>,
+    /// All conflict resolvers by name.
     pub resolvers: BTreeMap<String, Arc<dyn ConflictResolver>>,
     /// Where its records are.
     pub engine: Arc<dyn StorageEngine>,
@@ -171,9 +172,7 @@ pub struct Parts {
     pub identity: Identity,
     /// What it knows of layouts.
     pub layouts: Layouts,
-    /// The rules of all buckets.
-    pub buckets: Buckets,
-    /// The buckets' conflict resolvers by name.
+    /// All conflict resolvers by name.
     pub resolvers: BTreeMap<String, Arc<dyn ConflictResolver>>,
     /// Where its records are.
     pub engine: Arc<dyn StorageEngine>,
@@ -200,7 +199,6 @@ impl Shared {
         let Parts {
             identity,
             layouts,
-            buckets,
             resolvers,
             engine,
             storage_name,
@@ -210,6 +208,7 @@ impl Shared {
             settings,
             is_empty,
         } = parts;
+        let buckets = Arc::new(ArcSwap::new(layouts.newest().buckets().clone()));
         let view = layouts.view();
         let partitions = view.read.partitions();
         let hints = HintBook::load(&*engine, environment.wall_ms())?;
@@ -231,7 +230,7 @@ impl Shared {
         let started_ms = environment.monotonic_ms();
         let clock = AtomicU64::new(0);
         let ack_when_durable = engine.capability().ack_when_durable;
-        let trees = Trees::new(partitions);
+        let trees = Trees::new(partitions, buckets.clone());
         let clock_base = AtomicI64::new(environment.wall_ms() as i64 - environment.monotonic_ms() as i64);
         Ok(Arc::new(Shared {
             ack_when_durable,
@@ -479,9 +478,14 @@ impl Shared {
         self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
     }
 
+    /// The number of replicas of a bucket's keys; 255: as many as a layout has.
+    pub(crate) fn n_of(&self, bucket: &str) -> u8 {
+        self.buckets.load().get(bucket).n
+    }
+
     /// The numbers of replicas that buckets have; 255: as many as the layout has.
     pub(crate) fn sizes(&self) -> Vec<u8> {
-        let mut sizes: Vec<u8> = self.buckets.iter().map(|(_, bucket)| bucket.n).collect();
+        let mut sizes: Vec<u8> = self.buckets.load().iter().map(|(_, bucket)| bucket.n).collect();
         sizes.sort_unstable();
         sizes.dedup();
         sizes
@@ -489,7 +493,8 @@ impl Shared {
 
     /// How many others a recovering replica must have merged with, for buckets of size `n`, in a layout with so many replicas.
     pub(crate) fn others_needed(&self, n: u8, replicas: u8) -> usize {
-        let of_n = self.buckets.iter().filter(|(_, bucket)| bucket.n == n);
+        let buckets = self.buckets.load();
+        let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
         let n = n.min(replicas);
         let needed = of_n.map(|(_, bucket)| {
             let definition = &bucket.definition;
@@ -500,7 +505,8 @@ impl Shared {
 
     /// The fewest acks that a write to a bucket of size `n` waits for, in a layout with so many replicas.
     pub(crate) fn smallest_w(&self, n: u8, replicas: u8) -> u8 {
-        let of_n = self.buckets.iter().filter(|(_, bucket)| bucket.n == n);
+        let buckets = self.buckets.load();
+        let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
         of_n.map(|(_, bucket)| bucket.definition.w.of(n.min(replicas))).min().unwrap_or(1)
     }
 
@@ -557,8 +563,23 @@ impl Shared {
         if planted(Bug::ResolverInMerges) {
             return MergeRule::KeepNewest;
         }
-        let name = &self.buckets.get(bucket).definition.resolver;
+        let buckets = self.buckets.load();
+        let name = &buckets.get(bucket).definition.resolver;
         self.resolvers.get(name).map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
+    }
+
+    /// What decides which versions a client is shown.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if this node was built without it.
+    pub(crate) fn resolver(&self, name: &str) -> Result<&Arc<dyn ConflictResolver>, RequestError> {
+        self.resolvers.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.resolvers.keys().map(String::as_str).collect();
+            let (node, known) = (&self.identity.name, known.join(", "));
+            RequestError::invalid(format!(
+                "resolver {name:?}: node {node} has none of this name, but {known}"
+            ))
+        })
     }
 
     pub(crate) fn emit(&self, request: Option<RequestId>, kind: EventKind) {

@@ -335,7 +335,8 @@ pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Result<DigestP
         if wanted.leaves & (1 << leaf_of(key)) == 0 {
             continue;
         }
-        let Some((named, n, held)) = describe(shared, key, object) else { continue };
+        let Some((named, held)) = describe(shared, key, object) else { continue };
+        let n = shared.n_of(named.bucket());
         if n == wanted.tree.n && !shared.was_reaped(&named, held.digest) {
             entries.push((key.clone(), held.digest));
         }

@@ -116,8 +116,14 @@ struct Wanted {
 pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     let shared = &node.shared;
     let this = shared.node();
-    let (newest, sources) =
-        shared.layouts.look(|layouts| (layouts.newest().clone(), layouts.sources().to_vec()));
+    let (newest, sources, redefined) = shared
+        .layouts
+        .look(|layouts| (layouts.newest().clone(), layouts.sources().to_vec(), layouts.redefined_buckets()));
+    for bucket in &redefined {
+        if !spread_bucket(node, &newest, bucket).await {
+            return false;
+        }
+    }
     let changed = |partition: &PartitionId| {
         let then = newest.replicas_of(*partition, u8::MAX);
         then.contains(&this) && sources.iter().any(|source| source.replicas_of(*partition, u8::MAX) != then)
@@ -183,6 +189,69 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
         }
         tokio::time::sleep(if troubled { 2 * PAUSE } else { PAUSE }).await;
     }
+}
+
+/// Gives all that this node holds of a bucket to everybody who is to hold it by the newest layout, which says another n than
+/// the one before. Nobody reads or writes the bucket until all have done so; mostly it is new, and there is nothing.
+/// False if somebody has not taken it yet.
+async fn spread_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
+    let shared = &node.shared;
+    // What was taken from those who did not know is on the disk once it is committed.
+    all_committed(shared).await;
+    for partition in shared.all_partitions() {
+        let targets: Vec<NodeId> = newest
+            .replicas_for(partition, bucket)
+            .iter()
+            .copied()
+            .filter(|&replica| replica != shared.node())
+            .collect();
+        let mut start = StorageKey::prefix_start(partition, bucket, b"");
+        let end = end_of_prefix(&start);
+        let mut after = false;
+        loop {
+            let limit = PAGE_RECORDS as usize;
+            let max_bytes = PAGE_BYTES as usize;
+            let range = Range { start: &start, after, end: end.as_deref(), limit, max_bytes };
+            let page = match shared.engine.scan(range) {
+                Ok(page) => page,
+                Err(error) => {
+                    shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
+                    return false;
+                }
+            };
+            let all =
+                page.records.iter().filter_map(|(key, object)| Some((StorageKey::from_peer(key)?, object)));
+            let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
+                .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
+                .collect();
+            if !give(node, to_each).await {
+                return false;
+            }
+            match page.records.last() {
+                Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+                _ => break,
+            }
+        }
+    }
+    true
+}
+
+/// Sends objects, each to one node, and waits until all are stored durably. A record that is damaged here nobody takes.
+async fn give(node: &Rc<Node>, objects: Vec<(NodeId, StorageKey, Bytes)>) -> bool {
+    let acked = Gather::default();
+    let count = objects.len();
+    for (to, key, object) in objects {
+        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
+        let write = PeerWrite { key, object, purpose: WritePurpose::HandOff, valid_until_ms, layout: 0 };
+        node.send_write(to, write, PAGE_TIMEOUT, acked.slot(to));
+    }
+    let deadline = Instant::now() + PAGE_TIMEOUT;
+    for _ in 0..count {
+        if !matches!(acked.next(deadline).await, Some((_, Ok(_) | Err(PeerError::Refused { .. })))) {
+            return false;
+        }
+    }
+    true
 }
 
 /// True if the partition was merged with enough of every source, for each size of bucket, and with everybody of them who can
@@ -268,7 +337,6 @@ async fn stream(
             max_bytes: PAGE_BYTES,
             layout: source.digest(),
         };
-        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let page = match ask(node, peer, PeerRequest::ScanPartition(scan)).await {
             Ok(PeerReply::Page(page)) => page,
             // What it can't show as a whole is compared key by key.
@@ -277,27 +345,15 @@ async fn stream(
             }
             Err(error) => return Err(error),
         };
-        let acked = Gather::default();
-        let mut sent = 0;
-        let mut bytes = 0;
-        for (key, object) in &page.records {
-            let Some(key) = StorageKey::from_peer(key).filter(|key| key.partition() == partition) else {
-                continue;
-            };
-            bytes += (key.as_bytes().len() + object.len()) as u64;
-            let (purpose, object) = (WritePurpose::HandOff, object.clone());
-            let write = PeerWrite { key, object, purpose, valid_until_ms, layout: 0 };
-            node.send_write(node.shared.node(), write, PAGE_TIMEOUT, acked.slot(peer));
-            sent += 1;
-        }
-        let deadline = Instant::now() + PAGE_TIMEOUT;
-        for _ in 0..sent {
-            match acked.next(deadline).await {
-                // A record that is damaged there is for the comparison to find.
-                Some((_, Ok(_) | Err(PeerError::Refused { .. }))) => {}
-                Some((_, Err(error))) => return Err(error),
-                None => return Err(PeerError::Expired),
-            }
+        let ours = |(key, object): &(Bytes, Bytes)| {
+            let key = StorageKey::from_peer(key).filter(|key| key.partition() == partition)?;
+            Some((node.shared.node(), key, object.clone()))
+        };
+        let objects: Vec<(NodeId, StorageKey, Bytes)> = page.records.iter().filter_map(ours).collect();
+        let bytes = objects.iter().map(|(_, key, object)| (key.as_bytes().len() + object.len()) as u64).sum();
+        // A record that is damaged there is for the comparison to find.
+        if !give(node, objects).await {
+            return Err(PeerError::Expired);
         }
         throttle.took(&node.shared, bytes).await;
         match page.records.last() {
@@ -437,14 +493,13 @@ async fn drop_records(
         let mut dropped = Vec::with_capacity(page.records.len());
         let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
         for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
-            let n = shared.buckets.get(key.bucket()).n;
-            if !leftover.sizes.contains(&n) {
+            if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
                 continue;
             }
             let (done, gone) = oneshot::channel();
             dropped.push(gone);
             let shared = shared.clone();
-            updates.push(Box::new(DropRecord { key, n, shared, change: None, applied: false, done }));
+            updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
         }
         shared.engine.update(updates);
         for gone in dropped {
@@ -467,7 +522,6 @@ async fn drop_records(
 /// Drops one record.
 struct DropRecord {
     key: StorageKey,
-    n: u8,
     shared: Arc<Shared>,
     change: Option<TreeChange>,
     applied: bool,
@@ -483,7 +537,7 @@ impl Update for DropRecord {
         let Some(stored) = stored else { return Ok(Change::Keep) };
         if let Ok(record) = decode_object(&stored) {
             let old = Some(Held::of(&record.object));
-            self.change = Some(TreeChange { key: self.key.clone(), n: self.n, old, new: None });
+            self.change = Some(TreeChange { key: self.key.clone(), old, new: None });
         }
         Ok(Change::Remove)
     }

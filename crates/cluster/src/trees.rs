@@ -2,8 +2,9 @@
 //! was there at the start.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quorate_core::codec::decode_object;
 use quorate_core::event::EventKind;
@@ -11,7 +12,7 @@ use quorate_core::key::{Table, end_of_prefix};
 use quorate_core::request::TreeName;
 use quorate_core::storage::{Change, Range, StorageError, Update};
 use quorate_core::tree::HashTree;
-use quorate_core::{Digest, Object, PartitionId, StorageKey};
+use quorate_core::{Buckets, Digest, Object, PartitionId, StorageKey};
 
 use crate::shared::Shared;
 
@@ -38,8 +39,6 @@ impl Held {
 #[derive(Clone, Debug)]
 pub(crate) struct TreeChange {
     pub(crate) key: StorageKey,
-    /// Replicas of its bucket.
-    pub(crate) n: u8,
     pub(crate) old: Option<Held>,
     pub(crate) new: Option<Held>,
 }
@@ -53,13 +52,15 @@ impl TreeChange {
 /// One of each partition.
 pub(crate) struct Trees {
     partitions: Vec<Mutex<Partition>>,
+    /// By whose n keys go into one tree or another.
+    buckets: Arc<ArcSwap<Buckets>>,
 }
 
 #[derive(Default)]
 struct Partition {
     built: bool,
     /// What was written before the tree is built: it stands above what the scan finds.
-    written: BTreeMap<StorageKey, (u8, Option<Held>)>,
+    written: BTreeMap<StorageKey, Option<Held>>,
     trees: Vec<(u8, HashTree)>,
     /// Keys that are deleted.
     tombstones: BTreeSet<StorageKey>,
@@ -86,8 +87,14 @@ impl Partition {
 }
 
 impl Trees {
-    pub(crate) fn new(partitions: u32) -> Trees {
-        Trees { partitions: (0..partitions).map(|_| Mutex::default()).collect() }
+    pub(crate) fn new(partitions: u32, buckets: Arc<ArcSwap<Buckets>>) -> Trees {
+        Trees { partitions: (0..partitions).map(|_| Mutex::default()).collect(), buckets }
+    }
+
+    /// In which of its partition's trees a key is. Asked while the partition is locked: trees that are reset because this
+    /// changes are built by what it is then.
+    fn n_of(&self, key: &StorageKey) -> u8 {
+        self.buckets.load().get(key.bucket()).n
     }
 
     fn lock(&self, partition: PartitionId) -> MutexGuard<'_, Partition> {
@@ -101,17 +108,18 @@ impl Trees {
         }
         let mut partition = self.lock(change.key.partition());
         if !partition.built {
-            partition.written.insert(change.key.clone(), (change.n, change.new));
+            partition.written.insert(change.key.clone(), change.new);
             return;
         }
+        let n = self.n_of(&change.key);
         if let Some(old) = change.old {
-            partition.toggle(&change.key, change.n, old);
+            partition.toggle(&change.key, n, old);
             if old.tombstone {
                 partition.tombstones.remove(&change.key);
             }
         }
         if let Some(new) = change.new {
-            partition.add(change.key.clone(), change.n, new);
+            partition.add(change.key.clone(), n, new);
         }
     }
 
@@ -169,17 +177,19 @@ impl Trees {
         self.lock(partition).built
     }
 
-    fn finish(&self, partition: PartitionId, scanned: Vec<(StorageKey, u8, Held)>) {
+    fn finish(&self, partition: PartitionId, scanned: Vec<(StorageKey, Held)>) {
         let mut partition = self.lock(partition);
         let written = std::mem::take(&mut partition.written);
         partition.built = true;
-        for (key, n, held) in scanned {
+        for (key, held) in scanned {
             if !written.contains_key(&key) {
+                let n = self.n_of(&key);
                 partition.add(key, n, held);
             }
         }
-        for (key, (n, held)) in written {
+        for (key, held) in written {
             if let Some(held) = held {
+                let n = self.n_of(&key);
                 partition.add(key, n, held);
             }
         }
@@ -190,7 +200,7 @@ impl Trees {
 async fn build(shared: &Shared) {
     let partitions = shared.partitions();
     let mut next = 0u32;
-    let mut scanned: Vec<(StorageKey, u8, Held)> = Vec::new();
+    let mut scanned: Vec<(StorageKey, Held)> = Vec::new();
     let mut start = vec![Table::Objects as u8];
     let end = end_of_prefix(&start);
     let mut after = false;
@@ -206,12 +216,12 @@ async fn build(shared: &Shared) {
             }
         };
         for (key, object) in &page.records {
-            let Some((key, n, held)) = describe(shared, key, object) else { continue };
+            let Some((key, held)) = describe(shared, key, object) else { continue };
             while next < u32::from(key.partition().0) {
                 shared.trees.finish(PartitionId(next as u16), std::mem::take(&mut scanned));
                 next += 1;
             }
-            scanned.push((key, n, held));
+            scanned.push((key, held));
         }
         match page.records.last() {
             Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
@@ -291,12 +301,11 @@ async fn rebuild(shared: &Shared, partition: PartitionId) {
 }
 
 /// A damaged record counts as absent: then the others offer theirs, and it is mended.
-pub(crate) fn describe(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, u8, Held)> {
+pub(crate) fn describe(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, Held)> {
     let key = StorageKey::from_peer(key)?;
     if u32::from(key.partition().0) >= shared.partitions() {
         return None;
     }
-    let n = shared.buckets.get(key.bucket()).n;
     let record = decode_object(object).ok()?;
-    Some((key, n, Held::of(&record.object)))
+    Some((key, Held::of(&record.object)))
 }

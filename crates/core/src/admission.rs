@@ -36,10 +36,8 @@ pub struct Identity {
     pub node: NodeId,
     /// The node's name.
     pub name: String,
-    /// The layout it acts on; 0: it has none yet, and may only gossip.
+    /// The cluster's first layout, from which all others come; 0: it has none yet, and may only gossip.
     pub layout_digest: u64,
-    /// Its bucket definitions.
-    pub buckets_digest: u64,
 }
 
 /// The protocol version to speak with `theirs`, or why they are refused.
@@ -69,14 +67,8 @@ pub fn admit(ours: &Identity, theirs: &Introduction) -> Result<u16, String> {
     let both = peer.layout_digest != 0 && ours.layout_digest != 0;
     if both && peer.layout_digest != ours.layout_digest {
         return Err(format!(
-            "layouts differ: {:016x} here, {:016x} there; [cluster] replicas and partitions and [membership] members must be the same on all nodes",
+            "first layouts differ: {:016x} here, {:016x} there; [cluster] replicas and partitions, [membership] members and [buckets] must be the same on all nodes that found a cluster",
             ours.layout_digest, peer.layout_digest
-        ));
-    }
-    if peer.buckets_digest != ours.buckets_digest {
-        return Err(format!(
-            "bucket definitions differ: {:016x} here, {:016x} there; [buckets] must be the same on all nodes",
-            ours.buckets_digest, peer.buckets_digest
         ));
     }
     Ok(version)
@@ -87,13 +79,7 @@ mod tests {
     use super::*;
 
     fn identity(node: u64) -> Identity {
-        Identity {
-            cluster: "a".into(),
-            node: NodeId(node),
-            name: "n".into(),
-            layout_digest: 1,
-            buckets_digest: 2,
-        }
+        Identity { cluster: "a".into(), node: NodeId(node), name: "n".into(), layout_digest: 1 }
     }
 
     fn introduce(identity: Identity) -> Introduction {
@@ -105,11 +91,10 @@ mod tests {
     fn refusals_name_what_differs() {
         let ours = identity(1);
         assert_eq!(admit(&ours, &introduce(identity(2))), Ok(1));
-        let differing: [(&str, Introduction); 5] = [
+        let differing: [(&str, Introduction); 4] = [
             ("cluster ids", introduce(Identity { cluster: "b".into(), ..identity(2) })),
             ("both nodes", introduce(identity(1))),
             ("layouts", introduce(Identity { layout_digest: 9, ..identity(2) })),
-            ("bucket definitions", introduce(Identity { buckets_digest: 9, ..identity(2) })),
             ("protocol versions", Introduction { oldest: 7, newest: 9, role: Role::Client }),
         ];
         for (what, theirs) in differing {

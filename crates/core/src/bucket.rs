@@ -4,11 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::RequestError;
 use crate::key::BucketName;
+use crate::layout::LayoutError;
 use crate::request::QuorumSize;
+use crate::varint::{Reader, Short, put_bytes, put_varint};
+
+/// The bucket whose definition those take that have none.
+pub const DEFAULT_BUCKET: &str = "default";
+/// Most buckets that have a definition of their own.
+pub const MAX_BUCKETS: usize = 4_096;
+/// Longest name of a resolver, in bytes.
+const MAX_RESOLVER_BYTES: usize = 64;
 
 /// When a read pushes what it merged to replicas that were behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -23,7 +31,8 @@ pub enum ReadRepair {
     Off,
 }
 
-/// The rules of one bucket: `[buckets.NAME]` in the configuration. All nodes of a cluster must have the same.
+/// The rules of one bucket. They live with the cluster's layouts: what a configuration declares in `[buckets.NAME]` counts
+/// when the cluster is founded, `quorate bucket create` adds to it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BucketDefinition {
@@ -93,28 +102,41 @@ impl Bucket {
 }
 
 /// All buckets of a cluster. A name that is not declared takes the definition of `default`.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Buckets {
     declared: BTreeMap<String, Arc<Bucket>>,
     default: Arc<Bucket>,
+}
+
+impl Default for Buckets {
+    fn default() -> Self {
+        let default = Arc::new(Bucket { n: u8::MAX, definition: BucketDefinition::default() });
+        Buckets { declared: BTreeMap::new(), default }
+    }
 }
 
 impl Buckets {
     /// Checks the definitions against the cluster's number of replicas.
     ///
     /// # Errors
-    /// What is wrong and with which bucket.
-    pub fn new(definitions: &BTreeMap<String, BucketDefinition>, replicas: u8) -> Result<Buckets, String> {
-        let mut declared = BTreeMap::new();
+    /// Which bucket, and what is wrong with it.
+    pub fn new(
+        definitions: &BTreeMap<String, BucketDefinition>,
+        replicas: u8,
+    ) -> Result<Buckets, (String, String)> {
+        let mut buckets = Buckets::default();
         for (name, definition) in definitions {
-            BucketName::new(name).map_err(|error| error.to_string())?;
-            declared.insert(name.clone(), Arc::new(check(name, definition, replicas)?));
+            let bucket = check(name, definition, replicas).map_err(|detail| (name.clone(), detail))?;
+            buckets.declared.insert(name.clone(), Arc::new(bucket));
         }
-        let default = match declared.get("default") {
-            Some(bucket) => bucket.clone(),
-            None => Arc::new(check("default", &BucketDefinition::default(), replicas)?),
-        };
-        Ok(Buckets { declared, default })
+        if definitions.len() > MAX_BUCKETS {
+            let last = definitions.keys().next_back().cloned().unwrap_or_default();
+            return Err((last, format!("{} definitions: use up to {MAX_BUCKETS}", definitions.len())));
+        }
+        if let Some(default) = buckets.declared.get(DEFAULT_BUCKET) {
+            buckets.default = default.clone();
+        }
+        Ok(buckets)
     }
 
     /// The rules of the bucket with this name.
@@ -125,41 +147,178 @@ impl Buckets {
         self.declared.get(name).unwrap_or(&self.default)
     }
 
+    /// True if the bucket has a definition of its own.
+    pub fn is_declared(&self, name: &str) -> bool {
+        self.declared.contains_key(name)
+    }
+
     /// The declared buckets by name, and the default.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bucket)> {
-        let default = (!self.declared.contains_key("default")).then_some(("default", &*self.default));
+        let default = (!self.is_declared(DEFAULT_BUCKET)).then_some((DEFAULT_BUCKET, &*self.default));
         self.declared.iter().map(|(name, bucket)| (name.as_str(), &**bucket)).chain(default)
     }
 
-    /// A hash of all definitions, which nodes compare when they meet.
-    pub fn digest(&self) -> u64 {
-        let text: String = self.iter().map(|(name, bucket)| format!("{name}={bucket:?};")).collect();
-        xxh3_64(text.as_bytes())
+    /// The definitions by name.
+    pub fn definitions(&self) -> BTreeMap<String, BucketDefinition> {
+        self.declared.iter().map(|(name, bucket)| (name.clone(), bucket.definition.clone())).collect()
+    }
+
+    /// Names of buckets whose keys have another number of replicas in `other`.
+    pub fn with_other_n<'a>(&'a self, other: &'a Buckets) -> impl Iterator<Item = &'a str> {
+        let names = self.declared.keys().chain(other.declared.keys().filter(|name| !self.is_declared(name)));
+        names.map(String::as_str).filter(|name| self.get(name).n != other.get(name).n)
     }
 }
 
+impl BucketDefinition {
+    /// What this one has and `wanted` has not, for people.
+    pub(crate) fn differences(&self, wanted: &BucketDefinition) -> String {
+        let n = |of: &BucketDefinition| of.n.map_or("that of the layout".to_owned(), |n| n.to_string());
+        let repair = |of: &BucketDefinition| format!("{:?}", of.read_repair).to_lowercase();
+        let fields = |of: &BucketDefinition| {
+            [
+                ("n", n(of)),
+                ("r", of.r.to_string()),
+                ("w", of.w.to_string()),
+                ("resolver", of.resolver.clone()),
+                ("sloppy", of.sloppy.to_string()),
+                ("read_repair", repair(of)),
+                ("max_siblings", of.max_siblings.to_string()),
+                ("max_value_bytes", of.max_value_bytes.to_string()),
+            ]
+        };
+        let both = fields(self).into_iter().zip(fields(wanted));
+        let differ = both.filter(|((_, here), (_, there))| here != there);
+        let words = differ.map(|((name, here), (_, there))| format!("{name} = {here}, not {there}"));
+        words.collect::<Vec<_>>().join("; ")
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let BucketDefinition { n, r, w, resolver, sloppy, read_repair, max_siblings, max_value_bytes } = self;
+        out.push(n.unwrap_or(0));
+        [r, w].iter().for_each(|size| put_size(out, **size));
+        put_bytes(out, resolver.as_bytes());
+        out.push(u8::from(*sloppy));
+        out.push(match read_repair {
+            ReadRepair::Blocking => 0,
+            ReadRepair::Background => 1,
+            ReadRepair::Off => 2,
+        });
+        put_varint(out, u64::from(*max_siblings));
+        put_varint(out, u64::from(*max_value_bytes));
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<BucketDefinition, LayoutError> {
+        let short = |_: Short| LayoutError::Malformed;
+        let n = Some(reader.byte().map_err(short)?).filter(|&n| n > 0);
+        let (r, w) = (read_size(reader)?, read_size(reader)?);
+        let resolver = reader.text()?.to_owned();
+        let sloppy = match reader.byte().map_err(short)? {
+            flag @ 0..=1 => flag == 1,
+            _ => return Err(LayoutError::Malformed),
+        };
+        let read_repair = match reader.byte().map_err(short)? {
+            0 => ReadRepair::Blocking,
+            1 => ReadRepair::Background,
+            2 => ReadRepair::Off,
+            _ => return Err(LayoutError::Malformed),
+        };
+        let mut number =
+            || u32::try_from(reader.varint().map_err(short)?).map_err(|_| LayoutError::Malformed);
+        let (max_siblings, max_value_bytes) = (number()?, number()?);
+        Ok(BucketDefinition { n, r, w, resolver, sloppy, read_repair, max_siblings, max_value_bytes })
+    }
+}
+
+fn put_size(out: &mut Vec<u8>, size: QuorumSize) {
+    let (kind, count) = match size {
+        QuorumSize::Majority | QuorumSize::Default => (0, 0),
+        QuorumSize::All => (1, 0),
+        QuorumSize::Count(count) => (2, count),
+    };
+    out.extend([kind, count]);
+}
+
+fn read_size(reader: &mut Reader<'_>) -> Result<QuorumSize, LayoutError> {
+    let pair = reader.take(2).map_err(|_| LayoutError::Malformed)?;
+    match pair {
+        [0, 0] => Ok(QuorumSize::Majority),
+        [1, 0] => Ok(QuorumSize::All),
+        [2, count] => Ok(QuorumSize::Count(*count)),
+        _ => Err(LayoutError::Malformed),
+    }
+}
+
+/// A definition's numbers for a cluster with so many replicas.
 fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, String> {
+    BucketName::new(name).map_err(|error| error.to_string())?;
     let n = definition.n.unwrap_or(replicas);
     if n == 0 || n > replicas {
         return Err(format!(
-            "[buckets.{name}] n = {n}: the cluster keeps {replicas} replicas of a partition ([cluster] replicas); use 1 to {replicas}"
+            "n = {n}: the cluster keeps {replicas} replicas of a partition ([cluster] replicas); use 1 to {replicas}"
         ));
     }
     let limit = crate::key::MAX_VALUE_BYTES as u32;
     if definition.max_value_bytes == 0 || definition.max_value_bytes > limit {
-        return Err(format!(
-            "[buckets.{name}] max_value_bytes = {}: use 1 to {limit}",
-            definition.max_value_bytes
-        ));
+        return Err(format!("max_value_bytes = {}: use 1 to {limit}", definition.max_value_bytes));
     }
     if definition.max_siblings == 0 {
-        return Err(format!("[buckets.{name}] max_siblings = 0: use 1 or more"));
+        return Err("max_siblings = 0: use 1 or more".to_owned());
+    }
+    let resolver = &definition.resolver;
+    if resolver.is_empty() || resolver.len() > MAX_RESOLVER_BYTES {
+        return Err(format!("resolver = {resolver:?}: use a name of 1 to {MAX_RESOLVER_BYTES} bytes"));
     }
     let bucket = Bucket { n: definition.n.unwrap_or(u8::MAX), definition: definition.clone() };
     for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
-        bucket
-            .required(QuorumSize::Default, size, field, n)
-            .map_err(|error| format!("[buckets.{name}] {error}"))?;
+        bucket.required(QuorumSize::Default, size, field, n).map_err(|error| error.to_string())?;
     }
     Ok(bucket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is encoded is decoded, and a cut is not taken for anything.
+    #[test]
+    fn definitions_round_trip() {
+        let odd = BucketDefinition {
+            n: Some(2),
+            r: QuorumSize::Count(1),
+            w: QuorumSize::All,
+            resolver: "lww".into(),
+            sloppy: false,
+            read_repair: ReadRepair::Background,
+            max_siblings: 7,
+            max_value_bytes: 99,
+        };
+        for definition in [BucketDefinition::default(), odd] {
+            let mut bytes = Vec::new();
+            definition.encode(&mut bytes);
+            assert_eq!(BucketDefinition::decode(&mut Reader::new(&bytes)), Ok(definition));
+            for end in 0..bytes.len() {
+                assert!(BucketDefinition::decode(&mut Reader::new(&bytes[..end])).is_err());
+            }
+        }
+    }
+
+    /// Each number that does not fit the cluster is named with what does, and the bucket with it.
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let plain = BucketDefinition::default;
+        let wrong = [
+            (BucketDefinition { n: Some(4), ..plain() }, "n = 4"),
+            (BucketDefinition { n: Some(2), w: QuorumSize::Count(3), ..plain() }, "w=3"),
+            (BucketDefinition { max_siblings: 0, ..plain() }, "max_siblings = 0"),
+            (BucketDefinition { max_value_bytes: 0, ..plain() }, "max_value_bytes = 0"),
+            (BucketDefinition { resolver: String::new(), ..plain() }, "resolver = \"\""),
+        ];
+        for (definition, what) in wrong {
+            let definitions = BTreeMap::from([("carts".to_owned(), definition)]);
+            let (name, detail) = Buckets::new(&definitions, 3).unwrap_err();
+            assert_eq!(name, "carts");
+            assert!(detail.contains(what), "{detail}");
+        }
+    }
 }

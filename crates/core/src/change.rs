@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::bucket::{BucketDefinition, DEFAULT_BUCKET};
 use crate::layout::{DEFAULT_WEIGHT, Departure, LayoutError, MAX_MEMBER_TEXT, Member, WEIGHTS};
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
@@ -50,6 +51,13 @@ pub enum Change {
         /// N.
         count: u8,
     },
+    /// A bucket gets a definition of its own, for good.
+    Bucket {
+        /// Its name.
+        name: String,
+        /// What its keys are held to.
+        definition: BucketDefinition,
+    },
 }
 
 /// A change that waits for its commit, under a random number of its own.
@@ -76,6 +84,10 @@ impl std::fmt::Display for Change {
             Change::Weight { name, weight } => write!(f, "weight of {name} = {weight}"),
             Change::Zone { name, zone } => write!(f, "zone of {name} = {zone:?}"),
             Change::Replicas { count } => write!(f, "replicas = {count}"),
+            Change::Bucket { name, definition } => {
+                write!(f, "bucket {name}, resolver {}", definition.resolver)?;
+                definition.n.map_or(Ok(()), |n| write!(f, ", n = {n}"))
+            }
         }
     }
 }
@@ -89,6 +101,7 @@ impl Change {
             Change::Weight { name, weight } => (3, [name, "", ""], u64::from(*weight)),
             Change::Zone { name, zone } => (4, [name, "", zone], 0),
             Change::Replicas { count } => (5, ["", "", ""], u64::from(*count)),
+            Change::Bucket { name, .. } => (6, [name, "", ""], 0),
         }
     }
 
@@ -104,6 +117,9 @@ impl Change {
         out.push(kind);
         texts.iter().for_each(|text| put_bytes(out, text.as_bytes()));
         put_varint(out, number);
+        if let Change::Bucket { definition, .. } = self {
+            definition.encode(out);
+        }
     }
 
     /// The change that `encode` wrote.
@@ -130,6 +146,7 @@ impl Change {
             3 => Change::Weight { name, weight: weight? },
             4 => Change::Zone { name, zone },
             5 => Change::Replicas { count: u8::try_from(number).map_err(|_| LayoutError::Malformed)? },
+            6 => Change::Bucket { name, definition: BucketDefinition::decode(reader)? },
             _ => return Err(LayoutError::Malformed),
         })
     }
@@ -154,6 +171,7 @@ pub(crate) struct Outline {
     pub(crate) members: Vec<Member>,
     pub(crate) replicas: u8,
     pub(crate) gone: BTreeMap<String, Departure>,
+    pub(crate) buckets: BTreeMap<String, BucketDefinition>,
 }
 
 impl Outline {
@@ -209,6 +227,23 @@ impl Outline {
                 self.find(name)?.zone = zone.clone();
             }
             Change::Replicas { count } => self.replicas = *count,
+            Change::Bucket { name, definition } => match self.buckets.get(name) {
+                _ if name == DEFAULT_BUCKET => {
+                    return refused(format!(
+                        "bucket {name:?} is what buckets go by that have no definition of their own: \
+                         it can be declared only when a cluster is founded ([buckets.{name}])"
+                    ));
+                }
+                // Two may have had the same idea.
+                Some(there) if there == definition => {}
+                Some(there) => {
+                    return refused(format!(
+                        "bucket {name:?} exists with another definition ({}), which is for good",
+                        there.differences(definition)
+                    ));
+                }
+                None => drop(self.buckets.insert(name.clone(), definition.clone())),
+            },
         }
         Ok(())
     }
@@ -249,6 +284,10 @@ mod tests {
             Change::Weight { name: name.clone(), weight: 300 },
             Change::Zone { name, zone },
             Change::Replicas { count: 5 },
+            Change::Bucket {
+                name: "carts".into(),
+                definition: BucketDefinition { n: Some(2), ..BucketDefinition::default() },
+            },
         ];
         for change in changes {
             let bytes = change.encode();

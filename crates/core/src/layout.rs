@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::assignment::{assign, rendezvous_order};
+use crate::bucket::{BucketDefinition, Buckets};
 use crate::change::{Outline, Staged};
 use crate::key::PartitionId;
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
@@ -95,6 +97,14 @@ pub enum LayoutError {
     /// N is zero.
     #[error("replicas = 0: use 1 or more")]
     NoReplicas,
+    /// A bucket's definition does not fit the cluster.
+    #[error("bucket {name:?}: {detail}")]
+    Bucket {
+        /// The bucket.
+        name: String,
+        /// What does not fit, and what to do.
+        detail: String,
+    },
     /// A change does not fit the layout it is made to.
     #[error("{detail}")]
     Change {
@@ -134,6 +144,8 @@ pub struct Layout {
     gone: BTreeMap<String, Departure>,
     /// What made it of its parent.
     changes: Vec<Staged>,
+    /// What buckets' keys are held to.
+    buckets: Arc<Buckets>,
     digest: u64,
 }
 
@@ -168,9 +180,23 @@ impl Layout {
             assignment: Vec::new(),
             gone: BTreeMap::new(),
             changes: Vec::new(),
+            buckets: Arc::default(),
             digest: 0,
         };
         none.compute(members, partitions, replicas, &|_| Vec::new())
+    }
+
+    /// This layout, with buckets defined so: for the first one.
+    ///
+    /// # Errors
+    /// [`LayoutError::Bucket`], naming what does not fit.
+    pub fn with_buckets(
+        mut self,
+        definitions: &BTreeMap<String, BucketDefinition>,
+    ) -> Result<Layout, LayoutError> {
+        let buckets = Buckets::new(definitions, self.replicas);
+        self.buckets = Arc::new(buckets.map_err(|(name, detail)| LayoutError::Bucket { name, detail })?);
+        Ok(self.with_digest())
     }
 
     /// The layout after this one, for changed members: even loads by the fewest moves.
@@ -197,7 +223,7 @@ impl Layout {
         let mut layout = self.next_with(outline.members, outline.replicas)?;
         layout.gone = outline.gone;
         layout.changes = changes.to_vec();
-        Ok(layout.with_digest())
+        layout.with_buckets(&outline.buckets)
     }
 
     /// Its members and N, to be changed.
@@ -207,6 +233,7 @@ impl Layout {
             members: self.members.clone(),
             replicas: self.replicas,
             gone: self.gone.clone(),
+            buckets: self.buckets.definitions(),
         }
     }
 
@@ -225,8 +252,10 @@ impl Layout {
             .map(|node| members[node as usize].id)
             .collect();
         let (number, parent, gone) = (self.number + 1, self.digest, self.gone.clone());
-        let changes = Vec::new();
-        Ok(Layout { number, parent, replicas, members, assignment, gone, changes, digest: 0 }.with_digest())
+        let (changes, buckets) = (Vec::new(), self.buckets.clone());
+        let layout =
+            Layout { number, parent, replicas, members, assignment, gone, changes, buckets, digest: 0 };
+        Ok(layout.with_digest())
     }
 
     fn with_digest(mut self) -> Layout {
@@ -287,6 +316,11 @@ impl Layout {
         }
     }
 
+    /// What buckets' keys are held to.
+    pub fn buckets(&self) -> &Arc<Buckets> {
+        &self.buckets
+    }
+
     /// The changes that made it of its parent.
     pub fn changes(&self) -> &[Staged] {
         &self.changes
@@ -317,6 +351,11 @@ impl Layout {
     pub fn replicas_of(&self, partition: PartitionId, n: u8) -> &[NodeId] {
         let start = partition.0 as usize * self.replicas as usize;
         &self.assignment[start..start + n.min(self.replicas) as usize]
+    }
+
+    /// The replicas of a bucket's keys in a partition, in order of preference.
+    pub fn replicas_for(&self, partition: PartitionId, bucket: &str) -> &[NodeId] {
+        self.replicas_of(partition, self.buckets.get(bucket).n)
     }
 
     /// The nodes that stand in for dead replicas, in order: all others, in rendezvous-hash order of (partition, node),
@@ -371,6 +410,12 @@ impl Layout {
         }
         put_varint(&mut out, self.changes.len() as u64);
         self.changes.iter().for_each(|staged| staged.encode(&mut out));
+        let definitions = self.buckets.definitions();
+        put_varint(&mut out, definitions.len() as u64);
+        for (name, definition) in &definitions {
+            put_bytes(&mut out, name.as_bytes());
+            definition.encode(&mut out);
+        }
         out
     }
 
@@ -422,10 +467,17 @@ impl Layout {
         for _ in 0..reader.count(9).map_err(short)? {
             changes.push(Staged::decode(&mut reader)?);
         }
+        let mut definitions = BTreeMap::new();
+        for _ in 0..reader.count(12).map_err(short)? {
+            definitions.insert(reader.text()?.to_owned(), BucketDefinition::decode(&mut reader)?);
+        }
         if reader.remaining() != 0 || !distinct {
             return Err(LayoutError::Malformed);
         }
-        Ok(Layout { number, parent, replicas, members, assignment, gone, changes, digest: 0 }.with_digest())
+        let buckets = Arc::default();
+        let layout =
+            Layout { number, parent, replicas, members, assignment, gone, changes, buckets, digest: 0 };
+        layout.with_buckets(&definitions)
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::bucket::BucketDefinition;
 use crate::change::Change;
 use crate::clock::Stamp;
 use crate::error::RequestError;
@@ -191,7 +192,8 @@ pub enum ClientRequest {
     },
 }
 
-/// What an operator asks about layouts. All answer with a [`ClusterReport`], `Plan` with a [`PlanReport`].
+/// What an operator asks about layouts. All answer with a [`ClusterReport`], `Plan` with a [`PlanReport`],
+/// `CreateBucket` and `Buckets` with a [`BucketsReport`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ClusterRequest {
     /// Show members, staged changes and how far a change is.
@@ -206,6 +208,38 @@ pub enum ClusterRequest {
     Clear,
     /// Take no more requests of clients; those under way are finished.
     Drain,
+    /// Give a bucket a definition of its own, and wait until all nodes go by it.
+    CreateBucket {
+        /// Its name.
+        name: String,
+        /// What its keys are held to.
+        definition: BucketDefinition,
+    },
+    /// What buckets' keys are held to.
+    Buckets,
+}
+
+/// What buckets' keys are held to, as a node knows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BucketsReport {
+    /// The answering node.
+    pub node: String,
+    /// The newest layout's number.
+    pub layout: u64,
+    /// N in it: what `n` is where a definition names none.
+    pub replicas: u8,
+    /// By name; `default` is for all that are not named.
+    pub buckets: BTreeMap<String, BucketReport>,
+}
+
+/// What one bucket's keys are held to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BucketReport {
+    /// The definition.
+    #[serde(flatten)]
+    pub definition: BucketDefinition,
+    /// False while it is being created: requests are refused until all nodes know its `n`.
+    pub ready: bool,
 }
 
 /// A cluster's layout as a node knows it.

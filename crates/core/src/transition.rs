@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::bucket::Bucket;
 use crate::change::{Change, Staged};
 use crate::key::PartitionId;
 use crate::layout::{Layout, LayoutError, NodeId};
@@ -184,20 +185,34 @@ impl View {
         self.kept_up().any(|layout| layout.replicas_of(partition, n).contains(&node))
     }
 
-    /// All replicas of a partition that are kept up, for buckets of `n`: those of the layout that is read first.
-    pub fn holders_of(&self, partition: PartitionId, n: u8) -> Vec<NodeId> {
-        let mut holders = self.read.replicas_of(partition, n).to_vec();
+    /// True if a node is a replica of a bucket's keys in the partition, in a layout that is still kept up.
+    pub fn keeps_for(&self, node: NodeId, partition: PartitionId, bucket: &str) -> bool {
+        self.kept_up().any(|layout| layout.replicas_for(partition, bucket).contains(&node))
+    }
+
+    /// All replicas of a bucket's keys in a partition that are kept up: those of the layout that is read first.
+    pub fn holders_of(&self, partition: PartitionId, bucket: &str) -> Vec<NodeId> {
+        let mut holders = self.read.replicas_for(partition, bucket).to_vec();
         if self.is_settled() {
             return holders;
         }
         for layout in self.kept_up() {
-            for &replica in layout.replicas_of(partition, n) {
+            for &replica in layout.replicas_for(partition, bucket) {
                 if !holders.contains(&replica) {
                     holders.push(replica);
                 }
             }
         }
         holders
+    }
+
+    /// The bucket's rules. `None` while it is being created with a number of replicas that its keys have not had: until
+    /// all nodes know, some would look for its keys where others do not put them.
+    pub fn bucket(&self, name: &str) -> Option<&Arc<Bucket>> {
+        let bucket = self.newest().buckets().get(name);
+        let settled =
+            self.is_settled() || self.kept_up().all(|layout| layout.buckets().get(name).n == bucket.n);
+        settled.then_some(bucket)
     }
 
     /// The newest layout that writes need acks in: what a coordinator names to those it writes to.
@@ -359,6 +374,13 @@ impl Layouts {
         &self.active[self.position(self.base.read).min(newest)..newest]
     }
 
+    /// Buckets whose keys the newest layout has on other replicas than one that it follows.
+    pub fn redefined_buckets(&self) -> BTreeSet<String> {
+        let newest = self.newest().buckets();
+        let sources = self.sources().iter();
+        sources.flat_map(|source| newest.with_other_n(source.buckets())).map(str::to_owned).collect()
+    }
+
     /// True if the partition moves to this node, and it has not copied it yet.
     pub fn has_to_copy(&self, partition: PartitionId) -> bool {
         let held = self.sources().iter().any(|source| source.holds(self.this, partition));
@@ -490,16 +512,21 @@ impl Layouts {
         if staged.is_empty() {
             return Err(LayoutError::Change { detail: "no change is staged".into() });
         }
-        // There is always a place for what gets a change out of waiting for a dead node.
-        let removes = staged.iter().any(|staged| matches!(staged.change, Change::Remove { .. }));
-        if self.active.len() >= MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
-            let detail = format!(
-                "{} changes are under way already: wait for them (quorate cluster transfers)",
-                self.active.len() - 1
-            );
-            return Err(LayoutError::Change { detail });
-        }
+        self.check_room(staged.iter().map(|staged| &staged.change))?;
         self.newest().changed(&staged)
+    }
+
+    fn check_room<'a>(&self, mut changes: impl Iterator<Item = &'a Change>) -> Result<(), LayoutError> {
+        // There is always a place for what gets a change out of waiting for a dead node.
+        let removes = changes.any(|change| matches!(change, Change::Remove { .. }));
+        if self.active.len() < MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
+            return Ok(());
+        }
+        let detail = format!(
+            "{} changes are under way already: wait for them (quorate cluster transfers)",
+            self.active.len() - 1
+        );
+        Err(LayoutError::Change { detail })
     }
 
     /// Makes the staged changes the newest layout. To be stored before it is acted on; then [`Layouts::advance`].
@@ -508,6 +535,19 @@ impl Layouts {
     /// As [`Layouts::plan`].
     pub fn commit(&mut self) -> Result<(), LayoutError> {
         let layout = self.plan()?;
+        self.freeze();
+        self.push(Arc::new(layout));
+        Ok(())
+    }
+
+    /// Makes one change the newest layout, whatever else is staged. To be stored before it is acted on; then
+    /// [`Layouts::advance`]. `id`: as for [`Layouts::stage`].
+    ///
+    /// # Errors
+    /// As [`Layouts::plan`].
+    pub fn commit_only(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
+        self.check_room([&change].into_iter())?;
+        let layout = self.newest().changed(&[Staged { id, change }])?;
         self.freeze();
         self.push(Arc::new(layout));
         Ok(())

@@ -140,8 +140,8 @@ pub struct Config {
     pub storage: PluginSection,
     /// The membership plugin's name and its own keys.
     pub membership: PluginSection,
-    /// The rules of all buckets.
-    pub buckets: Buckets,
+    /// The buckets that a cluster is founded with, by name.
+    pub buckets: BTreeMap<String, BucketDefinition>,
     /// How requests are served, hints kept, replicas repaired, tombstones reaped.
     pub settings: Settings,
     /// For tests.
@@ -219,13 +219,13 @@ impl Config {
         let cluster: ClusterSection = section("cluster", take("cluster")?)?;
         let storage = plugin("storage", "engine", "lmdb", take("storage")?)?;
         let membership = plugin("membership", "plugin", "static", take("membership")?)?;
-        let mut definitions = BTreeMap::new();
+        let mut buckets = BTreeMap::new();
         for (name, definition) in take("buckets")? {
             let place = format!("buckets.{name}");
             let Value::Table(definition) = definition else {
                 return Err(ConfigError::new(format!("[{place}] must be a section")));
             };
-            definitions.insert(name, section::<BucketDefinition>(&place, definition)?);
+            buckets.insert(name, section::<BucketDefinition>(&place, definition)?);
         }
         let settings = Settings {
             coordinator: section("coordinator", take("coordinator")?)?,
@@ -249,17 +249,18 @@ impl Config {
         let expected = opened.founding().map(|founding| founding.expect).filter(|&expect| expect > 0);
         let count = expected.unwrap_or(members.len());
         let replicas = cluster.replicas.unwrap_or(count.min(3) as u8);
+        Buckets::new(&buckets, replicas)
+            .map_err(|(name, detail)| ConfigError::new(format!("[buckets.{name}] {detail}")))?;
+        for (name, definition) in &buckets {
+            registry.check_resolver(&format!("[buckets.{name}] resolver"), &definition.resolver)?;
+        }
         let layout = match opened.founding() {
             Some(founding) => {
-                check_founding(&founding, &cluster, replicas)?;
+                check_founding(&founding, &cluster, &buckets, replicas)?;
                 None
             }
-            None => Some(first_layout(members, &cluster, replicas)?),
+            None => Some(first_layout(members, &cluster, &buckets, replicas)?),
         };
-        let buckets = Buckets::new(&definitions, replicas).map_err(ConfigError::new)?;
-        for (name, bucket) in buckets.iter() {
-            registry.open_resolver(&format!("[buckets.{name}] resolver"), &bucket.definition.resolver)?;
-        }
         Ok(Config { node, cluster, storage, membership, buckets, settings, faults, replicas, layout })
     }
 
@@ -268,7 +269,7 @@ impl Config {
     /// # Errors
     /// What does not fit.
     pub fn first_layout(&self, members: Vec<Member>) -> Result<Layout, ConfigError> {
-        first_layout(members, &self.cluster, self.replicas)
+        first_layout(members, &self.cluster, &self.buckets, self.replicas)
     }
 
     /// This node as a member.
@@ -277,18 +278,29 @@ impl Config {
     }
 }
 
-fn first_layout(members: Vec<Member>, cluster: &ClusterSection, replicas: u8) -> Result<Layout, ConfigError> {
+fn first_layout(
+    members: Vec<Member>,
+    cluster: &ClusterSection,
+    buckets: &BTreeMap<String, BucketDefinition>,
+    replicas: u8,
+) -> Result<Layout, ConfigError> {
     Layout::first(members, cluster.partitions, replicas)
+        .and_then(|layout| layout.with_buckets(buckets))
         .map_err(|error| ConfigError::new(format!("[cluster] {error}")))
 }
 
 /// What would only be found when the nodes have found each other, found now.
-fn check_founding(founding: &Founding, cluster: &ClusterSection, replicas: u8) -> Result<(), ConfigError> {
+fn check_founding(
+    founding: &Founding,
+    cluster: &ClusterSection,
+    buckets: &BTreeMap<String, BucketDefinition>,
+    replicas: u8,
+) -> Result<(), ConfigError> {
     if founding.expect == 0 {
         return Ok(());
     }
     let stand_in = |n: usize| Member::new(&format!("member-{n}"), "", "");
-    first_layout((0..founding.expect).map(stand_in).collect(), cluster, replicas).map(drop)
+    first_layout((0..founding.expect).map(stand_in).collect(), cluster, buckets, replicas).map(drop)
 }
 
 fn member_of(node: &NodeSection) -> Member {

@@ -83,12 +83,14 @@ impl Registry {
         find("[storage] engine", name, &self.storage)?(config)?(folder)
     }
 
-    pub(crate) fn open_resolver(
-        &self,
-        place: &str,
-        name: &str,
-    ) -> Result<Arc<dyn ConflictResolver>, ConfigError> {
-        Ok(find(place, name, &self.resolvers)?())
+    /// All resolvers: a bucket that is created while the cluster runs may name any.
+    pub(crate) fn open_resolvers(&self) -> BTreeMap<String, Arc<dyn ConflictResolver>> {
+        self.resolvers.iter().map(|(name, open)| (name.clone(), open())).collect()
+    }
+
+    /// Checks a resolver's name.
+    pub(crate) fn check_resolver(&self, place: &str, name: &str) -> Result<(), ConfigError> {
+        find(place, name, &self.resolvers).map(drop)
     }
 
     pub(crate) fn open_membership(

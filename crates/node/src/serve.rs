@@ -20,7 +20,7 @@ use quorate_core::key::Table;
 use quorate_core::membership::Founding;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_core::transition::{Layouts, Phase};
-use quorate_core::{Member, StorageKey};
+use quorate_core::{Layout, Member, StorageKey};
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::serve::serve_connection;
@@ -163,6 +163,7 @@ fn find(
             layouts.newest().replicas()
         )));
     }
+    check_declared(config, layouts.newest())?;
     if founding.is_some() {
         let mut membership = membership.lock().unwrap_or_else(PoisonError::into_inner);
         for member in layouts.active().iter().flat_map(|layout| layout.members()) {
@@ -171,6 +172,21 @@ fn find(
         }
     }
     Ok(Some(Found { engine, is_empty, layouts, membership, seeds }))
+}
+
+/// What the configuration declares counts when a cluster is founded. Later it may say the same, or less.
+fn check_declared(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
+    let there = layout.buckets().definitions();
+    match config.buckets.iter().find(|(name, definition)| there.get(*name) != Some(*definition)) {
+        None => Ok(()),
+        Some((name, _)) if there.contains_key(name) => Err(ConfigError::new(format!(
+            "[buckets.{name}]: the cluster goes by another definition, which is for good; see `quorate bucket show {name}`, \
+             write the same, or take the section out"
+        ))),
+        Some((name, _)) => Err(ConfigError::new(format!(
+            "[buckets.{name}]: the cluster was founded without it; take the section out and use `quorate bucket create {name}`"
+        ))),
+    }
 }
 
 /// Stores what is known of layouts before anybody goes by it.
@@ -222,13 +238,7 @@ fn seek(
 
 fn identity(config: &Config, layout_digest: u64) -> Identity {
     let this = config.this();
-    Identity {
-        cluster: config.cluster.id.clone(),
-        node: this.id,
-        name: this.name,
-        layout_digest,
-        buckets_digest: config.buckets.digest(),
-    }
+    Identity { cluster: config.cluster.id.clone(), node: this.id, name: this.name, layout_digest }
 }
 
 fn open(
@@ -238,11 +248,7 @@ fn open(
     counted: Arc<Metrics>,
 ) -> Result<Arc<Shared>, ConfigError> {
     let engine = found.engine.clone();
-    let mut resolvers = BTreeMap::new();
-    for (_, bucket) in config.buckets.iter() {
-        let name = &bucket.definition.resolver;
-        resolvers.insert(name.clone(), registry.open_resolver("resolver", name)?);
-    }
+    let resolvers = registry.open_resolvers();
     let durability = match engine.capability().durable {
         true => "durable when acked",
         false if engine.capability().survives_restart => "committed at intervals",
@@ -251,7 +257,6 @@ fn open(
     let shared = Shared::new(Parts {
         identity: identity(config, found.layouts.root()),
         layouts: found.layouts.clone(),
-        buckets: config.buckets.clone(),
         resolvers,
         storage_name: format!("{} ({durability})", config.storage.name),
         engine,

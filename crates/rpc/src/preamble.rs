@@ -144,7 +144,7 @@ fn encode(introduction: &Introduction) -> Vec<u8> {
         Role::Client => out.push(CLIENT),
         Role::Node(identity) => {
             out.push(NODE);
-            for number in [identity.node.0, identity.layout_digest, identity.buckets_digest] {
+            for number in [identity.node.0, identity.layout_digest] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
             for text in [&identity.cluster, &identity.name] {
@@ -180,7 +180,6 @@ fn decode(bytes: &[u8]) -> Result<Introduction, PreambleError> {
         NODE => Role::Node(Identity {
             node: NodeId(number(&mut rest, 8)?),
             layout_digest: number(&mut rest, 8)?,
-            buckets_digest: number(&mut rest, 8)?,
             cluster: text(&mut rest)?,
             name: text(&mut rest)?,
         }),
@@ -197,13 +196,8 @@ mod tests {
     /// What one side encodes the other decodes, and no truncation of it is taken for an introduction of a node.
     #[test]
     fn introductions_round_trip_and_truncations_are_refused() {
-        let identity = Identity {
-            cluster: "demo".into(),
-            node: NodeId(7),
-            name: "n1".into(),
-            layout_digest: 3,
-            buckets_digest: 4,
-        };
+        let identity =
+            Identity { cluster: "demo".into(), node: NodeId(7), name: "n1".into(), layout_digest: 3 };
         let introduction = Introduction { oldest: 1, newest: 2, role: Role::Node(identity) };
         let bytes = encode(&introduction);
         assert_eq!(decode(&bytes).unwrap(), introduction);

@@ -29,8 +29,8 @@ use quorate_core::resolver::ConflictResolver;
 use quorate_core::seams::{ReplySink, ReplyTo};
 use quorate_core::transition::Layouts;
 use quorate_core::{
-    BucketDefinition, Buckets, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload,
-    RequestError, RequestId, StorageKey,
+    BucketDefinition, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload, RequestError,
+    RequestId, StorageKey,
 };
 use quorate_rpc::ClientProtocol;
 use quorate_rpc::lane::Lane;
@@ -336,7 +336,9 @@ impl Sim {
             .collect();
         machines.iter().for_each(|machine: &Machine| oracle.add_disk(&machine.disk));
         let members = machines[..options.nodes].iter().map(|machine| machine.member.clone()).collect();
-        let layout = Layout::first(members, options.partitions, options.replicas).expect("a valid layout");
+        let layout = Layout::first(members, options.partitions, options.replicas)
+            .and_then(|layout| layout.with_buckets(&options.definitions()))
+            .expect("a valid layout");
         Rc::new(Sim {
             net: Net::new(random.fork()),
             oracle,
@@ -500,7 +502,6 @@ impl Sim {
             node: machine.member.id,
             name: machine.member.name.clone(),
             layout_digest: self.founding.digest(),
-            buckets_digest: 0,
         };
         let environment = Arc::new(SimEnvironment {
             start: self.start,
@@ -519,7 +520,6 @@ impl Sim {
         let shared = Shared::new(Parts {
             identity: identity.clone(),
             layouts: stored.unwrap_or_else(|| Layouts::settled(identity.node, self.founding.clone())),
-            buckets: Buckets::new(&self.options.definitions(), self.options.replicas).expect("valid buckets"),
             resolvers,
             engine,
             storage_name: "simulated".into(),

@@ -16,7 +16,7 @@ pub(crate) async fn explain(
     key: Key,
     deadline: Instant,
 ) -> Result<Explanation, RequestError> {
-    let place = Place::of(node, &key);
+    let place = Place::of(node, &key)?;
     let layout = place.view.read.clone();
     let definition = &place.bucket.definition;
     let gather = Gather::default();

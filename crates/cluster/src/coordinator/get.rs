@@ -19,7 +19,7 @@ pub(crate) async fn get(
     forwarded: bool,
 ) -> ClientResult {
     let begun = Instant::now();
-    let place = Place::of(node, &request.key);
+    let place = Place::of(node, &request.key)?;
     let required = place.bucket.required(request.r, place.bucket.definition.r, "r", place.n())?;
     if place.must_forward(node, forwarded) {
         return forward(node, &place, ClientRequest::Get(request), deadline).await;
@@ -28,7 +28,7 @@ pub(crate) async fn get(
     let read = read_replicas(node, &place, required, sloppy, deadline).await?;
     let repaired = repair(node, &place, &read, (request.r, required), deadline).await?;
     Ok(ClientReply::Get(GetReply {
-        siblings: shown(node, &place.bucket, &read.merged),
+        siblings: shown(node, &place.bucket, &read.merged)?,
         context: match read.encoded {
             Some(_) => encode_context(&read.merged.context(), place.key_hash).into(),
             None => bytes::Bytes::new(),

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::bucket::Bucket;
+use quorate_core::object::Version;
 use quorate_core::request::Sibling;
-use quorate_core::resolver::ConflictResolver;
 use quorate_core::transition::View;
-use quorate_core::{Key, NodeId, Object, PartitionId, Payload, StorageKey};
+use quorate_core::{Key, NodeId, Object, PartitionId, Payload, RequestError, StorageKey};
 
 pub(crate) use explain::explain;
 pub(crate) use get::get;
@@ -42,11 +42,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn of(node: &Node, key: &Key) -> Place {
+    /// # Errors
+    /// `Overloaded` while the key's bucket is being created.
+    pub(crate) fn of(node: &Node, key: &Key) -> Result<Place, RequestError> {
         let view = node.shared.view();
         let key_hash = key.hash();
         let partition = view.read.partition_of(key_hash);
-        let bucket = node.shared.buckets.get(key.bucket()).clone();
+        let bucket = bucket_of(&view, key.bucket())?.clone();
         let replicas = view.read.replicas_of(partition, bucket.n).to_vec();
         let long_key = key.is_long().then(|| Bytes::copy_from_slice(key.bytes()));
         let elsewhere = |other: &&[NodeId]| {
@@ -54,7 +56,8 @@ impl Place {
         };
         let also = view.also.iter().map(|layout| layout.replicas_of(partition, bucket.n)).filter(elsewhere);
         let also = also.map(<[NodeId]>::to_vec).collect();
-        Place { key: StorageKey::of(partition, key), view, long_key, key_hash, bucket, replicas, also }
+        let key = StorageKey::of(partition, key);
+        Ok(Place { key, view, long_key, key_hash, bucket, replicas, also })
     }
 
     /// The number of the key's replicas in the layout that is read.
@@ -112,6 +115,17 @@ impl Place {
     }
 }
 
+/// The rules of a bucket, as a request that goes by this view has them.
+///
+/// # Errors
+/// `Overloaded` while the bucket is being created: soon it is.
+pub(crate) fn bucket_of<'a>(view: &'a View, name: &str) -> Result<&'a Arc<Bucket>, RequestError> {
+    view.bucket(name).ok_or_else(|| RequestError::Overloaded {
+        what: format!("requests to bucket {name:?}, which is being created and not known to all nodes yet,"),
+        limit: 0,
+    })
+}
+
 /// The live ones of some replicas, this node before the others.
 pub(crate) fn live_first(node: &Node, replicas: &[NodeId]) -> Vec<NodeId> {
     let mut live: Vec<NodeId> = replicas.iter().copied().filter(|&replica| node.is_live(replica)).collect();
@@ -121,19 +135,19 @@ pub(crate) fn live_first(node: &Node, replicas: &[NodeId]) -> Vec<NodeId> {
 }
 
 /// What a client is shown of an object: its bucket's resolver has the word here, and only here.
-pub(crate) fn shown(node: &Node, bucket: &Bucket, object: &Object) -> Vec<Sibling> {
+///
+/// # Errors
+/// `InvalidRequest` if this node has no such resolver.
+pub(crate) fn shown(node: &Node, bucket: &Bucket, object: &Object) -> Result<Vec<Sibling>, RequestError> {
     let versions = object.shown();
-    let resolver: Option<&Arc<dyn ConflictResolver>> = node.shared.resolvers.get(&bucket.definition.resolver);
-    let versions = match resolver {
-        Some(resolver) if versions.len() > 1 => resolver.resolve(versions),
-        _ => versions,
+    let versions = match versions.len() {
+        0 | 1 => versions,
+        _ => node.shared.resolver(&bucket.definition.resolver)?.resolve(versions),
     };
     let value = |payload: &Payload| match payload {
         Payload::Value(value) => value.clone(),
         Payload::Tombstone => Bytes::new(),
     };
-    versions
-        .into_iter()
-        .map(|version| Sibling { stamp: version.dot.stamp, value: value(&version.payload) })
-        .collect()
+    let sibling = |version: &Version| Sibling { stamp: version.dot.stamp, value: value(&version.payload) };
+    Ok(versions.into_iter().map(sibling).collect())
 }

@@ -39,7 +39,10 @@ pub(crate) async fn put(
     forwarded: bool,
     reply: ReplyTo<ClientResult>,
 ) {
-    let place = Place::of(node, &request.key);
+    let place = match Place::of(node, &request.key) {
+        Ok(place) => place,
+        Err(error) => return reply.send(Err(error)),
+    };
     if place.must_forward(node, forwarded) {
         return reply.send(forward(node, &place, ClientRequest::Put(request), deadline).await);
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::read::{Read, read_replicas};
 use super::repair::repair;
-use super::{Place, live_first, shown};
+use super::{Place, bucket_of, live_first, shown};
 use crate::gather::Gather;
 use crate::node::Node;
 
@@ -38,7 +38,7 @@ pub(crate) async fn scan(
     let view = node.shared.view();
     let partitions = node.shared.partitions();
     let mut position = Position::decode(&request.cursor, partitions)?;
-    let bucket = node.shared.buckets.get(request.bucket.as_str()).clone();
+    let bucket = bucket_of(&view, request.bucket.as_str())?.clone();
     let n = bucket.n.min(view.read.replicas());
     let required = bucket.required(request.r, bucket.definition.r, "r", n)?;
     let limit = if request.limit == 0 { DEFAULT_ENTRIES } else { request.limit.min(MAX_ENTRIES) } as usize;
@@ -126,8 +126,7 @@ async fn read_partition(
     required: u8,
     deadline: Instant,
 ) -> Result<Slice, RequestError> {
-    let bucket = node.shared.buckets.get(request.bucket.as_str());
-    let replicas = view.read.replicas_of(scan.partition, bucket.n);
+    let replicas = view.read.replicas_for(scan.partition, request.bucket.as_str());
     let pages = read_pages(node, replicas, &scan, required, deadline).await?;
     // Beyond the end of a page that was cut, nothing is known of that replica.
     let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
@@ -146,7 +145,7 @@ async fn read_partition(
         }
     }
     let entries =
-        keys.into_iter().map(|(key, replies)| show(node, request, key, replies, required, deadline));
+        keys.into_iter().map(|(key, replies)| show(node, view, request, key, replies, required, deadline));
     let entries = futures::future::try_join_all(entries).await?;
     Ok(Slice { entries, more: bound.is_some() })
 }
@@ -202,6 +201,7 @@ async fn read_pages(
 /// Merges one key's records of several replicas, repairs the stale ones, and shows what is live.
 async fn show(
     node: &Rc<Node>,
+    view: &View,
     request: &ScanRequest,
     storage_key: &Bytes,
     replies: Vec<(NodeId, Option<&Bytes>)>,
@@ -238,13 +238,13 @@ async fn show(
     let digest = merged.digest();
     if damaged {
         // An unreadable record is not an absent one: this key is read by itself, from replicas that can.
-        let place = Place::of(node, &key);
+        let place = Place::of(node, &key)?;
         let sloppy = place.bucket.definition.sloppy;
         let read = read_replicas(node, &place, required, sloppy, deadline).await?;
         repair(node, &place, &read, (request.r, required), deadline).await?;
         merged = read.merged;
-    } else if digests.iter().any(|(_, held)| *held != digest) || !node.shared.view().also.is_empty() {
-        let place = Place::of(node, &key);
+    } else if digests.iter().any(|(_, held)| *held != digest) || !view.also.is_empty() {
+        let place = Place::of(node, &key)?;
         let read = Read {
             encoded: Some(quorate_core::codec::encode_object(&merged, place.long_key.as_deref())),
             merged: merged.clone(),
@@ -253,8 +253,7 @@ async fn show(
         };
         repair(node, &place, &read, (request.r, required), deadline).await?;
     }
-    let bucket = node.shared.buckets.get(request.bucket.as_str());
-    let mut siblings = shown(node, bucket, &merged);
+    let mut siblings = shown(node, bucket_of(view, request.bucket.as_str())?, &merged)?;
     if siblings.is_empty() || !client_key.starts_with(&request.prefix) {
         return Ok((storage_key.clone(), None));
     }

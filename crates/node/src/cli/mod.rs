@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod bucket;
 mod cluster;
 mod exit;
 mod inspect;
@@ -67,6 +68,9 @@ enum Command {
     /// See and change who is in the cluster and what they hold.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// See what buckets' keys are held to, and give a bucket a definition of its own.
+    #[command(subcommand)]
+    Bucket(bucket::BucketCommand),
     /// See the layout, and past ones.
     #[command(subcommand)]
     Layout(cluster::LayoutCommand),
@@ -191,6 +195,7 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Ring(ring) => block_on(ring.run()),
         Command::Repair(repair) => block_on(repair.run()),
         Command::Cluster(cluster) => block_on(cluster.run()),
+        Command::Bucket(bucket) => block_on(bucket.run()),
         Command::Layout(layout) => block_on(layout.run()),
         Command::Node(node) => block_on(node.run()),
         Command::Bench(bench) => bench.run(),

@@ -152,6 +152,12 @@ pub(crate) fn write_operation(
                 ClusterRequest::Commit => Verb::Commit,
                 ClusterRequest::Clear => Verb::Clear,
                 ClusterRequest::Drain => Verb::Drain,
+                ClusterRequest::CreateBucket { name, definition } => {
+                    let (name, definition) = (name.clone(), definition.clone());
+                    builder.set_change(&Change::Bucket { name, definition }.encode());
+                    Verb::CreateBucket
+                }
+                ClusterRequest::Buckets => Verb::Buckets,
             };
             builder.set_verb(verb);
         }
@@ -228,6 +234,14 @@ pub(crate) fn read_operation(
                 Verb::Commit => Ok(ClusterRequest::Commit),
                 Verb::Clear => Ok(ClusterRequest::Clear),
                 Verb::Drain => Ok(ClusterRequest::Drain),
+                Verb::CreateBucket => match Change::decode(request.get_change()?) {
+                    Ok(Change::Bucket { name, definition }) => {
+                        Ok(ClusterRequest::CreateBucket { name, definition })
+                    }
+                    Ok(other) => Err(RequestError::invalid(format!("{other}: no bucket's definition"))),
+                    Err(error) => Err(RequestError::invalid(format!("change: {error}"))),
+                },
+                Verb::Buckets => Ok(ClusterRequest::Buckets),
             };
             read.map(ClientRequest::Cluster)
         }

@@ -117,7 +117,7 @@ def test_a_valid_configuration(tmp_path: Path) -> None:
         ('[membership]\nplugin = "gosip"\n', "this build has gossip, static"),
         ('[buckets.b]\nresolver = "newest"\n', "[buckets.b] resolver"),
         ("[buckets.b]\nn = 4\n", "[buckets.b] n = 4"),
-        ("[buckets.b]\nn = 1\nr = 2\n", "[buckets.b] invalid request: r=2"),
+        ("[buckets.b]\nn = 1\nr = 2\n", "[buckets.b] r=2"),
         ('[buckets.b]\nw = "most"\n', '"most": use a number from 1, "quorum" or "all"'),
         ("[buckets.b]\nmax_value_bytes = 999999999\n", "use 1 to 16777216"),
         ('[node]\nlisten = "0.0.0.0:7400"\n', "insecure = true"),

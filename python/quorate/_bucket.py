@@ -98,8 +98,8 @@ class Bucket(Generic[T]):
         self._native = native
         self.name = name
         self._seen = seen
-        self._r = _quorum("r", r)
-        self._w = _quorum("w", w)
+        self._r = quorum_text("r", r)
+        self._w = quorum_text("w", w)
         self._sloppy = sloppy
         self._timeout = timeout
         self._default_timeout = default_timeout
@@ -334,7 +334,7 @@ class Bucket(Generic[T]):
             data,
             self._seen.get(name) if context is None else bytes(context),
             context is not None,
-            self._w if w is None else _quorum("w", w),
+            self._w if w is None else quorum_text("w", w),
             self._sloppy if sloppy is None else sloppy,
             self._timeout_of(timeout),
         )
@@ -354,7 +354,7 @@ class Bucket(Generic[T]):
         replies = self._native.put_many(
             self.name,
             writes,
-            self._w if w is None else _quorum("w", w),
+            self._w if w is None else quorum_text("w", w),
             self._sloppy if sloppy is None else sloppy,
             self._timeout_of(timeout),
         )
@@ -397,7 +397,7 @@ class Bucket(Generic[T]):
         return key.decode() if self._keys is str else key
 
     def _r_of(self, r: Quorum | None) -> str | None:
-        return self._r if r is None else _quorum("r", r)
+        return self._r if r is None else quorum_text("r", r)
 
     def _budget(self, timeout: Seconds | None) -> Callable[[], float]:
         """What is left of an operation's time, for operations of several steps."""
@@ -457,7 +457,7 @@ def _prefix(prefix: KeyLike) -> bytes:
     return prefix.encode() if isinstance(prefix, str) else bytes(prefix)
 
 
-def _quorum(name: str, size: Quorum | None) -> str | None:
+def quorum_text(name: str, size: Quorum | None) -> str | None:
     if size is None or size in ("quorum", "all"):
         return None if size is None else str(size)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 255:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from quorate import _native
-from quorate._bucket import Bucket
+from quorate._bucket import Bucket, quorum_text
 from quorate._codec import Codec
 from quorate._errors import InvalidRequest
 
@@ -230,8 +230,8 @@ class Client:
         """
         definition = {
             "n": n,
-            "r": r,
-            "w": w,
+            "r": quorum_text("r", r),
+            "w": quorum_text("w", w),
             "resolver": resolver,
             "sloppy": sloppy,
             "read_repair": read_repair,

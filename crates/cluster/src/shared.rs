@@ -25,6 +25,7 @@ use quorate_core::{Actor, Buckets, Digest, Dot, NodeId, PartitionId, RequestErro
 use crate::hints::{HintBook, HintChange};
 use crate::layouts::LayoutBook;
 use crate::settings::Settings;
+use crate::sync::Way;
 use crate::transfer::TransferProgress;
 use crate::trees::Trees;
 
@@ -460,20 +461,24 @@ impl Shared {
         self.engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering })]);
     }
 
-    /// The trees of a partition that this node holds by some active layout, and the peer by one that is kept up, or (`any`)
-    /// by some active one.
+    /// The trees of a partition whose keys go this way between two nodes: whoever takes is a replica by a layout that is kept
+    /// up, whoever gives by some active one.
     pub(crate) fn trees_shared_with(
         &self,
         view: &View,
         peer: NodeId,
         partition: PartitionId,
-        any: bool,
+        way: Way,
     ) -> Vec<TreeName> {
         let both = |n: &u8| {
-            let holds = |node: NodeId| {
+            let gives = |node: NodeId| {
                 view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&node))
             };
-            holds(self.node()) && if any { holds(peer) } else { view.keeps(peer, partition, *n) }
+            let takes = |node: NodeId| view.keeps(node, partition, *n);
+            match way {
+                Way::Here => takes(self.node()) && gives(peer),
+                Way::Both | Way::There => gives(self.node()) && takes(peer),
+            }
         };
         self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
     }

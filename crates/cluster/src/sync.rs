@@ -76,7 +76,7 @@ pub(crate) async fn sync(
     let mut roots = Vec::new();
     let view = shared.view();
     for &partition in partitions {
-        for tree in shared.trees_shared_with(&view, peer, partition, way == Way::Here) {
+        for tree in shared.trees_shared_with(&view, peer, partition, way) {
             match shared.trees.root(tree) {
                 Some(root) => roots.push(TreeRoot { tree, root }),
                 None => {

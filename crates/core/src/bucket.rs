@@ -195,7 +195,7 @@ impl BucketDefinition {
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let BucketDefinition { n, r, w, resolver, sloppy, read_repair, max_siblings, max_value_bytes } = self;
-        out.push(n.unwrap_or(0));
+        out.extend([u8::from(n.is_some()), n.unwrap_or(0)]);
         [r, w].iter().for_each(|size| put_size(out, **size));
         put_bytes(out, resolver.as_bytes());
         out.push(u8::from(*sloppy));
@@ -210,7 +210,11 @@ impl BucketDefinition {
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<BucketDefinition, LayoutError> {
         let short = |_: Short| LayoutError::Malformed;
-        let n = Some(reader.byte().map_err(short)?).filter(|&n| n > 0);
+        let n = match reader.take(2).map_err(short)? {
+            [0, 0] => None,
+            [1, n] => Some(*n),
+            _ => return Err(LayoutError::Malformed),
+        };
         let (r, w) = (read_size(reader)?, read_size(reader)?);
         let resolver = reader.text()?.to_owned();
         let sloppy = match reader.byte().map_err(short)? {
@@ -271,7 +275,11 @@ fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Buck
     }
     let bucket = Bucket { n: definition.n.unwrap_or(u8::MAX), definition: definition.clone() };
     for (size, field) in [(definition.r, "r"), (definition.w, "w")] {
-        bucket.required(QuorumSize::Default, size, field, n).map_err(|error| error.to_string())?;
+        let required = bucket.required(QuorumSize::Default, size, field, n);
+        required.map_err(|error| match error {
+            RequestError::InvalidRequest { detail } => detail,
+            other => other.to_string(),
+        })?;
     }
     Ok(bucket)
 }

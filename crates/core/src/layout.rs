@@ -468,7 +468,7 @@ impl Layout {
             changes.push(Staged::decode(&mut reader)?);
         }
         let mut definitions = BTreeMap::new();
-        for _ in 0..reader.count(12).map_err(short)? {
+        for _ in 0..reader.count(13).map_err(short)? {
             definitions.insert(reader.text()?.to_owned(), BucketDefinition::decode(&mut reader)?);
         }
         if reader.remaining() != 0 || !distinct {

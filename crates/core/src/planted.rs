@@ -44,11 +44,13 @@ pub enum Bug {
     LeftoversDropped,
     /// A layout is acted on before it is stored.
     LayoutNotStored,
+    /// A bucket gets another n, and its keys stay where they were.
+    RedefinedKeysStay,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 21] = [
         Bug::HintDeletedBeforeAck,
         Bug::ChangedHintDeleted,
         Bug::ReapingIgnoresHints,
@@ -69,6 +71,7 @@ impl Bug {
         Bug::QuorumOverUnion,
         Bug::LeftoversDropped,
         Bug::LayoutNotStored,
+        Bug::RedefinedKeysStay,
     ];
 }
 

@@ -168,14 +168,14 @@ impl Oracle {
     fn is_holder(&self, node: usize, key: &StorageKey) -> bool {
         let this = NodeId::of_name(&format!("n{node}"));
         let known = self.lock();
-        known.moves && known.layouts.get(&node).is_some_and(|layout| layout.holds(this, key.partition()))
+        known.moves && known.layouts.get(&node).is_some_and(|layout| owns(layout, this, key))
     }
 
     /// True if a node that removes a record is no replica of it any more.
     fn is_dropped(&self, node: usize, key: &StorageKey) -> bool {
         let this = NodeId::of_name(&format!("n{node}"));
         let known = self.lock();
-        known.moves && known.layouts.get(&node).is_some_and(|layout| !layout.holds(this, key.partition()))
+        known.moves && known.layouts.get(&node).is_some_and(|layout| !owns(layout, this, key))
     }
 
     /// A node drops what is not its own any more: every owner must durably have it.
@@ -184,7 +184,7 @@ impl Oracle {
         let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (owner, disk) in disks.iter().enumerate().filter(|(owner, _)| *owner != node) {
             let id = NodeId::of_name(&format!("n{owner}"));
-            let Some(disk) = disk.upgrade().filter(|_| layout.holds(id, key.partition())) else { continue };
+            let Some(disk) = disk.upgrade().filter(|_| owns(&layout, id, key)) else { continue };
             let held = disk.image().get(&key.to_bytes()).and_then(|bytes| decode_object(bytes).ok());
             let held = held.map(|record| record.object).unwrap_or_default();
             let mut known = self.lock();
@@ -248,9 +248,12 @@ impl Oracle {
         };
         let newest = layouts.newest();
         let moves = |key: &StorageKey| {
-            let replicas = |layout: &Layout| layout.replicas_of(key.partition(), u8::MAX).to_vec();
+            let n = |layout: &Layout| layout.buckets().get(key.bucket()).n;
+            let replicas = |layout: &Layout| layout.replicas_of(key.partition(), n(newest)).to_vec();
             let then = replicas(newest);
-            then.contains(&this) && layouts.sources().iter().any(|source| replicas(source) != then)
+            // What a bucket with another n holds is there once all have given it away.
+            let moved = |source: &std::sync::Arc<Layout>| n(source) == n(newest) && replicas(source) != then;
+            then.contains(&this) && layouts.sources().iter().any(moved)
         };
         let before = self.lock().acked_layout.get(&number).copied().unwrap_or(0);
         let due: Vec<(RequestId, StorageKey)> = {
@@ -378,7 +381,7 @@ impl Oracle {
             let counts = asked.key == *key
                 && ack.at_ms <= at_ms
                 && ack.fallbacks.is_empty()
-                && known.losses(ack, replicas) < ack.w
+                && known.survives(ack, replicas)
                 && ack.w + r > replicas.len();
             counts.then_some(*request)
         };
@@ -386,7 +389,7 @@ impl Oracle {
         for ((shown_of, request), ack) in &known.shown {
             if shown_of == key
                 && ack.at_ms <= at_ms
-                && known.losses(ack, replicas) < ack.w
+                && known.survives(ack, replicas)
                 && ack.w + r > replicas.len()
             {
                 all.insert(*request);
@@ -469,7 +472,7 @@ impl Oracle {
             known.asked.iter().filter(|(_, asked)| asked.key == *key).map(|(r, a)| (*r, a.clone())).collect();
         for (request, asked) in &requests {
             let Some(ack) = &asked.acked else { continue };
-            if known.losses(ack, replicas) >= ack.w {
+            if !known.survives(ack, replicas) {
                 continue;
             }
             let all = known.by_request.get(request).cloned().unwrap_or_default();
@@ -486,7 +489,7 @@ impl Oracle {
             let replacers = known.replaced_by.get(&version.dot).cloned().unwrap_or_default();
             let acked_replacer = replacers.iter().find(|dot| {
                 let ack = known.asked.get(&known.minted[dot].request).and_then(|asked| asked.acked.as_ref());
-                ack.is_some_and(|ack| ack.dots.contains(dot) && known.losses(ack, replicas) < ack.w)
+                ack.is_some_and(|ack| ack.dots.contains(dot) && known.survives(ack, replicas))
             });
             if let Some(by) = acked_replacer {
                 let retried = known.by_request.get(&version.request).is_some_and(|dots| dots.len() > 1);
@@ -512,6 +515,12 @@ impl Oracle {
 
 impl Known {
     /// How many of those who acked may have lost the write: a fallback passes it on to a replica, which may lose it then.
+    /// True if somebody who acked the write, or who has it from them, still has its disk.
+    fn survives(&self, ack: &Ack, replicas: &[usize]) -> bool {
+        // A bucket may have got fewer replicas since.
+        self.losses(ack, replicas) < ack.w.min(replicas.len())
+    }
+
     fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
         if self.moves {
             // What was acked may have moved to whoever lost its disk.
@@ -655,4 +664,9 @@ impl std::fmt::Debug for Oracle {
         let edges: usize = known.minted.values().map(|mint| mint.replaced.len()).sum();
         write!(f, "{} writes, {} minted, {edges} replaced", known.asked.len(), known.minted.len())
     }
+}
+
+/// True if a node is a replica of the key.
+fn owns(layout: &Layout, node: NodeId, key: &StorageKey) -> bool {
+    layout.replicas_for(key.partition(), key.bucket()).contains(&node)
 }

@@ -29,8 +29,8 @@ use quorate_core::resolver::ConflictResolver;
 use quorate_core::seams::{ReplySink, ReplyTo};
 use quorate_core::transition::Layouts;
 use quorate_core::{
-    BucketDefinition, CausalContext, Key, Layout, Member, NodeId, Object, PartitionId, Payload, RequestError,
-    RequestId, StorageKey,
+    BucketDefinition, CausalContext, Key, Layout, Member, NodeId, Object, Payload, RequestError, RequestId,
+    StorageKey,
 };
 use quorate_rpc::ClientProtocol;
 use quorate_rpc::lane::Lane;
@@ -102,6 +102,8 @@ impl Default for Options {
 pub const SIBLINGS: &str = "b";
 /// The bucket in which the last write wins.
 pub const LAST_WINS: &str = "lww";
+/// The bucket that goes by the default at first, and gets an n of its own while it is in use.
+pub const REDEFINED: &str = "own";
 
 impl Options {
     /// The nodes' settings: everything that takes minutes in real life takes seconds.
@@ -744,7 +746,7 @@ impl Sim {
     pub fn place(&self, key: &Key) -> Vec<usize> {
         let layout = self.layout();
         let partition = layout.partition_of(key.hash());
-        let n = self.options.bucket.n.unwrap_or(u8::MAX);
+        let n = layout.buckets().get(key.bucket()).n;
         let replicas = layout.replicas_of(partition, n).to_vec();
         let all = replicas.into_iter().chain(layout.fallbacks_of(partition, n));
         all.map(|id| self.number_of(id)).collect()
@@ -928,16 +930,16 @@ impl Sim {
         objects
     }
 
-    fn replicas_of(&self, partition: PartitionId) -> Vec<usize> {
-        let n = self.options.bucket.n.unwrap_or(u8::MAX);
-        self.layout().replicas_of(partition, n).iter().map(|&id| self.number_of(id)).collect()
+    fn replicas_of(&self, key: &StorageKey) -> Vec<usize> {
+        let layout = self.layout();
+        layout.replicas_for(key.partition(), key.bucket()).iter().map(|&id| self.number_of(id)).collect()
     }
 
     fn differing(&self) -> Vec<String> {
         let mut differing = Vec::new();
         for (key, holders) in self.objects() {
             let named = StorageKey::from_peer(&key).expect("looked at");
-            let replicas = self.replicas_of(named.partition());
+            let replicas = self.replicas_of(&named);
             let digests: BTreeSet<_> =
                 replicas.iter().map(|node| holders.get(node).map(|object| object.digest())).collect();
             if digests.len() != 1 || holders.keys().any(|node| !replicas.contains(node)) {
@@ -964,7 +966,7 @@ impl Sim {
         let objects = self.objects();
         for key in keys {
             let named = self.storage_key(key);
-            let replicas = self.replicas_of(named.partition());
+            let replicas = self.replicas_of(&named);
             let holders = objects.get(named.as_bytes());
             let end = holders.and_then(|holders| holders.get(&replicas[0])).cloned().unwrap_or_default();
             self.oracle.check_end(&named, &end, &replicas);
@@ -1069,7 +1071,7 @@ impl Sim {
         self.log.add(format!("c{client} heard {request:?} {}", short(&heard)));
         match heard? {
             Ok(ClientReply::Put(reply)) => {
-                let n = self.options.bucket.n.unwrap_or(self.options.replicas);
+                let n = self.replicas_of(&named).len() as u8;
                 let default = if how.w == QuorumSize::Default { self.options.bucket.w } else { how.w };
                 let ack = Ack {
                     at_ms: self.now_ms(),
@@ -1169,9 +1171,16 @@ impl Sim {
     ) -> Option<Result<GetReply, RequestError>> {
         let begun = self.now_ms();
         let named = self.storage_key(key);
-        let replicas = self.replicas_of(named.partition());
+        let replicas = self.replicas_of(&named);
         let asks = if r == QuorumSize::Default { self.options.bucket.r } else { r }.of(replicas.len() as u8);
         let due = self.oracle.must_see(&named, begun, &replicas, asks.into());
+        let newest = self.layout();
+        // By how many replicas a redefined bucket is read is not known beforehand: it must see what both have to.
+        let before: Vec<usize> =
+            newest.replicas_of(named.partition(), u8::MAX).iter().map(|&id| self.number_of(id)).collect();
+        let of_before =
+            if r == QuorumSize::Default { self.options.bucket.r } else { r }.of(before.len() as u8);
+        let due_before = self.oracle.must_see(&named, begun, &before, of_before.into());
         let get = ClientRequest::Get(GetRequest { key: key.clone(), r });
         let heard = self.request(client, via, get, Duration::from_secs(1)).await;
         self.log.add(format!("c{client} get {key:?} via n{via}: {}", short(&heard)));
@@ -1179,6 +1188,11 @@ impl Sim {
             Ok(ClientReply::Get(reply)) => reply,
             Ok(_) => return None,
             Err(error) => return Some(Err(error)),
+        };
+        let redefined = key.bucket() == REDEFINED && reply.receipt.layout != newest.number();
+        let due = match redefined {
+            true => due.into_iter().filter(|request| due_before.contains(request)).collect(),
+            false => due,
         };
         let context = self.decode(key, &reply.context);
         let mut shown = Vec::new();

@@ -12,12 +12,14 @@ use quorate_core::{BucketDefinition, Key, Payload};
 
 use crate::disk::Durability;
 use crate::random::Random;
-use crate::sim::{How, LAST_WINS, MAX_SKEW_MS, Options, Outcome, Over, SIBLINGS, Sim, run};
+use crate::sim::{How, LAST_WINS, MAX_SKEW_MS, Options, Outcome, Over, REDEFINED, SIBLINGS, Sim, run};
 
 const CLIENTS: usize = 5;
 /// Keys of a run, in the bucket that keeps siblings and in the other: few that are overwritten all the time, or many of
 /// which each write stands for long.
 const KEYS: [(usize, usize); 3] = [(3, 1), (12, 3), (45, 5)];
+const REDEFINED_KEYS: usize = 4;
+const READS_AFTER_LOSS: usize = 30;
 /// Attempts at one write.
 const ATTEMPTS: u16 = 3;
 
@@ -43,6 +45,11 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         bucket: BucketDefinition { sloppy: random.chance(sloppy), ..BucketDefinition::default() },
         ..Options::default()
     };
+    // Drawn apart from the rest, which stays as it is without it.
+    let mut own = Random::new(seed ^ 0xb0c4e7);
+    let redefines = !only_late && own.chance(15);
+    let (soon, mut hints) = (own.fork(), own.fork());
+    let keeps_hints = options.reaping && !only_late && hints.chance(30);
     run(seed, options, async |sim| {
         let ring = |bucket: &str, number: usize| {
             Key::new(bucket.as_bytes(), format!("k{number}").as_bytes()).expect("a valid key")
@@ -51,6 +58,7 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         let keys: Vec<Key> = (0..siblings)
             .map(|number| ring(SIBLINGS, number))
             .chain((0..last_wins).map(|number| ring(LAST_WINS, number)))
+            .chain((0..if redefines { REDEFINED_KEYS } else { 0 }).map(|number| ring(REDEFINED, number)))
             .collect();
         let (ends, quiet) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
         let mut tasks = Vec::new();
@@ -74,9 +82,17 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
                 }
             }));
         }
+        if keeps_hints {
+            let (sim, ends) = (sim.clone(), ends.clone());
+            tasks.push(tokio::task::spawn_local(async move { keep_hints(&sim, hints, &ends).await }));
+        }
+        if redefines {
+            let (sim, ends) = (sim.clone(), ends.clone());
+            tasks.push(tokio::task::spawn_local(async move { redefine(&sim, own, &ends).await }));
+        }
         // Nothing is reaped before a grace period is over.
         let lasts = if only_late { 30_000 } else { 12_000 } + random.below(28_000);
-        nemesis(sim, sim.random(), lasts, &keys, &quiet, only_late).await;
+        nemesis(sim, sim.random(), lasts, &keys, &quiet, only_late, soon.clone()).await;
         ends.set(true);
         for task in tasks {
             if let Err(error) = task.await {
@@ -92,6 +108,69 @@ pub fn run_seed(seed: u64, nodes: usize, bug: Option<Bug>) -> Outcome {
         sim.check_end(&keys);
         sim.log.add(format!("{:?}", sim.oracle));
     })
+}
+
+/// Operators give a bucket that is in use an n of its own: with the keys there are.
+async fn redefine(sim: &Rc<Sim>, mut random: Random, ends: &Cell<bool>) {
+    while !ends.get() && !sim.layout().buckets().is_declared(REDEFINED) {
+        sim.sleep(500 + random.below(6_000)).await;
+        let up: Vec<usize> = sim.members().into_iter().filter(|&node| sim.is_running(node)).collect();
+        if up.is_empty() {
+            continue;
+        }
+        let (one, other) = (*random.pick(&up), *random.pick(&up));
+        let mut with_n = || {
+            let n = Some(1 + random.below(2) as u8);
+            let definition = BucketDefinition { n, sloppy: random.chance(50), ..BucketDefinition::default() };
+            vec![Change::Bucket { name: REDEFINED.to_owned(), definition }]
+        };
+        let (first, second) = (with_n(), with_n());
+        if random.chance(30) {
+            futures::future::join(sim.change(one, first), sim.change(other, second)).await;
+        } else {
+            sim.change(one, first).await;
+        }
+    }
+}
+
+/// Somebody who keeps hints for a node can't reach it for longer than a grace period, when all others can.
+async fn keep_hints(sim: &Rc<Sim>, mut random: Random, ends: &Cell<bool>) {
+    while !ends.get() {
+        sim.sleep(500 + random.below(2_000)).await;
+        let count = sim.count() as u64;
+        let target = random.below(count) as usize;
+        let keeper = (target + 1 + random.below(count - 1) as usize) % count as usize;
+        if !sim.is_running(target)
+            || (0..sim.count()).filter(|&node| !sim.is_running(node)).count() >= MOST_DOWN
+        {
+            continue;
+        }
+        sim.log.add(format!("n{keeper} keeps hints of n{target}"));
+        sim.kill(target);
+        sim.sleep(500 + random.below(2_500)).await;
+        let until = sim.now_ms() + sim.options.settings().reaping.grace_ms + random.below(8_000);
+        while sim.now_ms() < until && !ends.get() {
+            // Whatever else is mended meanwhile.
+            sim.net.cut(keeper, target);
+            sim.net.cut(target, keeper);
+            sim.start(target);
+            sim.sleep(100).await;
+        }
+        sim.net.mend(keeper, target);
+        sim.net.mend(target, keeper);
+    }
+}
+
+/// A node that has just lost its disk comes back at once, and its keys are read before it can know them again.
+async fn start_and_read(sim: &Rc<Sim>, node: usize, keys: &[Key], mut random: Random) {
+    sim.sleep(random.below(400)).await;
+    sim.start(node);
+    for _ in 0..READS_AFTER_LOSS {
+        sim.sleep(random.below(40)).await;
+        let key = random.pick(keys).clone();
+        let via = random.below(sim.count() as u64) as usize;
+        sim.read(CLIENTS, via, &key, QuorumSize::Default).await;
+    }
 }
 
 struct Client {
@@ -275,6 +354,7 @@ async fn nemesis(
     keys: &[Key],
     quiet: &Cell<bool>,
     only_late: bool,
+    mut soon: Random,
 ) {
     let nodes = sim.count();
     let ends = sim.now_ms() + lasts_ms;
@@ -316,6 +396,10 @@ async fn nemesis(
                 wipes += 1;
                 sim.power_off(node);
                 sim.wipe(node);
+                if soon.chance(60) {
+                    let (sim, keys, random) = (sim.clone(), keys.to_vec(), soon.fork());
+                    tokio::task::spawn_local(async move { start_and_read(&sim, node, &keys, random).await });
+                }
                 if random.chance(60) {
                     sim.start(node);
                 }

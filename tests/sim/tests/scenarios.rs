@@ -11,7 +11,7 @@ use quorate_core::planted::Bug;
 use quorate_core::request::{ClusterRequest, QuorumSize};
 use quorate_core::{BucketDefinition, Key, Payload, RequestError};
 use quorate_sim::disk::Durability;
-use quorate_sim::sim::{How, LAST_WINS, Options, Over, SIBLINGS, Sim, run};
+use quorate_sim::sim::{How, LAST_WINS, Options, Over, REDEFINED, SIBLINGS, Sim, run};
 
 const SEEDS: u64 = 10;
 
@@ -1287,5 +1287,50 @@ fn s25_partition_leaves_and_returns() {
             "a second tenure, a new actor"
         );
         assert_eq!(s.sim.see(s.c, &k2).await.0, set(&[]), "k2 is absent throughout");
+    });
+}
+
+// 7. Buckets
+
+/// A bucket that is in use gets one replica instead of three while a node is cut off: from when the others hear of it until
+/// all have, its keys are neither read nor written, since that node would look for them elsewhere. Then they are where they
+/// belong, and only there.
+#[test]
+fn a_bucket_with_another_n_waits_for_all_nodes() {
+    play(REDEFINED, strict(), async |s| {
+        let context = s.put(s.a, "1", Over::Nothing).await;
+        let other = Key::new(SIBLINGS.as_bytes(), b"other").unwrap();
+        s.sim.isolate(s.e);
+        s.notice().await;
+        // Only those two get it: after the change neither is a replica.
+        s.sim.isolate(s.a);
+        s.notice().await;
+        s.put(s.b, "2", Over::Exactly(context)).await;
+        s.sim.heal();
+        s.sim.isolate(s.e);
+        s.notice().await;
+        let definition = BucketDefinition { n: Some(1), ..BucketDefinition::default() };
+        let change = Change::Bucket { name: REDEFINED.to_owned(), definition };
+        assert!(s.sim.change(s.a, vec![change]).await);
+        s.sim.sleep(1_000).await;
+        for via in [s.a, s.b, s.c, s.d] {
+            let request = s.sim.new_request();
+            let over = Over::Nothing;
+            let put = s.sim.attempt(via, &s.k, value("never"), &over, request, How::default()).await;
+            assert!(matches!(put, Some(Err(RequestError::Overloaded { .. }))), "{put:?}");
+            let get = s.sim.read(0, via, &s.k, QuorumSize::Default).await;
+            assert!(matches!(get, Some(Err(RequestError::Overloaded { .. }))), "{get:?}");
+            s.sim.put_soon(via, &other, "goes on", Over::WhatIsThere(Bytes::new())).await;
+        }
+        s.sim.heal();
+        s.sim.until_settled().await;
+        assert_eq!(s.see(s.e).await.0, set(&["2"]));
+        s.put(s.d, "3", Over::WhatIsThere(Bytes::new())).await;
+        assert_eq!(s.see(s.a).await.0, set(&["3"]));
+        s.sim.settle().await;
+        assert_eq!(s.sim.values(s.a, &s.k), set(&["3"]));
+        for elsewhere in [s.b, s.c, s.d, s.e] {
+            assert_eq!(s.sim.held(elsewhere, &s.k), None, "on n{elsewhere}");
+        }
     });
 }

@@ -169,7 +169,7 @@ fn show_one(plain: &Plain, report: &BucketsReport, name: &str) -> Result<(), Fai
         ("max_siblings", definition.max_siblings.to_string(), "versions that may lie side by side"),
         ("max_value_bytes", definition.max_value_bytes.to_string(), "largest value"),
     ];
-    let mut out = table(&["", "", ""]);
+    let mut out = table(&["rule", "value", "what it says"]);
     for (name, value, what) in rows {
         out.add_row([name.to_owned(), value, what.to_owned()]);
     }

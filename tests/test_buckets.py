@@ -1,0 +1,216 @@
+"""Buckets with a definition of their own, created while the cluster runs. What happens to a bucket that is in use, among
+failures, is the simulation's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import quorate
+from quorate import Indeterminate, InvalidRequest, LocalCluster
+
+LMDB: Any = {"storage": "lmdb"}
+
+
+def command(cluster: LocalCluster, *arguments: str, code: int = 0) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-m", "quorate", *arguments, "--nodes", cluster.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def known_to(node: Any) -> dict[str, dict[str, Any]]:
+    with quorate.connect(node.address, follow=False, timeout=5.0) as only:
+        return only.buckets()
+
+
+@pytest.mark.parametrize("membership", ["static", "gossip"])
+def test_a_created_bucket_is_known_everywhere_and_survives_a_restart(membership: str) -> None:
+    with LocalCluster(nodes=4, storage="lmdb", membership=membership) as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            carts = db.create_bucket("carts", n=2, r=1, w="all", resolver="lww", max_value_bytes=100)
+            # As soon as it is created, through any node.
+            for number, node in enumerate(cluster.nodes):
+                with quorate.connect(node.address, follow=False, timeout=5.0) as only:
+                    put = only.bucket("carts").put(f"k{number}", b"v")
+                    assert put.acks == 2
+                    where = only.bucket("carts").explain(f"k{number}")
+                    assert (where["n"], where["r"], where["w"], len(where["replicas"])) == (2, 1, 2, 2)
+            with pytest.raises(InvalidRequest, match="100"):
+                carts.put("k", b"v" * 101)
+            assert db.create_bucket("carts", n=2, r=1, w="all", resolver="lww", max_value_bytes=100).get("k0") is not None
+            cluster.wait_converged(timeout=20)
+        for node in cluster.nodes:
+            node.kill()
+        for node in cluster.nodes:
+            node.start()
+        for node in cluster.nodes:
+            definition = known_to(node)["carts"]
+            assert (definition["n"], definition["resolver"], definition["ready"]) == (2, "lww", True)
+        with cluster.connect(timeout=5.0) as db:
+            assert sorted(key for key, _ in db.bucket("carts").scan()) == [b"k0", b"k1", b"k2", b"k3"]
+        # One that comes later, and one that lost its disk, go by it, too.
+        cluster.add_node()
+        cluster.wait_settled(timeout=60)
+        assert known_to(cluster[-1])["carts"]["n"] == 2
+        cluster[0].kill()
+        cluster[0].wipe()
+        cluster[0].start()
+        deadline = time.monotonic() + 20
+        while known_to(cluster[0]).get("carts", {}).get("n") != 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert known_to(cluster[0])["carts"]["n"] == 2
+        cluster.wait_converged(timeout=60)
+
+
+def test_buckets_are_created_while_others_are_used() -> None:
+    with LocalCluster(nodes=3, storage="memory") as cluster, cluster.connect(timeout=5.0) as db:
+        failed: list[Exception] = []
+        ends = threading.Event()
+
+        def use() -> None:
+            bucket, count = db.bucket("in-use"), 0
+            while not ends.is_set():
+                try:
+                    bucket.put(f"k{count % 50}", str(count).encode())
+                    entry = bucket.get(f"k{count % 50}")
+                    assert entry is not None and entry.value == str(count).encode()
+                    count += 1
+                except Exception as error:  # every failure counts
+                    failed.append(error)
+                    return
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        try:
+            # Also by several at once: changes one after the other, whoever makes them.
+            created: list[str] = []
+
+            def create(number: int) -> None:
+                with cluster.connect(timeout=5.0) as own:
+                    for step in range(5):
+                        name = f"b{number}-{step}"
+                        deadline = time.monotonic() + 30
+                        while True:
+                            try:
+                                own.create_bucket(name, n=1 + (number + step) % 3, timeout=20)
+                                break
+                            except InvalidRequest as error:
+                                # Two nodes may commit at the same moment: one of them is told.
+                                if "at the same time" not in str(error) and "under way" not in str(error):
+                                    raise
+                                assert time.monotonic() < deadline
+                        created.append(name)
+
+            creators = [threading.Thread(target=create, args=(number,)) for number in range(3)]
+            for one in creators:
+                one.start()
+            for one in creators:
+                one.join()
+            assert len(created) == 15
+            assert set(created) <= set(db.buckets())
+        finally:
+            ends.set()
+            thread.join()
+        assert failed == []
+
+
+def test_what_does_not_fit_is_refused_in_words() -> None:
+    config = {"buckets": {"founded": {"n": 2, "resolver": "lww"}}}
+    with LocalCluster(nodes=4, storage="memory", config=config) as cluster, cluster.connect(timeout=5.0) as db:
+        assert db.buckets()["founded"]["n"] == 2
+        db.create_bucket("founded", n=2, resolver="lww")
+        db.create_bucket("carts", n=2)
+        db.bucket("used").put("k", b"v")
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"name": "carts", "n": 3}, 'bucket "carts" exists with another definition (n = 2, not 3)'),
+            ({"name": "founded"}, "resolver = lww, not siblings"),
+            ({"name": "x", "n": 4}, "the cluster keeps 3 replicas"),
+            ({"name": "x", "n": 0}, "n = 0"),
+            ({"name": "x", "n": 300}, "300"),
+            ({"name": "x", "n": 2, "w": 3}, "w=3: a key of this bucket has n=2 replicas"),
+            ({"name": "x", "r": "most"}, "r='most'"),
+            ({"name": "x", "resolver": "newest"}, "none of this name, but lww, siblings"),
+            ({"name": "x", "read_repair": "sometimes"}, "sometimes"),
+            ({"name": "x", "max_siblings": 0}, "max_siblings = 0: use 1 or more"),
+            ({"name": "x", "max_value_bytes": 1 << 30}, "use 1 to 16777216"),
+            ({"name": "a b"}, "A-Z a-z 0-9"),
+            ({"name": "default", "n": 1}, "founded"),
+            ({"name": "used", "n": 1}, 'bucket "used" has keys already (k)'),
+        ]
+        for arguments, words in wrong:
+            with pytest.raises(InvalidRequest) as caught:
+                db.create_bucket(**arguments)
+            assert words in str(caught.value), str(caught.value)
+        assert sorted(db.buckets()) == ["carts", "default", "founded"]
+        # With the n it has had, also one with keys can be defined.
+        db.create_bucket("used", max_siblings=5)
+        entry = db.bucket("used").get("k")
+        assert entry is not None and entry.value == b"v"
+
+        cluster[3].kill()
+        deadline = time.monotonic() + 20
+        while {m["name"]: m["state"] for m in db.status()["members"]}["n3"] != "down" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with pytest.raises(InvalidRequest, match="n3 can't be reached"):
+            db.create_bucket("later", n=1)
+        # What moves no key is taken by those who are there, and the rest when it is back.
+        with pytest.raises(Indeterminate, match="needed 4 acks, received 3"):
+            db.create_bucket("meanwhile", max_siblings=7, timeout=1.0)
+        db.bucket("meanwhile").put("k", b"v")
+        cluster[3].start()
+        db.create_bucket("meanwhile", max_siblings=7, timeout=20)
+        assert known_to(cluster[3])["meanwhile"]["max_siblings"] == 7
+
+
+def test_a_configuration_that_says_otherwise_is_refused() -> None:
+    with LocalCluster(nodes=3, storage="lmdb") as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            db.create_bucket("carts", n=2)
+        cluster[0].stop()
+        text = (cluster[0].folder / "node.toml").read_text()
+        for section, words in [
+            ("[buckets.carts]\nn = 3\n", "the cluster goes by another definition, which is for good"),
+            ("[buckets.orders]\nn = 2\n", "the cluster was founded without it"),
+        ]:
+            (cluster[0].folder / "node.toml").write_text(text + "\n" + section)
+            with pytest.raises(Exception, match="quorate: ") as caught:
+                cluster[0].start()
+            assert words in str(caught.value) + cluster[0].log
+        (cluster[0].folder / "node.toml").write_text(text + "\n[buckets.carts]\nn = 2\n")
+        cluster[0].start()
+
+
+def test_the_command_line_creates_lists_and_shows() -> None:
+    with LocalCluster(nodes=3, storage="memory") as cluster:
+        made = command(cluster, "bucket", "create", "carts", "--n", "2", "--w", "all", "--strict", "--read-repair", "off")
+        assert "bucket carts, ready" in made
+        listed = command(cluster, "bucket", "list")
+        assert "carts" in listed and "3 (the layout's)" in listed
+        shown = json.loads(command(cluster, "bucket", "show", "carts", "--json"))
+        assert shown == {
+            "name": "carts",
+            "declared": True,
+            "ready": True,
+            "n": 2,
+            "r": "quorum",
+            "w": "all",
+            "resolver": "siblings",
+            "sloppy": False,
+            "read_repair": "off",
+            "max_siblings": 100,
+            "max_value_bytes": 1048576,
+        }
+        assert "has no definition of its own" in command(cluster, "bucket", "show", "other")
+        assert "another definition" in command(cluster, "bucket", "create", "carts", "--n", "3", code=2)
+        assert "bucket carts, resolver siblings, n = 2" in command(cluster, "layout", "history")

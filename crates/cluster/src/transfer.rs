@@ -35,12 +35,17 @@ use crate::trees::{Held, TreeChange, all_committed};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// One page of a partition that is streamed.
-const PAGE_RECORDS: u32 = 512;
-const PAGE_BYTES: u32 = 256 * 1024;
+const PAGE_RECORDS: u32 = 256;
+const PAGE_BYTES: u32 = 128 * 1024;
+/// What is stored of it at a time: clients' writes that come meanwhile wait for its commit.
+const GIVEN_RECORDS: usize = 32;
+const GIVEN_BYTES: usize = 32 * 1024;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of its time a copy that was held up may make good.
+const LARGEST_BURST: Duration = Duration::from_millis(50);
 /// Records dropped together, and partitions side by side.
-const DROP_RECORDS: usize = 512;
-const DROPPED_TOGETHER: usize = 32;
+const DROP_RECORDS: usize = 32;
+const DROPPED_TOGETHER: usize = 4;
 
 /// What is copied or handed over, for people.
 #[derive(Default)]
@@ -84,24 +89,22 @@ fn end_progress(shared: &Shared) {
     });
 }
 
-/// Holds copying back to so many bytes a second.
+/// Holds copying back to so many bytes a second. What it once fell behind it does not catch up on in a burst.
 struct Throttle {
-    begun: Instant,
-    bytes: u64,
+    due: Instant,
     bytes_per_s: u64,
 }
 
 impl Throttle {
     fn new(shared: &Shared) -> Throttle {
-        let bytes_per_s = shared.settings.transfer.bytes_per_s.max(1);
-        Throttle { begun: Instant::now(), bytes: 0, bytes_per_s }
+        Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1) }
     }
 
     async fn took(&mut self, shared: &Shared, bytes: u64) {
-        self.bytes += bytes;
         with_progress(shared, |progress| progress.bytes += bytes);
-        let due = self.begun + Duration::from_micros(self.bytes * 1_000_000 / self.bytes_per_s);
-        tokio::time::sleep_until(due).await;
+        let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
+        self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
+        tokio::time::sleep_until(self.due).await;
     }
 }
 
@@ -224,7 +227,7 @@ async fn spread_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
             let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
                 .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
                 .collect();
-            if !give(node, to_each).await {
+            if !give(node, &to_each).await {
                 return false;
             }
             match page.records.last() {
@@ -236,11 +239,25 @@ async fn spread_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
     true
 }
 
+fn size((_, key, object): &(NodeId, StorageKey, Bytes)) -> u64 {
+    (key.as_bytes().len() + object.len()) as u64
+}
+
+/// How many of some objects are stored together.
+fn bounded(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
+    let mut bytes = 0;
+    let fits = |object: &&(NodeId, StorageKey, Bytes)| {
+        bytes += size(object) as usize;
+        bytes <= GIVEN_BYTES
+    };
+    objects.iter().take(GIVEN_RECORDS).take_while(fits).count().max(1)
+}
+
 /// Sends objects, each to one node, and waits until all are stored durably. A record that is damaged here nobody takes.
-async fn give(node: &Rc<Node>, objects: Vec<(NodeId, StorageKey, Bytes)>) -> bool {
+async fn give(node: &Rc<Node>, objects: &[(NodeId, StorageKey, Bytes)]) -> bool {
     let acked = Gather::default();
     let count = objects.len();
-    for (to, key, object) in objects {
+    for (to, key, object) in objects.iter().cloned() {
         let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let write = PeerWrite { key, object, purpose: WritePurpose::HandOff, valid_until_ms, layout: 0 };
         node.send_write(to, write, PAGE_TIMEOUT, acked.slot(to));
@@ -354,12 +371,16 @@ async fn stream(
             is_own.then(|| (this, key, object.clone()))
         };
         let objects: Vec<(NodeId, StorageKey, Bytes)> = page.records.iter().filter_map(ours).collect();
-        let bytes = objects.iter().map(|(_, key, object)| (key.as_bytes().len() + object.len()) as u64).sum();
         // A record that is damaged there is for the comparison to find.
-        if !give(node, objects).await {
-            return Err(PeerError::Expired);
+        let mut rest = &objects[..];
+        while !rest.is_empty() {
+            let some = rest.split_at(bounded(rest)).0;
+            if !give(node, some).await {
+                return Err(PeerError::Expired);
+            }
+            throttle.took(&node.shared, some.iter().map(size).sum()).await;
+            rest = &rest[some.len()..];
         }
-        throttle.took(&node.shared, bytes).await;
         match page.records.last() {
             Some((last, _)) if page.more && *last > after => after = last.clone(),
             _ => return Ok(()),

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use quorate_core::codec::decode_object;
 use quorate_core::event::EventKind;
+use quorate_core::object::MergeRule;
 use quorate_core::quorum::{Step, WriteQuorum};
-use quorate_core::request::{PeerReply, PeerWrite, QuorumSize, WritePurpose};
+use quorate_core::request::{PeerReply, PeerRequest, PeerWrite, QuorumSize, WritePurpose};
 use quorate_core::{NodeId, ReadRepair, RequestError};
 use tokio::time::Instant;
 
@@ -61,8 +63,9 @@ pub(crate) async fn repair(
     let is_needed = |other: &NodeId| moves && place.also.iter().any(|set| set.contains(other));
     let (needed, spares): (Vec<NodeId>, Vec<NodeId>) =
         place.live(node).into_iter().filter(|other| !read.replied.contains(other)).partition(is_needed);
+    // While a partition moves, mostly they have it: asking costs them no commit.
     for &replica in needed.iter().chain(elsewhere.iter().filter(|&&replica| node.is_live(replica))) {
-        push(node, place, object, replica, deadline, &gather);
+        look(node, place, replica, deadline, &gather);
     }
     let mut holding = quorum(place, read, wish, required)?;
     let mut sent: Vec<NodeId> = read.replied.clone();
@@ -77,6 +80,11 @@ pub(crate) async fn repair(
     while step != Step::Reached {
         step = match gather.next(deadline).await {
             Some((from, Ok(PeerReply::Acked))) => holding.ack(from, from),
+            Some((from, Ok(PeerReply::Object(theirs)))) if holds(&theirs, read) => holding.ack(from, from),
+            Some((from, Ok(PeerReply::Object(_)))) => {
+                push(node, place, object, from, deadline, &gather);
+                holding.step()
+            }
             Some((from, _)) => {
                 // Another live replica may hold it in place of the one that failed.
                 if let Some(spare) = spares.next() {
@@ -94,6 +102,28 @@ pub(crate) async fn repair(
         }
     }
     Ok(pushed)
+}
+
+/// Asks a replica what it holds, whatever it may have forgotten.
+fn look(node: &Rc<Node>, place: &Place, replica: NodeId, deadline: Instant, gather: &Gather) {
+    let slot = gather.slot(replica);
+    if replica == node.shared.node() {
+        return slot.send(node.replica.fetch(&place.key));
+    }
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    node.transport.send(replica, PeerRequest::Fetch(place.key.clone()), timeout, slot);
+}
+
+/// True if what a replica holds has all of the merged object.
+fn holds(theirs: &Option<Bytes>, read: &Read) -> bool {
+    let Some(bytes) = theirs else { return false };
+    if Some(bytes) == read.encoded.as_ref() {
+        return true;
+    }
+    let Ok(record) = decode_object(bytes) else { return false };
+    let mut both = record.object.clone();
+    both.merge(&read.merged, MergeRule::KeepAll);
+    both.digest() == record.object.digest()
 }
 
 /// Who has to hold the merged object before it is shown.

@@ -2,7 +2,7 @@
 //!
 //! No timers and no waiting for company: an operation that finds the lane idle is sent at the end of the event loop's
 //! turn; under load, what gathers while two calls are under way makes the next call (while up to eight are, once there is
-//! enough of it).
+//! enough of it, or it has a read, and both are writes that wait for their commit).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -46,6 +46,9 @@ pub trait Protocol: 'static {
     /// The Cap'n Proto capability that takes batches.
     type Port: capnp::capability::FromClientHook + Clone + 'static;
 
+    /// True if the operation is answered at once, without waiting for a disk: it is not to wait behind others that do.
+    fn is_quick(request: &Self::Request) -> bool;
+
     /// About how many bytes the operation takes on the wire.
     fn bytes_of(request: &Self::Request) -> usize;
 
@@ -82,12 +85,21 @@ impl<Q> Queued<Q> {
     }
 }
 
+/// Who waits for an operation's result.
+struct Waiting<A> {
+    reply: ReplyTo<A>,
+    is_quick: bool,
+}
+
 /// The sending side of one connection.
 pub struct Lane<P: Protocol> {
     port: P::Port,
     queue: RefCell<VecDeque<Queued<P::Request>>>,
     queued_bytes: Cell<usize>,
-    waiting: RefCell<BTreeMap<u64, ReplyTo<P::Reply>>>,
+    waiting: RefCell<BTreeMap<u64, Waiting<P::Reply>>>,
+    /// Quick operations in the queue, and those sent and not answered.
+    quick: Cell<usize>,
+    quick_under_way: Cell<usize>,
     next_id: Cell<u64>,
     calls: Cell<usize>,
     pump_scheduled: Cell<bool>,
@@ -106,6 +118,8 @@ impl<P: Protocol> Lane<P> {
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
             waiting: RefCell::default(),
+            quick: Cell::new(0),
+            quick_under_way: Cell::new(0),
             next_id: Cell::new(1),
             calls: Cell::new(0),
             pump_scheduled: Cell::new(false),
@@ -141,8 +155,10 @@ impl<P: Protocol> Lane<P> {
         }
         let id = self.next_id.replace(self.next_id.get() + 1);
         self.queued_bytes.set(self.queued_bytes.get() + bytes);
+        let is_quick = P::is_quick(&request);
+        self.quick.set(self.quick.get() + usize::from(is_quick));
         self.queue.borrow_mut().push_back(Queued { id, deadline: Instant::now() + timeout, request });
-        self.waiting.borrow_mut().insert(id, reply);
+        self.waiting.borrow_mut().insert(id, Waiting { reply, is_quick });
         if !self.pump_scheduled.replace(true) {
             let lane = self.clone();
             tokio::task::spawn_local(async move {
@@ -175,8 +191,8 @@ impl<P: Protocol> Lane<P> {
         }
         *self.closed.borrow_mut() = Some(reason.to_owned());
         self.queue.borrow_mut().clear();
-        for (_, reply) in std::mem::take(&mut *self.waiting.borrow_mut()) {
-            reply.send(P::disconnected());
+        for (_, waiting) in std::mem::take(&mut *self.waiting.borrow_mut()) {
+            waiting.reply.send(P::disconnected());
         }
         self.on_close.notify_waiters();
     }
@@ -195,7 +211,9 @@ impl<P: Protocol> Lane<P> {
 
     fn may_call(&self) -> bool {
         let calls = self.calls.get();
-        calls < USUAL_CALLS || (calls < MAX_CALLS && self.queue.borrow().len() >= WORTH_A_CALL)
+        let only_slow_ones = self.quick.get() > 0 && self.quick_under_way.get() == 0;
+        let is_worth_it = only_slow_ones || self.queue.borrow().len() >= WORTH_A_CALL;
+        calls < USUAL_CALLS || (calls < MAX_CALLS && is_worth_it)
     }
 
     fn call(self: &Rc<Self>, batch: Vec<Queued<P::Request>>) {
@@ -209,7 +227,9 @@ impl<P: Protocol> Lane<P> {
                 Ok(results) => {
                     for (id, result) in results {
                         let waiting = lane.waiting.borrow_mut().remove(&id);
-                        if let Some(reply) = waiting {
+                        if let Some(Waiting { reply, is_quick }) = waiting {
+                            let quick = lane.quick_under_way.get() - usize::from(is_quick);
+                            lane.quick_under_way.set(quick);
                             reply.send(result);
                         }
                     }
@@ -235,16 +255,19 @@ impl<P: Protocol> Lane<P> {
             }
             bytes += next_bytes;
             let Some(next) = queue.pop_front() else { break };
+            let quick = usize::from(P::is_quick(&next.request));
+            self.quick.set(self.quick.get() - quick);
             if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
+                self.quick_under_way.set(self.quick_under_way.get() + quick);
                 batch.push(next);
             }
         }
         drop(queue);
         for id in expired {
             let waiting = self.waiting.borrow_mut().remove(&id);
-            if let Some(reply) = waiting {
+            if let Some(Waiting { reply, .. }) = waiting {
                 reply.send(P::expired());
             }
         }

@@ -109,9 +109,12 @@ impl Place {
         *missing.unwrap_or(&self.replicas[0])
     }
 
-    /// The replicas that can be asked, this node first: nearest first, and it costs no message.
+    /// The replicas that can be asked, this node first: nearest first, and it costs no message. While a layout changes, those
+    /// that stay replicas before all others: what they hold need not be looked for again where the key moves to.
     pub(crate) fn live(&self, node: &Node) -> Vec<NodeId> {
-        live_first(node, &self.replicas)
+        let mut live = live_first(node, &self.replicas);
+        live.sort_by_key(|replica| !self.also.iter().all(|set| set.contains(replica)));
+        live
     }
 }
 

@@ -63,19 +63,20 @@ pub(crate) async fn repair(
     let is_needed = |other: &NodeId| moves && place.also.iter().any(|set| set.contains(other));
     let (needed, spares): (Vec<NodeId>, Vec<NodeId>) =
         place.live(node).into_iter().filter(|other| !read.replied.contains(other)).partition(is_needed);
-    // While a partition moves, mostly they have it: asking costs them no commit.
-    for &replica in needed.iter().chain(elsewhere.iter().filter(|&&replica| node.is_live(replica))) {
-        look(node, place, replica, deadline, &gather);
-    }
+    let moving: Vec<NodeId> =
+        needed.into_iter().chain(elsewhere.into_iter().filter(|&replica| node.is_live(replica))).collect();
     let mut holding = quorum(place, read, wish, required)?;
-    let mut sent: Vec<NodeId> = read.replied.clone();
-    sent.extend(needed.iter().chain(&spares));
-    sent.extend(elsewhere.iter().filter(|&&replica| node.is_live(replica)));
-    sent.into_iter().for_each(|target| holding.sent(target));
+    for &target in read.replied.iter().chain(&moving).chain(&spares) {
+        holding.sent(target);
+    }
     let mut spares = spares.into_iter();
     let mut step = holding.step();
     for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
         step = holding.ack(replica, replica);
+    }
+    if step != Step::Reached {
+        // Mostly they have it: asking costs them no commit.
+        moving.iter().for_each(|&replica| look(node, place, replica, deadline, &gather));
     }
     while step != Step::Reached {
         step = match gather.next(deadline).await {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::codec::{decode_object, encode_context};
@@ -10,7 +11,7 @@ use quorate_core::request::{
     PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest, scan_cursor,
 };
 use quorate_core::transition::View;
-use quorate_core::{Key, NodeId, Object, PartitionId, RequestError, StorageKey};
+use quorate_core::{Key, Layout, NodeId, Object, PartitionId, RequestError, StorageKey};
 use tokio::time::Instant;
 
 use super::read::{Read, read_replicas};
@@ -127,7 +128,15 @@ async fn read_partition(
     deadline: Instant,
 ) -> Result<Slice, RequestError> {
     let replicas = view.read.replicas_for(scan.partition, request.bucket.as_str());
-    let pages = read_pages(node, replicas, &scan, required, deadline).await?;
+    let mut live = live_first(node, replicas);
+    // Those that stay replicas first: what they hold need not be looked for where the keys move to.
+    let stays = |replica: &NodeId| {
+        let set =
+            |layout: &Arc<Layout>| layout.replicas_for(scan.partition, request.bucket.as_str()).to_vec();
+        view.also.iter().all(|layout| set(layout).contains(replica))
+    };
+    live.sort_by_key(|replica| !stays(replica));
+    let pages = read_pages(node, live, &scan, required, deadline).await?;
     // Beyond the end of a page that was cut, nothing is known of that replica.
     let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
     let bound: Option<Bytes> = cut.map(|(key, _)| key.clone()).min();
@@ -152,13 +161,13 @@ async fn read_partition(
 
 async fn read_pages(
     node: &Node,
-    replicas: &[NodeId],
+    live: Vec<NodeId>,
     scan: &ScanPartition,
     required: u8,
     deadline: Instant,
 ) -> Result<Vec<(NodeId, ScanPage)>, RequestError> {
     let begun = Instant::now();
-    let mut quorum = ReadQuorum::new(required, live_first(node, replicas))
+    let mut quorum = ReadQuorum::new(required, live)
         .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
     let gather = Gather::default();
     let ask = |replica: NodeId| {

@@ -29,6 +29,10 @@ impl Protocol for ClientProtocol {
     type Reply = Option<ClientResult>;
     type Port = wire::node::Client;
 
+    fn is_quick(request: &ClientRequest) -> bool {
+        is_quick(request)
+    }
+
     fn bytes_of(request: &ClientRequest) -> usize {
         request_bytes(request)
     }
@@ -66,6 +70,11 @@ impl Protocol for ClientProtocol {
 }
 
 /// About how many bytes a request takes.
+/// True if nothing has to be committed for it.
+pub(crate) fn is_quick(request: &ClientRequest) -> bool {
+    !matches!(request, ClientRequest::Put(_) | ClientRequest::Cluster(_))
+}
+
 pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
     let fixed = 128;
     fixed

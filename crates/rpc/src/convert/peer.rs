@@ -23,6 +23,14 @@ impl Protocol for PeerProtocol {
     type Reply = PeerResult;
     type Port = wire::peer::Client;
 
+    fn is_quick(request: &PeerRequest) -> bool {
+        match request {
+            PeerRequest::Write(_) | PeerRequest::Reap(_) | PeerRequest::HeldDurably(_) => false,
+            PeerRequest::Forward(request) => client::is_quick(request),
+            _ => true,
+        }
+    }
+
     fn bytes_of(request: &PeerRequest) -> usize {
         let fixed = 96;
         fixed

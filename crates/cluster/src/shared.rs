@@ -462,7 +462,7 @@ impl Shared {
     }
 
     /// The trees of a partition whose keys go this way between two nodes: whoever takes is a replica by a layout that is kept
-    /// up, whoever gives by some active one.
+    /// up, whoever gives by some active one; and both are by the one that is read where keys go both ways.
     pub(crate) fn trees_shared_with(
         &self,
         view: &View,
@@ -475,9 +475,12 @@ impl Shared {
                 view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&node))
             };
             let takes = |node: NodeId| view.keeps(node, partition, *n);
+            let reads = |node: NodeId| view.read.replicas_of(partition, *n).contains(&node);
             match way {
                 Way::Here => takes(self.node()) && gives(peer),
-                Way::Both | Way::There => gives(self.node()) && takes(peer),
+                Way::There => gives(self.node()) && takes(peer),
+                // What moves is copied, and at the rate that was set for it.
+                Way::Both => reads(self.node()) && reads(peer),
             }
         };
         self.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()

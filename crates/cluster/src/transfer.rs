@@ -100,11 +100,13 @@ impl Throttle {
         Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1) }
     }
 
-    async fn took(&mut self, shared: &Shared, bytes: u64) {
+    /// Waits as long as these bytes may take, and at least as long as they took: where a copy meets clients' requests, half
+    /// of the time is theirs.
+    async fn took(&mut self, shared: &Shared, bytes: u64, took: Duration) {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        tokio::time::sleep_until(self.due).await;
+        tokio::time::sleep_until(self.due.max(Instant::now() + took)).await;
     }
 }
 
@@ -375,10 +377,11 @@ async fn stream(
         let mut rest = &objects[..];
         while !rest.is_empty() {
             let some = rest.split_at(bounded(rest)).0;
+            let begun = Instant::now();
             if !give(node, some).await {
                 return Err(PeerError::Expired);
             }
-            throttle.took(&node.shared, some.iter().map(size).sum()).await;
+            throttle.took(&node.shared, some.iter().map(size).sum(), begun.elapsed()).await;
             rest = &rest[some.len()..];
         }
         match page.records.last() {

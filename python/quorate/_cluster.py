@@ -326,7 +326,8 @@ class LocalCluster:
 
     def _wait_found(self, name: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        with connect(self.nodes[0].address, timeout=5.0, follow=False) as client:
+        first = next((node for node in self.nodes if node.running and not node._paused), self.nodes[0])
+        with connect(first.address, timeout=5.0, follow=False) as client:
             while True:
                 members = json.loads(client._native.cluster("show"))["members"]
                 if any(member["name"] == name for member in members):

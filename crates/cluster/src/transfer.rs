@@ -100,13 +100,13 @@ impl Throttle {
         Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1) }
     }
 
-    /// Waits as long as these bytes may take, and at least as long as they took: where a copy meets clients' requests, half
-    /// of the time is theirs.
+    /// Waits as long as these bytes may take, and at least twice as long as they took: where a copy meets clients' requests,
+    /// two thirds of the time are theirs.
     async fn took(&mut self, shared: &Shared, bytes: u64, took: Duration) {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        tokio::time::sleep_until(self.due.max(Instant::now() + took)).await;
+        tokio::time::sleep_until(self.due.max(Instant::now() + 2 * took)).await;
     }
 }
 

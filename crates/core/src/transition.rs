@@ -480,6 +480,10 @@ impl Layouts {
     /// [`LayoutError`], naming what does not fit.
     pub fn stage(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
         let mut all = self.staged();
+        if all.iter().any(|staged| staged.change == change) {
+            // Asked again by somebody who did not hear the answer.
+            return Ok(());
+        }
         if all.len() >= MAX_STAGED {
             let detail = format!("{MAX_STAGED} changes are staged already: commit or clear them first");
             return Err(LayoutError::Change { detail });

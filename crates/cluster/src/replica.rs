@@ -408,7 +408,6 @@ impl Acking {
 /// Merges an object that a coordinator, or a replica that repairs, sent.
 struct Merge {
     key: StorageKey,
-    /// Replicas of its bucket.
     record: Record,
     encoded: Bytes,
     rule: MergeRule,

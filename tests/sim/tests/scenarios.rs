@@ -1290,6 +1290,24 @@ fn s25_partition_leaves_and_returns() {
     });
 }
 
+/// A record that can't be read is mended by the read that finds it, with nothing else about: no later write, no anti-entropy.
+#[test]
+fn a_damaged_record_is_mended_by_the_read_that_finds_it() {
+    for found_by_itself in [true, false] {
+        play(SIBLINGS, strict(), async |s| {
+            s.put(s.a, "v", Over::Nothing).await;
+            s.sim.sleep(500).await;
+            let (damaged, via) = if found_by_itself { (s.a, s.a) } else { (s.b, s.a) };
+            s.sim.damage(damaged, &s.k);
+            assert_eq!(s.sim.held(damaged, &s.k), None, "it can't be read");
+            assert_eq!(s.see(via).await.0, set(&["v"]), "the others answer");
+            s.sim.sleep(2_000).await;
+            assert_eq!(s.sim.values(damaged, &s.k), set(&["v"]));
+            assert_eq!(s.see(damaged).await.0, set(&["v"]));
+        });
+    }
+}
+
 // 7. Buckets
 
 /// A bucket that is in use gets one replica instead of three while a node is cut off: from when the others hear of it until

@@ -26,6 +26,8 @@ pub(crate) struct Read {
     pub(crate) replied: Vec<NodeId>,
     /// Those of them that hold less than the merged object.
     pub(crate) stale: Vec<NodeId>,
+    /// Replicas whose record can't be read: they did not count.
+    pub(crate) damaged: Vec<NodeId>,
 }
 
 /// Reads `required` replicas and merges what they hold. `sloppy`: where replicas can't be reached, a fallback that holds a hint
@@ -54,6 +56,7 @@ pub(crate) async fn read_replicas(
     let mut hedge_at = hedge_time(node, &quorum);
     let mut replies: Vec<Reply> = Vec::with_capacity(required as usize);
     let mut last_failure = None;
+    let mut damaged = Vec::new();
     loop {
         let until = hedge_at.unwrap_or(deadline).min(deadline);
         let step = match gather.next(until).await {
@@ -72,6 +75,10 @@ pub(crate) async fn read_replicas(
                     let detail = format!("record {:?} of {}: {error}", place.key, place.view.name_of(from));
                     node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
                     last_failure = Some(PeerError::Storage { detail });
+                    // What only a newer build can read is not damaged.
+                    if place.replicas.contains(&from) && !matches!(error, CodecError::NewerVersion { .. }) {
+                        damaged.push(from);
+                    }
                     quorum.failure()
                 }
             },
@@ -99,7 +106,7 @@ pub(crate) async fn read_replicas(
         match step {
             Step::Ask(replica) => ask(node, place, replica, deadline, &gather),
             Step::Wait => {}
-            Step::Reached => return Ok(merge(node, place, replies)),
+            Step::Reached => return Ok(Read { damaged, ..merge(node, place, replies) }),
             Step::Impossible => return Err(too_few(required, replies.len(), last_failure)),
         }
     }
@@ -161,7 +168,8 @@ fn merge(node: &Node, place: &Place, mut replies: Vec<Reply>) -> Read {
     let replied: Vec<NodeId> = replies.iter().map(|reply| reply.from).collect();
     let first = replies[0].object.take().unwrap_or_default();
     if replies.iter().all(|reply| reply.object.is_none()) {
-        return Read { merged: first, encoded: replies[0].bytes.take(), replied, stale: Vec::new() };
+        let (encoded, stale) = (replies[0].bytes.take(), Vec::new());
+        return Read { merged: first, encoded, replied, stale, damaged: Vec::new() };
     }
     let rule = node.shared.merge_rule(place.key.bucket());
     let mut merged = first.clone();
@@ -172,7 +180,7 @@ fn merge(node: &Node, place: &Place, mut replies: Vec<Reply>) -> Read {
     let is_stale = |reply: &&Reply| reply.object.as_ref().unwrap_or(&first).digest() != digest;
     let stale = replies.iter().filter(is_stale).map(|reply| reply.from).collect();
     let encoded = encode_object(&merged, place.long_key.as_deref());
-    Read { merged, encoded: Some(encoded), replied, stale }
+    Read { merged, encoded: Some(encoded), replied, stale, damaged: Vec::new() }
 }
 
 /// One replica's answer to a read that is not part of a quorum (explain).

@@ -30,11 +30,15 @@ pub(crate) async fn repair(
     deadline: Instant,
 ) -> Result<Vec<NodeId>, RequestError> {
     let moves = !place.also.is_empty();
-    let Some(object) = read.encoded.as_ref().filter(|_| !read.stale.is_empty() || moves) else {
+    let policy = place.bucket.definition.read_repair;
+    let Some(object) = read.encoded.as_ref().filter(|_| policy != ReadRepair::Off) else {
         return Ok(Vec::new());
     };
-    let policy = place.bucket.definition.read_repair;
-    if policy == ReadRepair::Off {
+    // Nobody waits for those whose record is damaged: before they count again they have to ask others.
+    for &replica in &read.damaged {
+        push(node, place, object, replica, deadline, &Gather::default());
+    }
+    if read.stale.is_empty() && !moves {
         return Ok(Vec::new());
     }
     if !read.stale.is_empty() {

@@ -258,6 +258,7 @@ async fn show(
             encoded: Some(quorate_core::codec::encode_object(&merged, place.long_key.as_deref())),
             merged: merged.clone(),
             replied: digests.iter().map(|(from, _)| *from).collect(),
+            damaged: Vec::new(),
             stale: digests.iter().filter(|(_, held)| *held != digest).map(|(from, _)| *from).collect(),
         };
         repair(node, &place, &read, (request.r, required), deadline).await?;

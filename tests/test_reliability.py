@@ -353,6 +353,33 @@ def fetch(address: str, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def test_a_node_that_looks_for_its_cluster_is_alive_and_not_ready(tmp_path: Path) -> None:
+    with LocalCluster(nodes=2) as ports:
+        listen, address = ports[0].address, ports[1].address
+    file = tmp_path / "node.toml"
+    file.write_text(
+        f'[node]\nname = "n0"\nlisten = "{listen}"\ndata = "{tmp_path / "data"}"\nmetrics = "{address}"\n'
+        f'[membership]\nplugin = "gossip"\nseeds = ["{listen}"]\nexpect = 2\n'
+    )
+    node = subprocess.Popen([sys.executable, "-m", "quorate", "serve", "--config", str(file)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                assert fetch(address, "/livez") == (200, "alive\n")
+                break
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        code, why = fetch(address, "/readyz")
+        assert (code, "has not found its cluster" in why) == (503, True), why
+        assert fetch(address, "/metrics")[0] == 503
+        node.terminate()
+        assert node.wait(10) == 0
+    finally:
+        node.kill()
+        node.wait()
+
+
 def test_metrics_tell_what_happens() -> None:
     with LocalCluster(nodes=1) as ports:
         address = ports[0].address

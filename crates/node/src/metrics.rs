@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -18,6 +19,7 @@ use quorate_cluster::Shared;
 use quorate_core::event::{Event, EventKind, EventSink};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
 use crate::logging::LogEvents;
 
@@ -267,8 +269,48 @@ impl EventSink for Metrics {
     }
 }
 
-/// Serves the HTTP port for as long as the node runs.
-pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, shared: Arc<Shared>) {
+/// The node, once it has found its cluster.
+pub(crate) type Served = Arc<OnceLock<Weak<Shared>>>;
+
+/// Serves the HTTP port on a thread of its own, until it is dropped: also while the node looks for its cluster.
+pub(crate) struct HttpPort {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HttpPort {
+    pub(crate) fn open(
+        listener: std::net::TcpListener,
+        metrics: Arc<Metrics>,
+        node: Served,
+    ) -> std::io::Result<HttpPort> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let serving = move || {
+            runtime.block_on(async move {
+                let Ok(listener) = TcpListener::from_std(listener) else { return };
+                tokio::select! {
+                    biased;
+                    _ = stopped => {}
+                    () = serve(listener, metrics, node) => {}
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("quorate-http".into()).spawn(serving)?;
+        Ok(HttpPort { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for HttpPort {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, metrics: Arc<Metrics>, node: Served) {
     let places = Arc::new(tokio::sync::Semaphore::new(MAX_SCRAPES));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -276,10 +318,10 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, shared: 
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (metrics, shared) = (metrics.clone(), shared.clone());
+        let (metrics, node) = (metrics.clone(), node.clone());
         tokio::spawn(async move {
             let _place = place;
-            let _ = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &metrics, &shared)).await;
+            let _ = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &metrics, &node)).await;
         });
     }
 }
@@ -291,7 +333,7 @@ pub(crate) fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListen
     Ok(listener)
 }
 
-async fn answer(mut stream: TcpStream, metrics: &Metrics, shared: &Shared) -> std::io::Result<()> {
+async fn answer(mut stream: TcpStream, metrics: &Metrics, node: &Served) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.windows(4).any(|four| four == b"\r\n\r\n") {
@@ -305,14 +347,19 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics, shared: &Shared) -> st
     let line = String::from_utf8_lossy(line);
     let mut words = line.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let shared = node.get().and_then(Weak::upgrade);
     match (method, path.split('?').next().unwrap_or_default()) {
+        ("GET", "/livez") => reply(&mut stream, "200 OK", "text/plain", "alive\n").await,
+        ("GET", "/metrics" | "/readyz") if shared.is_none() => {
+            let why = "this node has not found its cluster yet, or is about to stop\n";
+            reply(&mut stream, "503 Service Unavailable", "text/plain", why).await
+        }
         ("GET", "/metrics") => {
-            let page = metrics.page(shared);
+            let page = shared.map_or_else(String::new, |shared| metrics.page(&shared));
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             reply(&mut stream, "200 OK", kind, &page).await
         }
-        ("GET", "/livez") => reply(&mut stream, "200 OK", "text/plain", "alive\n").await,
-        ("GET", "/readyz") => match not_ready(shared) {
+        ("GET", "/readyz") => match shared.and_then(|shared| not_ready(&shared)) {
             None => reply(&mut stream, "200 OK", "text/plain", "ready\n").await,
             Some(why) => reply(&mut stream, "503 Service Unavailable", "text/plain", &why).await,
         },

@@ -32,7 +32,7 @@ use crate::config::{Config, ConfigError};
 use crate::faults::{Cut, FaultyTcp};
 use crate::founding::{Seeker, SharedMembership, follow_seeds};
 use crate::logging::{self, LogEvents};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, HttpPort, Metrics};
 use crate::registry::Registry;
 
 /// How long requests under way may go on once the node is told to stop.
@@ -55,11 +55,16 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
     };
     let counted = Arc::new(Metrics::new());
     let cut = Arc::new(Cut::default());
+    let node = metrics::Served::default();
+    let http = scrapes.map(|listener| HttpPort::open(listener, counted.clone(), node.clone()));
+    let http =
+        http.transpose().map_err(|error| ConfigError::new(format!("cannot serve metrics: {error}")))?;
     let Some(found) = find(&config, registry, &listener, &cut)? else {
         tracing::info!("stopped");
         return Ok(());
     };
     let shared = open(&config, registry, &found, counted.clone())?;
+    let _ = node.set(Arc::downgrade(&shared));
     let workers =
         config.node.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let connections = Arc::new(AtomicUsize::new(0));
@@ -76,21 +81,15 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
         .enable_all()
         .build()
         .map_err(|error| ConfigError::new(format!("cannot start the event loop: {error}")))?;
-    let served = runtime.block_on(async {
-        if let Some(listener) = scrapes {
-            let listener = tokio::net::TcpListener::from_std(listener)
-                .map_err(|error| ConfigError::new(format!("cannot serve metrics: {error}")))?;
-            tokio::spawn(metrics::serve(listener, counted.clone(), shared.clone()));
-        }
-        accept(listener, &workers, &connections, &config).await
-    });
-    // What still serves a scrape goes with it, and lets go of the node.
+    let served = runtime.block_on(async { accept(listener, &workers, &connections, &config).await });
     drop(runtime);
     // All are told first, so that they drain side by side.
     let threads: Vec<JoinHandle<()>> = workers.into_iter().map(Worker::stop).collect();
     for thread in threads {
         let _ = thread.join();
     }
+    // Whoever still serves a scrape lets go of the node.
+    drop(http);
     close_engine(shared);
     tracing::info!("stopped");
     served

@@ -133,7 +133,7 @@ async fn redefine(sim: &Rc<Sim>, mut random: Random, ends: &Cell<bool>) {
     }
 }
 
-/// Somebody who keeps hints for a node can't reach it for longer than a grace period, when all others can.
+/// Somebody who keeps hints for a node can't reach it for longer than a grace period, when all others can; or nobody can.
 async fn keep_hints(sim: &Rc<Sim>, mut random: Random, ends: &Cell<bool>) {
     while !ends.get() {
         sim.sleep(500 + random.below(2_000)).await;
@@ -145,19 +145,27 @@ async fn keep_hints(sim: &Rc<Sim>, mut random: Random, ends: &Cell<bool>) {
         {
             continue;
         }
-        sim.log.add(format!("n{keeper} keeps hints of n{target}"));
+        let stays_away = random.chance(50);
+        sim.log.add(format!("n{keeper} keeps hints of n{target}, which stays away: {stays_away}"));
         sim.kill(target);
         sim.sleep(500 + random.below(2_500)).await;
         let until = sim.now_ms() + sim.options.settings().reaping.grace_ms + random.below(8_000);
         while sim.now_ms() < until && !ends.get() {
             // Whatever else is mended meanwhile.
-            sim.net.cut(keeper, target);
-            sim.net.cut(target, keeper);
-            sim.start(target);
+            match stays_away {
+                true if sim.is_running(target) => sim.kill(target),
+                true => {}
+                false => {
+                    sim.net.cut(keeper, target);
+                    sim.net.cut(target, keeper);
+                    sim.start(target);
+                }
+            }
             sim.sleep(100).await;
         }
         sim.net.mend(keeper, target);
         sim.net.mend(target, keeper);
+        sim.start(target);
     }
 }
 

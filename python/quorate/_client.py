@@ -208,10 +208,12 @@ class Client:
         A bucket need not be created: without a definition it goes by that of ``default``. Creating it again in the same
         way does nothing.
 
+        Only a bucket without keys can get another ``n``, or an ``r`` or ``w`` that need not meet what was written before,
+        and all nodes must be up for it.
+
         Args:
             name: 1 to 64 of the characters A-Z a-z 0-9 . _ -
-            n: replicas a key. Default: as many as the cluster keeps. Only a bucket without keys can get one of its own,
-                and all nodes must be up for it.
+            n: replicas a key. Default: as many as the cluster keeps.
             r: replicas a read asks: a number, "quorum" or "all".
             w: acks a write waits for: a number, "quorum" or "all".
             resolver: what decides between versions that lie side by side: "siblings", "lww", or a plugin's name.

@@ -48,6 +48,10 @@ impl From<StorageError> for Refusal {
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
         match refusal {
+            Refusal::Layout(LayoutError::UnderWay { changes }) => {
+                let what = "the number of changes of layout under way (quorate cluster transfers)".to_owned();
+                RequestError::Overloaded { what, limit: changes as u64 }
+            }
             Refusal::Layout(error) => RequestError::invalid(error.to_string()),
             Refusal::Storage(error) => RequestError::StorageFailed { detail: error.to_string() },
         }
@@ -85,6 +89,9 @@ fn new_id(node: &Node) -> u64 {
 
 async fn stage(node: &Node, change: Change) -> Result<(), RequestError> {
     let change = with_address(node, change)?;
+    if let Change::Bucket { definition, .. } = &change {
+        node.shared.resolver(&definition.resolver)?;
+    }
     let id = new_id(node);
     let staging =
         |layouts: &mut Layouts| layouts.stage(id, change.clone()).map_err(Refusal::Layout).map(|()| true);

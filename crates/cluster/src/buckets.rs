@@ -1,15 +1,17 @@
 //! Buckets with a definition of their own: created while the cluster runs, by a change of layout that moves no partition.
 //!
-//! A bucket whose keys get another number of replicas than they had by the default would be looked for where it is not, as
-//! long as some nodes know and some do not. So its keys are neither read nor written from the moment a node hears of it until
-//! all have; what somebody had under the name before goes to its new replicas meanwhile (`transfer::copy`).
+//! A bucket whose keys get another number of replicas than they had by the default, or quorums that need not meet those,
+//! would be looked for where it is not, as long as some nodes know and some do not. So its keys are neither read nor written
+//! from the moment a node hears of it until nobody goes by the old definition any more; what somebody had under the name before
+//! goes to its replicas meanwhile (`transfer::copy`).
 
 use std::rc::Rc;
 use std::time::Duration;
 
+use quorate_core::bucket::Bucket;
 use quorate_core::change::Change;
 use quorate_core::request::{BucketReport, BucketsReport, QuorumSize, ScanRequest};
-use quorate_core::transition::{Layouts, Phase};
+use quorate_core::transition::Phase;
 use quorate_core::{BucketDefinition, BucketName, Buckets, RequestError};
 use tokio::time::Instant;
 
@@ -24,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) fn show(node: &Node) -> BucketsReport {
     let view = node.shared.view();
     let newest = view.newest();
-    let report = |(name, bucket): (&str, &quorate_core::bucket::Bucket)| {
+    let report = |(name, bucket): (&str, &Bucket)| {
         let ready = view.bucket(name).is_some();
         (name.to_owned(), BucketReport { definition: bucket.definition.clone(), ready })
     };
@@ -49,45 +51,45 @@ pub(crate) async fn create(
 ) -> Result<BucketsReport, RequestError> {
     let bucket = BucketName::new(name)?;
     node.shared.resolver(&definition.resolver)?;
-    let known = node.shared.view().newest().buckets().clone();
-    let is_there = known.is_declared(name) && known.get(name).definition == definition;
-    let other_n = known.get(name).n != definition.n.unwrap_or(u8::MAX);
-    if !is_there {
-        if other_n && !known.is_declared(name) {
-            check_is_new(node, &bucket, &known, deadline).await?;
+    let wanted = Bucket { n: definition.n.unwrap_or(u8::MAX), definition: definition.clone() };
+    let change = Change::Bucket { name: name.to_owned(), definition: definition.clone() };
+    let mut is_checked = false;
+    loop {
+        let view = node.shared.view();
+        let (known, replicas) = (view.newest().buckets().clone(), view.newest().replicas());
+        drop(view);
+        if !known.is_declared(name) || known.get(name).definition != definition {
+            if !is_checked && !known.is_declared(name) && !wanted.meets(known.get(name), replicas) {
+                check_is_new(node, &bucket, &known, deadline).await?;
+            }
+            is_checked = true;
+            match commit_only(node, &change).await {
+                // Others are under way: there is room when they are done.
+                Ok(()) | Err(RequestError::Overloaded { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        } else if is_taken(node, name) {
+            return Ok(show(node));
         }
-        commit_only(node, &Change::Bucket { name: name.to_owned(), definition: definition.clone() }).await?;
-    }
-    let number = node.shared.view().newest().number();
-    let needed =
-        if other_n || node.shared.view().bucket(name).is_none() { Phase::Reading } else { Phase::Known };
-    while !node.shared.layouts.look(|layouts| is_reached(layouts, number, needed)) {
         if Instant::now() >= deadline {
             return Err(node.shared.layouts.look(|layouts| {
                 let all = layouts.participants();
-                let there = all.iter().filter(|&&id| layouts.phase_of(id) >= needed).count();
+                let there = all.iter().filter(|&&id| layouts.phase_of(id) >= Phase::Known).count();
                 RequestError::Indeterminate { needed: all.len() as u8, received: there as u8 }
             }));
         }
         let _ = tokio::time::timeout(LOOK_EVERY, node.shared.layouts.stirred.notified()).await;
     }
-    let report = show(node);
-    match report.buckets.get(name) {
-        Some(created) if created.definition == definition => Ok(report),
-        _ => Err(RequestError::invalid(format!(
-            "bucket {name:?}: somebody else committed another change at the same time, and that one holds; \
-             see `quorate cluster show`, and create it again"
-        ))),
-    }
 }
 
-/// True if everybody is that far with this layout, or with a later one.
-fn is_reached(layouts: &Layouts, number: u64, needed: Phase) -> bool {
-    let newest = layouts.newest().number();
-    newest > number || layouts.active().len() == 1 || layouts.least() >= needed
+/// True if all nodes know the newest layout, and with it the bucket, and none goes by another one of it.
+fn is_taken(node: &Node, name: &str) -> bool {
+    let all_know =
+        node.shared.layouts.look(|layouts| layouts.active().len() == 1 || layouts.least() >= Phase::Known);
+    all_know && node.shared.view().bucket(name).is_some()
 }
 
-/// A bucket that gets an n of its own must be new, and everybody there to hear of it.
+/// A bucket that gets other replicas or quorums must be new, and everybody there to hear of it.
 async fn check_is_new(
     node: &Rc<Node>,
     bucket: &BucketName,
@@ -98,8 +100,8 @@ async fn check_is_new(
     if let Some(&down) = view.participants.iter().find(|&&id| !node.is_live(id)) {
         let (name, down) = (bucket.as_str(), view.name_of(down));
         return Err(RequestError::invalid(format!(
-            "bucket {name:?}: node {down} can't be reached, and no key could be read or written until it is told of the n; \
-             start it, or take it out with `quorate cluster remove {down} --force`, or leave n to the cluster"
+            "bucket {name:?}: node {down} can't be reached, and no key could be read or written until it is told of the n, r and w; \
+             start it, or take it out with `quorate cluster remove {down} --force`, or leave n, r and w to the default"
         )));
     }
     drop(view);
@@ -113,13 +115,13 @@ async fn check_is_new(
     };
     let found = coordinator::scan(node, scan, deadline).await?;
     if let Some(entry) = found.entries.first() {
-        let n = known.get(bucket.as_str()).definition.n;
+        let BucketDefinition { n, r, w, .. } = &known.get(bucket.as_str()).definition;
+        let n = n.map_or("the cluster's n".to_owned(), |n| format!("n = {n}"));
         return Err(RequestError::invalid(format!(
-            "bucket {:?} has keys already ({}) with {}: the number of replicas is for a bucket's whole life; \
-             choose another name, or leave n as it is",
+            "bucket {:?} has keys already ({}), with {n}, r = {r}, w = {w}: what is written by these might not be found by others; \
+             choose another name, or leave them as they are",
             bucket.as_str(),
             entry.key.escape_ascii(),
-            n.map_or("the n of the cluster".to_owned(), |n| format!("n = {n}")),
         )));
     }
     Ok(())

@@ -145,12 +145,22 @@ impl Shared {
         mut change: impl FnMut(&mut Layouts) -> Result<bool, E>,
     ) -> Result<(), E> {
         let _one = self.layouts.changing.lock().await;
+        let mut stored = false;
         loop {
             let before = self.layouts.known();
             let mut next = before.clone();
-            if !change(&mut next)? {
-                return Ok(());
+            match change(&mut next) {
+                Ok(true) => {}
+                nothing => {
+                    if stored {
+                        // What was stored and not gone by is taken back.
+                        self.store_layouts(&before).await?;
+                        self.regroup(before.newest().buckets()).await;
+                    }
+                    return nothing.map(drop);
+                }
             }
+            stored = true;
             if !planted(Bug::LayoutNotStored) {
                 self.store_layouts(&next).await?;
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use quorate_core::event::EventKind;
 use quorate_core::recovery::has_recovered;
+use quorate_core::transition::Layouts;
 use quorate_core::{NodeId, PartitionId};
 
 use crate::node::Node;
@@ -131,7 +132,10 @@ fn is_done(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<NodeId,
     let none = BTreeMap::new();
     let view = shared.view();
     // What moves to this node it must copy before it knows anything of it: others to which it moves may not have it yet.
-    if shared.layouts.look(|layouts| layouts.has_to_copy(partition)) {
+    // And what a bucket has, whose replicas change, is on its way.
+    let unknown =
+        |layouts: &Layouts| layouts.has_to_copy(partition) || !layouts.redefined_buckets().is_empty();
+    if shared.layouts.look(unknown) {
         return false;
     }
     let layouts = view.active.iter().flat_map(|layout| shared.sizes().into_iter().map(move |n| (layout, n)));

@@ -502,7 +502,7 @@ impl Update for Merge {
 /// As what a node coordinates a write.
 #[derive(Clone, Copy, Debug)]
 enum Role {
-    /// As a replica of the key, whose bucket has `n` of them.
+    /// As a replica of the key.
     Replica,
     /// As a fallback: what it writes is a hint.
     Fallback { target: NodeId },

@@ -197,48 +197,61 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
 }
 
 /// Gives all that this node holds of a bucket to everybody who is to hold it by the newest layout, which says another n than
-/// the one before. Nobody reads or writes the bucket until all have done so; mostly it is new, and there is nothing.
-/// False if somebody has not taken it yet.
+/// the one before, or other quorums. Nobody reads or writes the bucket until all have done so; mostly it is new, and there is
+/// nothing. False if somebody has not taken it yet.
 async fn spread_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
     let shared = &node.shared;
     // What was taken from those who did not know is on the disk once it is committed.
     all_committed(shared).await;
     for partition in shared.all_partitions() {
-        let targets: Vec<NodeId> = newest
-            .replicas_for(partition, bucket)
-            .iter()
-            .copied()
-            .filter(|&replica| replica != shared.node())
-            .collect();
-        let mut start = StorageKey::prefix_start(partition, bucket, b"");
-        let end = end_of_prefix(&start);
-        let mut after = false;
-        loop {
-            let limit = PAGE_RECORDS as usize;
-            let max_bytes = PAGE_BYTES as usize;
-            let range = Range { start: &start, after, end: end.as_deref(), limit, max_bytes };
-            let page = match shared.engine.scan(range) {
-                Ok(page) => page,
-                Err(error) => {
-                    shared.emit(None, EventKind::StorageFailed { detail: error.to_string() });
-                    return false;
-                }
-            };
-            let all =
-                page.records.iter().filter_map(|(key, object)| Some((StorageKey::from_peer(key)?, object)));
-            let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
-                .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
-                .collect();
-            if !give(node, &to_each).await {
-                return false;
-            }
-            match page.records.last() {
-                Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
-                _ => break,
-            }
+        if let Err((peer, error)) = spread_partition(node, newest, partition, bucket).await {
+            let (peer, reason) = (shared.view().name_of(peer), format!("keys of bucket {bucket:?}: {error}"));
+            shared.emit(None, EventKind::RepairFailed { peer, reason });
+            tokio::time::sleep(PAUSE).await;
+            return false;
         }
+        tokio::task::yield_now().await;
     }
     true
+}
+
+async fn spread_partition(
+    node: &Rc<Node>,
+    newest: &Layout,
+    partition: PartitionId,
+    bucket: &str,
+) -> Result<(), (NodeId, PeerError)> {
+    let this = node.shared.node();
+    let targets: Vec<NodeId> =
+        newest.replicas_for(partition, bucket).iter().copied().filter(|&replica| replica != this).collect();
+    let mut start = StorageKey::prefix_start(partition, bucket, b"");
+    let end = end_of_prefix(&start);
+    let mut after = false;
+    loop {
+        let (limit, max_bytes) = (PAGE_RECORDS as usize, PAGE_BYTES as usize);
+        let range = Range { start: &start, after, end: end.as_deref(), limit, max_bytes };
+        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
+        let page = node
+            .shared
+            .engine
+            .scan(range)
+            .map_err(|error| (this, PeerError::Storage { detail: error.to_string() }))?;
+        let all = page.records.iter().filter_map(|(key, object)| Some((readable(key, object)?, object)));
+        let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
+            .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
+            .collect();
+        give(node, &to_each, valid_until_ms).await?;
+        match page.records.last() {
+            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The record's key, unless the record is damaged: that others have to mend.
+fn readable(key: &Bytes, object: &Bytes) -> Option<StorageKey> {
+    decode_object(object).ok()?;
+    StorageKey::from_peer(key)
 }
 
 fn size((_, key, object): &(NodeId, StorageKey, Bytes)) -> u64 {
@@ -255,22 +268,29 @@ fn bounded(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
     objects.iter().take(GIVEN_RECORDS).take_while(fits).count().max(1)
 }
 
-/// Sends objects, each to one node, and waits until all are stored durably. A record that is damaged here nobody takes.
-async fn give(node: &Rc<Node>, objects: &[(NodeId, StorageKey, Bytes)]) -> bool {
+/// Sends objects, each to one node, and waits until all are stored durably. `valid_until_ms`: as of when they were read.
+///
+/// # Errors
+/// Who did not take one, and why.
+async fn give(
+    node: &Rc<Node>,
+    objects: &[(NodeId, StorageKey, Bytes)],
+    valid_until_ms: u64,
+) -> Result<(), (NodeId, PeerError)> {
     let acked = Gather::default();
-    let count = objects.len();
     for (to, key, object) in objects.iter().cloned() {
-        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let write = PeerWrite { key, object, purpose: WritePurpose::HandOff, valid_until_ms, layout: 0 };
         node.send_write(to, write, PAGE_TIMEOUT, acked.slot(to));
     }
     let deadline = Instant::now() + PAGE_TIMEOUT;
-    for _ in 0..count {
-        if !matches!(acked.next(deadline).await, Some((_, Ok(_) | Err(PeerError::Refused { .. })))) {
-            return false;
+    for _ in objects {
+        match acked.next(deadline).await {
+            Some((_, Ok(_))) => {}
+            Some((from, Err(error))) => return Err((from, error)),
+            None => return Err((objects[0].0, PeerError::Expired)),
         }
     }
-    true
+    Ok(())
 }
 
 /// True if the partition was merged with enough of every source, for each size of bucket, and with everybody of them who can
@@ -357,6 +377,7 @@ async fn stream(
             max_bytes: PAGE_BYTES,
             layout: source.digest(),
         };
+        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let page = match ask(node, peer, PeerRequest::ScanPartition(scan)).await {
             Ok(PeerReply::Page(page)) => page,
             // What it can't show as a whole is compared key by key.
@@ -367,20 +388,18 @@ async fn stream(
         };
         let ours = |(key, object): &(Bytes, Bytes)| {
             let this = node.shared.node();
-            let key = StorageKey::from_peer(key).filter(|key| key.partition() == partition)?;
+            // A record that is damaged there is for the comparison to find.
+            let key = readable(key, object).filter(|key| key.partition() == partition)?;
             // Keys of a bucket with fewer replicas may be for others.
             let is_own = newest.replicas_for(partition, key.bucket()).contains(&this);
             is_own.then(|| (this, key, object.clone()))
         };
         let objects: Vec<(NodeId, StorageKey, Bytes)> = page.records.iter().filter_map(ours).collect();
-        // A record that is damaged there is for the comparison to find.
         let mut rest = &objects[..];
         while !rest.is_empty() {
             let some = rest.split_at(bounded(rest)).0;
             let begun = Instant::now();
-            if !give(node, some).await {
-                return Err(PeerError::Expired);
-            }
+            give(node, some, valid_until_ms).await.map_err(|(_, error)| error)?;
             throttle.took(&node.shared, some.iter().map(size).sum(), begun.elapsed()).await;
             rest = &rest[some.len()..];
         }

@@ -22,6 +22,10 @@ const PAGE_BYTES: usize = 512 * 1024;
 /// How often the node looks for trees that have to be built again.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// How often a barrier is tried on an engine that takes nothing; one that has failed takes nothing ever.
+const BARRIER_TRIES: usize = 100;
+const BARRIER_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// What a tree knows of one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Held {
@@ -252,15 +256,21 @@ pub(crate) async fn keep_built(shared: &Shared) {
 
 /// Waits until everything that was submitted before is committed.
 pub(crate) async fn all_committed(shared: &Shared) {
-    let (done, committed) = tokio::sync::oneshot::channel();
-    let key = StorageKey::of_table(Table::Facts, b"barrier");
-    shared.engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);
-    let _ = committed.await;
+    for _ in 0..BARRIER_TRIES {
+        let (done, committed) = tokio::sync::oneshot::channel();
+        let key = StorageKey::of_table(Table::Facts, b"barrier");
+        shared.engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);
+        if let Ok(Ok(())) = committed.await {
+            return;
+        }
+        // A queue that is full took nothing.
+        tokio::time::sleep(BARRIER_PAUSE).await;
+    }
 }
 
 struct Barrier {
     key: StorageKey,
-    done: Option<tokio::sync::oneshot::Sender<()>>,
+    done: Option<tokio::sync::oneshot::Sender<Result<(), StorageError>>>,
 }
 
 impl Update for Barrier {
@@ -274,9 +284,9 @@ impl Update for Barrier {
 
     fn applied(&mut self) {}
 
-    fn finished(mut self: Box<Self>, _: Result<(), StorageError>) {
+    fn finished(mut self: Box<Self>, outcome: Result<(), StorageError>) {
         if let Some(done) = self.done.take() {
-            let _ = done.send(());
+            let _ = done.send(outcome);
         }
     }
 }

@@ -101,6 +101,18 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// True if requests by this definition and by the other meet: on the same replicas, and what one writes the other
+    /// reads, in a layout with so many replicas.
+    pub fn meets(&self, other: &Bucket, replicas: u8) -> bool {
+        let n = self.n.min(replicas);
+        let sizes = |of: &Bucket| (u16::from(of.definition.r.of(n)), u16::from(of.definition.w.of(n)));
+        let ((r, w), (their_r, their_w)) = (sizes(self), sizes(other));
+        let meet = r + their_w > u16::from(n) && their_r + w > u16::from(n);
+        self.n == other.n && (meet || (r, w) == (their_r, their_w))
+    }
+}
+
 /// All buckets of a cluster. A name that is not declared takes the definition of `default`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Buckets {
@@ -119,19 +131,19 @@ impl Buckets {
     /// Checks the definitions against the cluster's number of replicas.
     ///
     /// # Errors
-    /// Which bucket, and what is wrong with it.
+    /// [`LayoutError::Bucket`]: which, and what is wrong with it.
     pub fn new(
         definitions: &BTreeMap<String, BucketDefinition>,
         replicas: u8,
-    ) -> Result<Buckets, (String, String)> {
+    ) -> Result<Buckets, LayoutError> {
         let mut buckets = Buckets::default();
         for (name, definition) in definitions {
-            let bucket = check(name, definition, replicas).map_err(|detail| (name.clone(), detail))?;
-            buckets.declared.insert(name.clone(), Arc::new(bucket));
+            buckets.declared.insert(name.clone(), Arc::new(check(name, definition, replicas)?));
         }
         if definitions.len() > MAX_BUCKETS {
-            let last = definitions.keys().next_back().cloned().unwrap_or_default();
-            return Err((last, format!("{} definitions: use up to {MAX_BUCKETS}", definitions.len())));
+            let name = definitions.keys().next_back().cloned().unwrap_or_default();
+            let detail = format!("{} definitions: use up to {MAX_BUCKETS}", definitions.len());
+            return Err(LayoutError::Bucket { name, detail });
         }
         if let Some(default) = buckets.declared.get(DEFAULT_BUCKET) {
             buckets.default = default.clone();
@@ -165,8 +177,17 @@ impl Buckets {
 
     /// Names of buckets whose keys have another number of replicas in `other`.
     pub fn with_other_n<'a>(&'a self, other: &'a Buckets) -> impl Iterator<Item = &'a str> {
-        let names = self.declared.keys().chain(other.declared.keys().filter(|name| !self.is_declared(name)));
-        names.map(String::as_str).filter(|name| self.get(name).n != other.get(name).n)
+        self.names_with(other).filter(|name| self.get(name).n != other.get(name).n)
+    }
+
+    /// Names of buckets whose requests by one definition may miss those by the other.
+    pub fn that_miss<'a>(&'a self, other: &'a Buckets, replicas: u8) -> impl Iterator<Item = &'a str> {
+        self.names_with(other).filter(move |name| !self.get(name).meets(other.get(name), replicas))
+    }
+
+    fn names_with<'a>(&'a self, other: &'a Buckets) -> impl Iterator<Item = &'a str> {
+        let theirs = other.declared.keys().filter(|name| !self.is_declared(name));
+        self.declared.keys().chain(theirs).map(String::as_str)
     }
 }
 
@@ -254,7 +275,15 @@ fn read_size(reader: &mut Reader<'_>) -> Result<QuorumSize, LayoutError> {
 }
 
 /// A definition's numbers for a cluster with so many replicas.
-fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, String> {
+///
+/// # Errors
+/// [`LayoutError::Bucket`]: what does not fit.
+pub(crate) fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, LayoutError> {
+    numbers_of(name, definition, replicas)
+        .map_err(|detail| LayoutError::Bucket { name: name.to_owned(), detail })
+}
+
+fn numbers_of(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, String> {
     BucketName::new(name).map_err(|error| error.to_string())?;
     let n = definition.n.unwrap_or(replicas);
     if n == 0 || n > replicas {
@@ -324,9 +353,8 @@ mod tests {
         ];
         for (definition, what) in wrong {
             let definitions = BTreeMap::from([("carts".to_owned(), definition)]);
-            let (name, detail) = Buckets::new(&definitions, 3).unwrap_err();
-            assert_eq!(name, "carts");
-            assert!(detail.contains(what), "{detail}");
+            let refusal = Buckets::new(&definitions, 3).unwrap_err().to_string();
+            assert!(refusal.contains("\"carts\"") && refusal.contains(what), "{refusal}");
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bucket::{BucketDefinition, DEFAULT_BUCKET};
+use crate::bucket::{BucketDefinition, DEFAULT_BUCKET, check};
 use crate::layout::{DEFAULT_WEIGHT, Departure, LayoutError, MAX_MEMBER_TEXT, Member, WEIGHTS};
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
@@ -242,7 +242,10 @@ impl Outline {
                         there.differences(definition)
                     ));
                 }
-                None => drop(self.buckets.insert(name.clone(), definition.clone())),
+                None => {
+                    check(name, definition, self.replicas)?;
+                    self.buckets.insert(name.clone(), definition.clone());
+                }
             },
         }
         Ok(())

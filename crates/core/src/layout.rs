@@ -105,6 +105,12 @@ pub enum LayoutError {
         /// What does not fit, and what to do.
         detail: String,
     },
+    /// As many changes are under way as may be.
+    #[error("{changes} changes are under way already: wait for them (quorate cluster transfers)")]
+    UnderWay {
+        /// How many.
+        changes: usize,
+    },
     /// A change does not fit the layout it is made to.
     #[error("{detail}")]
     Change {
@@ -194,8 +200,7 @@ impl Layout {
         mut self,
         definitions: &BTreeMap<String, BucketDefinition>,
     ) -> Result<Layout, LayoutError> {
-        let buckets = Buckets::new(definitions, self.replicas);
-        self.buckets = Arc::new(buckets.map_err(|(name, detail)| LayoutError::Bucket { name, detail })?);
+        self.buckets = Arc::new(Buckets::new(definitions, self.replicas)?);
         Ok(self.with_digest())
     }
 

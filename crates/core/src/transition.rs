@@ -206,12 +206,12 @@ impl View {
         holders
     }
 
-    /// The bucket's rules. `None` while it is being created with a number of replicas that its keys have not had: until
-    /// all nodes know, some would look for its keys where others do not put them.
+    /// The bucket's rules. `None` while it is being created with other replicas or quorums than its keys have had: as long as
+    /// some go by the one and some by the other, some would look for its keys where others do not put them.
     pub fn bucket(&self, name: &str) -> Option<&Arc<Bucket>> {
         let bucket = self.newest().buckets().get(name);
-        let settled =
-            self.is_settled() || self.kept_up().all(|layout| layout.buckets().get(name).n == bucket.n);
+        let meets = |layout: &Arc<Layout>| bucket.meets(layout.buckets().get(name), layout.replicas());
+        let settled = self.is_settled() || self.kept_up().all(meets);
         settled.then_some(bucket)
     }
 
@@ -374,11 +374,13 @@ impl Layouts {
         &self.active[self.position(self.base.read).min(newest)..newest]
     }
 
-    /// Buckets whose keys the newest layout has on other replicas than one that it follows.
+    /// Buckets whose requests by the newest layout may miss what was written by one that it follows.
     pub fn redefined_buckets(&self) -> BTreeSet<String> {
         let newest = self.newest().buckets();
-        let sources = self.sources().iter();
-        sources.flat_map(|source| newest.with_other_n(source.buckets())).map(str::to_owned).collect()
+        let redefined = |source: &Arc<Layout>| {
+            newest.that_miss(source.buckets(), source.replicas()).map(str::to_owned).collect()
+        };
+        self.sources().iter().flat_map(|source| -> Vec<String> { redefined(source) }).collect()
     }
 
     /// True if the partition moves to this node, and it has not copied it yet.
@@ -480,7 +482,7 @@ impl Layouts {
     /// [`LayoutError`], naming what does not fit.
     pub fn stage(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
         let mut all = self.staged();
-        if all.iter().any(|staged| staged.change == change) {
+        if all.last().is_some_and(|staged| staged.change == change) {
             // Asked again by somebody who did not hear the answer.
             return Ok(());
         }
@@ -526,11 +528,7 @@ impl Layouts {
         if self.active.len() < MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
             return Ok(());
         }
-        let detail = format!(
-            "{} changes are under way already: wait for them (quorate cluster transfers)",
-            self.active.len() - 1
-        );
-        Err(LayoutError::Change { detail })
+        Err(LayoutError::UnderWay { changes: self.active.len() - 1 })
     }
 
     /// Makes the staged changes the newest layout. To be stored before it is acted on; then [`Layouts::advance`].
@@ -551,7 +549,11 @@ impl Layouts {
     /// As [`Layouts::plan`].
     pub fn commit_only(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
         self.check_room([&change].into_iter())?;
+        let same = self.staged().into_iter().filter(|staged| staged.change == change).map(|staged| staged.id);
+        let same: Vec<u64> = same.collect();
         let layout = self.newest().changed(&[Staged { id, change }])?;
+        self.cleared.extend(same);
+        self.tidy_staged();
         self.freeze();
         self.push(Arc::new(layout));
         Ok(())
@@ -703,7 +705,10 @@ impl Layouts {
         // What loses against another layout is staged again.
         let loses = |layout: &&Arc<Layout>| !theirs.history.iter().any(|past| past.digest == layout.digest());
         for layout in self.active.iter().filter(loses) {
-            self.staged.extend(layout.changes().iter().map(|staged| (staged.id, staged.change.clone())));
+            // Whoever creates a bucket is still there, and does it again.
+            let is_operators = |staged: &&Staged| !matches!(staged.change, Change::Bucket { .. });
+            let changes = layout.changes().iter().filter(is_operators);
+            self.staged.extend(changes.map(|staged| (staged.id, staged.change.clone())));
         }
         let oldest = self.active[0].digest();
         let mine = self.base;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use quorate_cluster::Settings;
 use quorate_cluster::settings::TransferConfig;
 use quorate_core::key::MAX_BUCKET_BYTES;
-use quorate_core::layout::MAX_MEMBER_TEXT;
+use quorate_core::layout::{LayoutError, MAX_MEMBER_TEXT};
 use quorate_core::membership::Founding;
 use quorate_core::{BucketDefinition, Buckets, Layout, Member};
 use serde::Deserialize;
@@ -249,8 +249,10 @@ impl Config {
         let expected = opened.founding().map(|founding| founding.expect).filter(|&expect| expect > 0);
         let count = expected.unwrap_or(members.len());
         let replicas = cluster.replicas.unwrap_or(count.min(3) as u8);
-        Buckets::new(&buckets, replicas)
-            .map_err(|(name, detail)| ConfigError::new(format!("[buckets.{name}] {detail}")))?;
+        Buckets::new(&buckets, replicas).map_err(|error| match error {
+            LayoutError::Bucket { name, detail } => ConfigError::new(format!("[buckets.{name}] {detail}")),
+            other => ConfigError::new(format!("[buckets] {other}")),
+        })?;
         for (name, definition) in &buckets {
             registry.check_resolver(&format!("[buckets.{name}] resolver"), &definition.resolver)?;
         }

@@ -15,6 +15,7 @@ use quorate_cluster::node::{FaultSwitch, Service};
 use quorate_cluster::shared::{Parts, recovering_fact};
 use quorate_cluster::{Node, Shared};
 use quorate_core::admission::Identity;
+use quorate_core::bucket::DEFAULT_BUCKET;
 use quorate_core::event::{Event, EventSink};
 use quorate_core::key::Table;
 use quorate_core::membership::Founding;
@@ -180,10 +181,14 @@ fn check_declared(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
         None => Ok(()),
         Some((name, _)) if there.contains_key(name) => Err(ConfigError::new(format!(
             "[buckets.{name}]: the cluster goes by another definition, which is for good; see `quorate bucket show {name}`, \
-             write the same, or take the section out"
+             and write what the cluster was founded with"
         ))),
         Some((name, _)) => Err(ConfigError::new(format!(
-            "[buckets.{name}]: the cluster was founded without it; take the section out and use `quorate bucket create {name}`"
+            "[buckets.{name}]: the cluster was founded without it, which is all that this section is for; take it out{}",
+            match name.as_str() {
+                DEFAULT_BUCKET => String::new(),
+                name => format!(", and use `quorate bucket create {name}`"),
+            }
         ))),
     }
 }

@@ -46,7 +46,7 @@ pub trait Protocol: 'static {
     /// The Cap'n Proto capability that takes batches.
     type Port: capnp::capability::FromClientHook + Clone + 'static;
 
-    /// True if the operation is answered at once, without waiting for a disk: it is not to wait behind others that do.
+    /// True if the operation usually waits for no commit: it is not to wait behind others that do.
     fn is_quick(request: &Self::Request) -> bool;
 
     /// About how many bytes the operation takes on the wire.
@@ -228,7 +228,7 @@ impl<P: Protocol> Lane<P> {
                     for (id, result) in results {
                         let waiting = lane.waiting.borrow_mut().remove(&id);
                         if let Some(Waiting { reply, is_quick }) = waiting {
-                            let quick = lane.quick_under_way.get() - usize::from(is_quick);
+                            let quick = lane.quick_under_way.get().saturating_sub(usize::from(is_quick));
                             lane.quick_under_way.set(quick);
                             reply.send(result);
                         }
@@ -260,7 +260,9 @@ impl<P: Protocol> Lane<P> {
             if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
-                self.quick_under_way.set(self.quick_under_way.get() + quick);
+                // One that was answered before it was sent is owed nothing more.
+                let is_owed = self.waiting.borrow().contains_key(&next.id);
+                self.quick_under_way.set(self.quick_under_way.get() + quick * usize::from(is_owed));
                 batch.push(next);
             }
         }

@@ -39,7 +39,8 @@ pub(super) struct Plain {
 pub(super) struct Create {
     /// Its name: up to 64 of A-Z a-z 0-9 . _ -
     name: String,
-    /// Replicas a key. Default: as many as the layout has. Only a bucket without keys can get a number of its own.
+    /// Replicas a key. Default: as many as the layout has. Only a bucket without keys can get another number, or an r or w
+    /// that need not meet those before.
     #[arg(long)]
     n: Option<u8>,
     /// Replicas a read asks: a number, "quorum" or "all".

@@ -69,12 +69,12 @@ impl Protocol for ClientProtocol {
     }
 }
 
-/// About how many bytes a request takes.
-/// True if nothing has to be committed for it.
+/// True if usually nothing has to be committed for it.
 pub(crate) fn is_quick(request: &ClientRequest) -> bool {
     !matches!(request, ClientRequest::Put(_) | ClientRequest::Cluster(_))
 }
 
+/// About how many bytes a request takes.
 pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
     let fixed = 128;
     fixed

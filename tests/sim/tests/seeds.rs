@@ -71,7 +71,7 @@ const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::RequestIdIgnored, 1),
     (Bug::ResolverInMerges, 0),
     (Bug::AckBeforeDurable, 0),
-    (Bug::ReadsMoveBeforeSynced, 170),
+    (Bug::ReadsMoveBeforeSynced, 225),
     (Bug::SyncBeforeAllAcked, 3),
     (Bug::SyncedFromOne, 28),
     (Bug::QuorumOverUnion, 828),

@@ -19,20 +19,14 @@ pub(super) enum BucketCommand {
     /// Give a bucket a definition of its own, for good, and wait until all nodes go by it.
     Create(Create),
     /// List the buckets that have a definition, and the default.
-    List(Plain),
+    List(Connection),
     /// Show what a bucket's keys are held to.
     Show {
         /// Its name.
         name: String,
         #[command(flatten)]
-        plain: Plain,
+        connection: Connection,
     },
-}
-
-#[derive(Args)]
-pub(super) struct Plain {
-    #[command(flatten)]
-    connection: Connection,
 }
 
 #[derive(Args)]
@@ -65,7 +59,7 @@ pub(super) struct Create {
     #[arg(long, default_value_t = 1024 * 1024)]
     max_value_bytes: u32,
     #[command(flatten)]
-    plain: Plain,
+    connection: Connection,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -99,14 +93,14 @@ impl BucketCommand {
         match self {
             BucketCommand::Create(create) => {
                 let (name, definition) = (create.name.clone(), create.definition());
-                let timeout = create.plain.connection.config()?.timeout.max(SHORTEST_TIMEOUT);
-                let client = create.plain.connection.connect().await?;
+                let timeout = create.connection.config()?.timeout.max(SHORTEST_TIMEOUT);
+                let client = create.connection.connect().await?;
                 let report = client.create_bucket(&name, definition, timeout).await?;
-                show_one(&create.plain, &report, &create.name)
+                show_one(&create.connection, &report, &create.name)
             }
-            BucketCommand::List(plain) => {
-                let report = plain.connection.connect().await?.buckets().await?;
-                if plain.connection.is_json() {
+            BucketCommand::List(connection) => {
+                let report = connection.connect().await?.buckets().await?;
+                if connection.is_json() {
                     print_json(&serde_json::to_value(&report).expect("plain data"));
                     return Ok(());
                 }
@@ -126,8 +120,8 @@ impl BucketCommand {
                 say!("{out}");
                 Ok(())
             }
-            BucketCommand::Show { name, plain } => {
-                show_one(&plain, &plain.connection.connect().await?.buckets().await?, &name)
+            BucketCommand::Show { name, connection } => {
+                show_one(&connection, &connection.connect().await?.buckets().await?, &name)
             }
         }
     }
@@ -141,13 +135,13 @@ fn state_of(bucket: &BucketReport) -> &'static str {
     if bucket.ready { "ready" } else { "being created" }
 }
 
-fn show_one(plain: &Plain, report: &BucketsReport, name: &str) -> Result<(), Failure> {
+fn show_one(connection: &Connection, report: &BucketsReport, name: &str) -> Result<(), Failure> {
     quorate_core::BucketName::new(name).map_err(|error| Failure::usage(error.to_string()))?;
     let own = report.buckets.get(name);
     let Some(bucket) = own.or_else(|| report.buckets.get(DEFAULT_BUCKET)) else {
         return Err(Failure::usage(format!("node {} reports no buckets", report.node)));
     };
-    if plain.connection.is_json() {
+    if connection.is_json() {
         let mut value = serde_json::to_value(bucket).expect("plain data");
         value["name"] = name.into();
         value["declared"] = own.is_some().into();

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -410,6 +412,23 @@ def test_metrics_tell_what_happens() -> None:
             assert values["quorate_recovering_partitions"] == 0
             assert "quorate_tombstones_waiting" in values and "quorate_clock_ahead_ms" in values
             assert "secret" not in page, "never keys as labels"
+            assert "quorate_storage_updates_waiting" in values
+
+            def waiting_for(peer: str) -> int:
+                found = re.search(rf'quorate_peer_requests_waiting{{peer="{peer}"}} (\d+)', fetch(address, "/metrics")[1])
+                return int(found[1]) if found else 0
+
+            def read() -> None:
+                with contextlib.suppress(quorate.QuorateError):
+                    bucket.get_many([f"secret-key-{number}" for number in range(100)], timeout=3.0)
+
+            cluster[1].pause()
+            reader = threading.Thread(target=read)
+            reader.start()
+            until(lambda: waiting_for("n1") > 0)
+            cluster[1].resume()
+            reader.join()
+            until(lambda: waiting_for("n1") == 0)
 
 
 def test_the_commands_show_it() -> None:

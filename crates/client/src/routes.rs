@@ -67,7 +67,7 @@ impl Route {
         let opened = tokio::time::timeout_at(until, async {
             let mut duplex = network.connect(&self.address, None).await.map_err(|error| error.to_string())?;
             introduce(&mut duplex, None).await.map_err(|error| error.to_string())?;
-            Ok::<_, String>(Lane::open(duplex, false))
+            Ok::<_, String>(Lane::open(duplex))
         });
         let opened = opened.await.unwrap_or_else(|_| Err("no connection in time".to_owned()));
         match opened {

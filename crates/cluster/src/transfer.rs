@@ -93,21 +93,34 @@ fn end_progress(shared: &Shared) {
 struct Throttle {
     due: Instant,
     bytes_per_s: u64,
+    /// How many nodes one request may meet that copy now.
+    copying: u32,
 }
 
 impl Throttle {
-    fn new(shared: &Shared) -> Throttle {
-        Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1) }
+    fn new(shared: &Shared, newest: &Layout, sources: &[Arc<Layout>]) -> Throttle {
+        let copying = copying(shared, newest, sources).clamp(1, usize::from(newest.replicas()).max(1)) as u32;
+        Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1), copying }
     }
 
-    /// Waits as long as these bytes may take, and at least twice as long as they took: where a copy meets clients' requests,
-    /// two thirds of the time are theirs.
+    /// Waits as long as these bytes may take, and so much longer than they took that all who copy, in turn, would take a
+    /// third of the time: where copies meet clients' requests, two thirds of it are theirs.
     async fn took(&mut self, shared: &Shared, bytes: u64, took: Duration) {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        tokio::time::sleep_until(self.due.max(Instant::now() + 2 * took)).await;
+        let others = (3 * self.copying - 1) * took;
+        tokio::time::sleep_until(self.due.max(Instant::now() + others)).await;
     }
+}
+
+/// How many members have to hold a partition that they did not hold before.
+fn copying(shared: &Shared, newest: &Layout, sources: &[Arc<Layout>]) -> usize {
+    let gains = |member: NodeId| {
+        let had = |partition| sources.iter().any(|source| source.holds(member, partition));
+        shared.all_partitions().any(|partition| newest.holds(member, partition) && !had(partition))
+    };
+    newest.members().iter().filter(|member| gains(member.id)).count()
 }
 
 /// What a partition of the newest layout must still be merged with.
@@ -140,7 +153,7 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
         .collect();
     begin_progress(shared, wanted.len());
     let all = wanted.len();
-    let mut throttle = Throttle::new(shared);
+    let mut throttle = Throttle::new(shared, &newest, &sources);
     // Partitions that need not be compared key by key with what this node had: it had nothing.
     let mut fresh: BTreeSet<PartitionId> = wanted
         .iter()

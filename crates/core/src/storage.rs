@@ -135,6 +135,11 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// update is told as always. Called when a node starts and stops.
     fn flush(&self) {}
 
+    /// Updates that were submitted and are not finished, for people.
+    fn waiting(&self) -> usize {
+        0
+    }
+
     /// Records of a range, in order.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, P
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
 use quorate_core::transition::Layouts;
 use quorate_core::{Layout, Member, NodeId, RequestError};
+use quorate_rpc::lane::PeerQueues;
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::preamble::introduce;
@@ -66,6 +67,7 @@ impl Seeker {
             self.network.clone(),
             self.environment.clone(),
             self.events.clone(),
+            PeerQueues::default(),
         );
         let seeds = tokio::task::spawn_local(follow_seeds(
             founding.seeds.clone(),

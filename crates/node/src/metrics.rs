@@ -17,6 +17,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use quorate_cluster::Shared;
 use quorate_core::event::{Event, EventKind, EventSink};
+use quorate_rpc::lane::PeerQueues;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -62,6 +63,7 @@ pub(crate) struct Metrics {
     repairs_failed: Counter,
     reaped: Counter,
     strangers: Counter,
+    peer_queues: PeerQueues,
     states: States,
 }
 
@@ -76,6 +78,8 @@ struct States {
     reaping_blocked: Gauge,
     clock_ahead_ms: Gauge,
     in_flight: Gauge,
+    peer_waiting: Family<PeerLabel, Gauge>,
+    storage_waiting: Gauge,
     layout: Gauge,
     layouts_active: Gauge,
     partitions_to_move: Gauge,
@@ -147,6 +151,7 @@ impl Metrics {
             repairs_failed,
             reaped,
             strangers,
+            peer_queues: PeerQueues::default(),
             states,
         }
     }
@@ -167,9 +172,14 @@ impl Metrics {
         }
     }
 
+    /// Where workers show how much waits for each peer.
+    pub(crate) fn peer_queues(&self) -> PeerQueues {
+        self.peer_queues.clone()
+    }
+
     /// The page that Prometheus reads.
     fn page(&self, shared: &Shared) -> String {
-        self.states.look(shared);
+        self.states.look(shared, &self.peer_queues);
         let mut page = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         if encode(&mut page, &registry).is_err() {
@@ -201,6 +211,10 @@ impl States {
         let help = "How far this node's clock is ahead of its peers' (the median), milliseconds";
         registry.register("clock_ahead_ms", help, self.clock_ahead_ms.clone());
         registry.register("requests_in_flight", "Clients' requests under way", self.in_flight.clone());
+        let help = "Operations that wait for a peer's answer";
+        registry.register("peer_requests_waiting", help, self.peer_waiting.clone());
+        let help = "Updates that wait for the storage engine to make them durable";
+        registry.register("storage_updates_waiting", help, self.storage_waiting.clone());
         registry.register("layout", "The newest layout's number", self.layout.clone());
         let help = "Active layouts: more than one while a change is under way";
         registry.register("layouts_active", help, self.layouts_active.clone());
@@ -210,7 +224,7 @@ impl States {
         registry.register("moved_bytes", help, self.moved_bytes.clone());
     }
 
-    fn look(&self, shared: &Shared) {
+    fn look(&self, shared: &Shared, queues: &PeerQueues) {
         let upkeep = shared.upkeep();
         self.hints_pending.clear();
         self.hints_bytes.clear();
@@ -226,7 +240,12 @@ impl States {
         self.reaping_blocked.set(i64::from(upkeep.reaping.blocked_by.is_some()));
         self.clock_ahead_ms.set(upkeep.clock_ahead_ms);
         self.in_flight.set(upkeep.in_flight as i64);
+        self.storage_waiting.set(shared.engine.waiting() as i64);
         let view = shared.view();
+        self.peer_waiting.clear();
+        for (peer, waiting) in queues.depths() {
+            self.peer_waiting.get_or_create(&[("peer", view.name_of(peer))]).set(waiting as i64);
+        }
         self.layout.set(view.newest().number() as i64);
         self.layouts_active.set(view.active.len() as i64);
         let moves = if view.is_settled() { Default::default() } else { shared.transfer_report() };

@@ -22,6 +22,7 @@ use quorate_core::membership::Founding;
 use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
 use quorate_core::transition::{Layouts, Phase};
 use quorate_core::{Layout, Member, StorageKey};
+use quorate_rpc::lane::PeerQueues;
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::serve::serve_connection;
@@ -69,11 +70,12 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
     let workers =
         config.node.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let connections = Arc::new(AtomicUsize::new(0));
+    let counts = Counts { connections: connections.clone(), waiting: counted.peer_queues() };
     let workers: Vec<Worker> = (0..workers)
         .map(|number| {
             let faults = config.faults.enabled.then(|| cut.clone());
             let seeds = if number == 0 { found.seeds.clone() } else { Vec::new() };
-            Worker::start(number, shared.clone(), faults, seeds, connections.clone())
+            Worker::start(number, shared.clone(), faults, seeds, counts.clone())
         })
         .collect();
     // The engine closes with its last owner, which is to be the node.
@@ -395,6 +397,13 @@ fn announce(config: &Config, address: std::net::SocketAddr) {
     let _ = stdout.flush();
 }
 
+/// What the workers count together.
+#[derive(Clone)]
+struct Counts {
+    connections: Arc<AtomicUsize>,
+    waiting: PeerQueues,
+}
+
 /// One event loop on a thread of its own, with its own connections to all peers.
 struct Worker {
     streams: mpsc::UnboundedSender<std::net::TcpStream>,
@@ -407,7 +416,7 @@ impl Worker {
         shared: Arc<Shared>,
         faults: Option<Arc<Cut>>,
         seeds: Vec<String>,
-        connections: Arc<AtomicUsize>,
+        counts: Counts,
     ) -> Worker {
         let (streams, incoming) = mpsc::unbounded_channel();
         let thread = std::thread::Builder::new()
@@ -415,7 +424,7 @@ impl Worker {
             .spawn(move || {
                 let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 let runtime = runtime.expect("an event loop can be started");
-                runtime.block_on(run(number, shared, faults, seeds, incoming, connections));
+                runtime.block_on(run(number, shared, faults, seeds, incoming, counts));
             })
             .expect("a thread can be started");
         Worker { streams, thread }
@@ -438,7 +447,7 @@ async fn run(
     faults: Option<Arc<Cut>>,
     seeds: Vec<String>,
     mut incoming: mpsc::UnboundedReceiver<std::net::TcpStream>,
-    connections: Arc<AtomicUsize>,
+    counts: Counts,
 ) {
     let network: Rc<dyn Network> = match &faults {
         Some(cut) => Rc::new(FaultyTcp { cut: cut.clone() }),
@@ -451,6 +460,7 @@ async fn run(
         network.clone(),
         shared.environment.clone(),
         shared.events.clone(),
+        counts.waiting.clone(),
     );
     let switch = faults.map(|cut| -> FaultSwitch {
         Arc::new(move |nodes| {
@@ -469,7 +479,7 @@ async fn run(
     }
     let service = Rc::new(Service(node.clone()));
     while let Some(stream) = incoming.recv().await {
-        let open = Open::new(connections.clone());
+        let open = Open::new(counts.connections.clone());
         let (shared, service, network, peers) =
             (shared.clone(), service.clone(), network.clone(), peers.clone());
         tokio::task::spawn_local(async move {

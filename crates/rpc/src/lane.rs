@@ -7,8 +7,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use quorate_core::NodeId;
 use quorate_core::seams::ReplyTo;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -36,6 +38,44 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 const SILENT_LOOKS: u32 = 5;
 /// An idle lane that is to notice a dead peer asks for a sign of life after this many looks.
 const IDLE_LOOKS: u32 = 2;
+
+/// How many operations wait for each peer's answer, on all lanes to it, for people: as of each lane's last look.
+#[derive(Clone, Default)]
+pub struct PeerQueues(Arc<Mutex<BTreeMap<NodeId, usize>>>);
+
+impl PeerQueues {
+    /// Peers and operations.
+    pub fn depths(&self) -> BTreeMap<NodeId, usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One lane's part of it.
+pub(crate) struct Waits {
+    queues: PeerQueues,
+    peer: NodeId,
+    shown: usize,
+}
+
+impl Waits {
+    pub(crate) fn new(queues: PeerQueues, peer: NodeId) -> Waits {
+        Waits { queues, peer, shown: 0 }
+    }
+
+    fn show(&mut self, waiting: usize) {
+        if waiting != self.shown {
+            let mut queues = self.queues.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = queues.entry(self.peer).or_default();
+            *all = (*all + waiting).saturating_sub(std::mem::replace(&mut self.shown, waiting));
+        }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.show(0);
+    }
+}
 
 /// One of the two protocols, as a lane sees it.
 pub trait Protocol: 'static {
@@ -109,8 +149,17 @@ pub struct Lane<P: Protocol> {
 
 impl<P: Protocol> Lane<P> {
     /// Opens a lane on a stream that has passed its preamble. The connection lives as long as the lane, or until it
-    /// fails. `watched`: an idle lane asks for signs of life (between nodes).
-    pub fn open(duplex: Duplex, watched: bool) -> Rc<Lane<P>> {
+    /// fails. Between nodes, an idle lane asks for signs of life, and `waits` is where it shows how much waits.
+    pub(crate) fn open_between_nodes(duplex: Duplex, waits: Waits) -> Rc<Lane<P>> {
+        Lane::start(duplex, Some(waits))
+    }
+
+    /// Opens a client's lane on a stream that has passed its preamble.
+    pub fn open(duplex: Duplex) -> Rc<Lane<P>> {
+        Lane::start(duplex, None)
+    }
+
+    fn start(duplex: Duplex, waits: Option<Waits>) -> Rc<Lane<P>> {
         let signs = SignsOfLife::default();
         let (port, driver) = connection::dial::<P::Port>(duplex, signs.clone());
         let lane = Rc::new(Lane {
@@ -127,7 +176,7 @@ impl<P: Protocol> Lane<P> {
             on_close: Notify::new(),
         });
         let theirs = Rc::downgrade(&lane);
-        let watch = Lane::watch(Rc::downgrade(&lane), signs, watched);
+        let watch = Lane::watch(Rc::downgrade(&lane), signs, waits);
         tokio::task::spawn_local(async move {
             let reason = tokio::select! {
                 biased;
@@ -279,7 +328,7 @@ impl<P: Protocol> Lane<P> {
 
     /// Returns when the other side has been silent for too long. Counts looks, not time: a process that was stopped,
     /// or a client that does not run between its calls, must not take its own absence for the other side's.
-    async fn watch(lane: std::rc::Weak<Lane<P>>, signs: SignsOfLife, watched: bool) -> String {
+    async fn watch(lane: std::rc::Weak<Lane<P>>, signs: SignsOfLife, mut waits: Option<Waits>) -> String {
         let mut every = tokio::time::interval(WATCH_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut seen, mut silent, mut idle) = (0, 0, 0);
@@ -288,11 +337,14 @@ impl<P: Protocol> Lane<P> {
             let Some(lane) = lane.upgrade() else {
                 return "dropped".into();
             };
+            if let Some(waits) = &mut waits {
+                waits.show(lane.waiting.borrow().len());
+            }
             if lane.calls.get() == 0 || signs.count() != seen {
                 seen = signs.count();
                 silent = 0;
                 idle = if lane.calls.get() == 0 { idle + 1 } else { 0 };
-                if watched && idle >= IDLE_LOOKS {
+                if waits.is_some() && idle >= IDLE_LOOKS {
                     idle = 0;
                     lane.call(Vec::new());
                 }

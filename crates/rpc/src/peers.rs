@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::convert::peer::PeerProtocol;
-use crate::lane::Lane;
+use crate::lane::{Lane, PeerQueues, Waits};
 use crate::network::Network;
 use crate::preamble::introduce;
 
@@ -43,15 +43,16 @@ struct Link {
 }
 
 impl Peers {
-    /// Begins to connect to `peers`, and keeps at it for as long as this value lives.
+    /// Begins to connect to `peers`, and keeps at it for as long as this value lives. `queues`: where it shows how much waits.
     pub fn start(
         peers: Vec<Member>,
         ours: Identity,
         network: Rc<dyn Network>,
         environment: Arc<dyn Environment>,
         events: Arc<dyn EventSink>,
+        queues: PeerQueues,
     ) -> Rc<Peers> {
-        let dialler = Rc::new(Dialler { ours, network, environment, events });
+        let dialler = Rc::new(Dialler { ours, network, environment, events, queues });
         let this = Rc::new(Peers { links: RefCell::default(), dialler });
         peers.into_iter().for_each(|member| this.meet(member));
         this
@@ -177,6 +178,7 @@ struct Dialler {
     network: Rc<dyn Network>,
     environment: Arc<dyn Environment>,
     events: Arc<dyn EventSink>,
+    queues: PeerQueues,
 }
 
 impl Dialler {
@@ -234,7 +236,7 @@ impl Dialler {
             return Err(format!("{} answers as {:?}, not as {:?}", member.address, theirs.name, member.name));
         }
         link.serves.set(theirs.layout_digest != 0);
-        Ok(Lane::open(duplex, true))
+        Ok(Lane::open_between_nodes(duplex, Waits::new(self.queues.clone(), member.id)))
     }
 
     fn emit(&self, kind: EventKind) {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 pub struct Config {
     /// When a write is acked. Default "fsync".
     pub durability: Durability,
-    /// Under "interval": how often the overlay is committed, milliseconds. Default 1000.
+    /// How often what is newer than the tree is committed to it, milliseconds. Default 1000.
     pub interval_ms: u64,
     /// Most MiB the file may grow to. Only address space is taken at once. Default 65,536 (64 GiB).
     pub map_size_mib: u64,
@@ -24,10 +24,10 @@ impl Default for Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// Once it is committed to the disk, together with what gathered meanwhile.
+    /// Once it is on the disk, in the log, together with what gathered meanwhile.
     #[default]
     Fsync,
-    /// At once, from memory; a commit follows within `interval_ms`. A kill loses what was not yet committed, and counts
+    /// At once, from memory; a commit to the tree follows within `interval_ms`. A kill loses what was not yet committed, and counts
     /// as a lost disk.
     Interval,
 }

@@ -1,12 +1,14 @@
-//! Durable storage on LMDB: a B+ tree in one memory-mapped file, copy-on-write, crash-safe without a log.
+//! Durable storage on LMDB: a B+ tree in one memory-mapped file, copy-on-write, with a log for what is not in it yet.
 //!
 //! - [`Config`]: durability, size.
-//! - `map.rs`: the file: opening, locking, reading (copies out, own cursor loops), committing one batch, room left.
-//! - `writer.rs`: how updates are applied, and gathered into commits.
+//! - `map.rs`: the tree: opening, locking, reading (copies out, own cursor loops), committing one batch, room left.
+//! - `log.rs`: the log, two files that take turns: what is acked under "fsync" before it is in the tree.
+//! - `writer.rs`: how updates are applied, gathered into batches of the log, and committed to the tree.
 //!
 //! What is *not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
 
 mod config;
+mod log;
 mod map;
 mod writer;
 
@@ -25,7 +27,7 @@ use writer::Writer;
 /// This plugin's name in `[storage] engine`.
 pub const NAME: &str = "lmdb";
 
-/// Most updates that wait for a commit; beyond it, `QueueFull`.
+/// Most updates that wait for the log or a commit; beyond it, `QueueFull`.
 pub const MAX_QUEUED_UPDATES: usize = 65_536;
 
 /// Opens the store in `folder`, or creates it.
@@ -38,7 +40,7 @@ pub fn open(config: Config, folder: &Path) -> Result<LmdbStorage, StorageError> 
         return Err(StorageError::Io { detail });
     }
     let map = Arc::new(Map::open(&config, folder)?);
-    let writer = Writer::start(map.clone(), config.durability, config.interval_ms);
+    let writer = Writer::start(map.clone(), folder.to_owned(), config.durability, config.interval_ms)?;
     Ok(LmdbStorage { map, writer, durability: config.durability })
 }
 
@@ -62,11 +64,16 @@ impl StorageEngine for LmdbStorage {
         self.writer.flush();
     }
 
+    fn waiting(&self) -> usize {
+        self.writer.waiting()
+    }
+
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
         self.writer.scan(range)
     }
 
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError> {
+        self.writer.commit_all()?;
         self.map.copy_to(folder)
     }
 

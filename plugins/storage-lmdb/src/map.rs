@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use fs4::FileExt;
 use lmdb::{Cursor, Database, DatabaseFlags, Environment, EnvironmentFlags, Transaction, WriteFlags};
-use quorate_core::storage::{Change, Page, Range, StorageError};
+use quorate_core::storage::{Page, Range, StorageError};
 
 use crate::config::Config;
 
 const FORMAT_FILE: &str = "FORMAT";
-const FORMAT: u32 = 1;
+/// 2: with a log beside the tree.
+const FORMAT: u32 = 2;
 const LOCK_FILE: &str = "quorate.lock";
 const MAX_READERS: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
@@ -218,11 +219,11 @@ pub(crate) struct Batch<'map> {
 }
 
 impl Batch<'_> {
-    pub(crate) fn apply(&mut self, key: &[u8], change: &Change) -> Result<(), StorageError> {
-        let done = match change {
-            Change::Keep => Ok(()),
-            Change::Put(value) => self.transaction.put(self.database, &key, value, WriteFlags::empty()),
-            Change::Remove => match self.transaction.del(self.database, &key, None) {
+    /// Stores a record, or removes it.
+    pub(crate) fn apply(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StorageError> {
+        let done = match value {
+            Some(value) => self.transaction.put(self.database, &key, &value, WriteFlags::empty()),
+            None => match self.transaction.del(self.database, &key, None) {
                 Err(lmdb::Error::NotFound) => Ok(()),
                 other => other,
             },
@@ -260,7 +261,9 @@ fn check_format(folder: &Path) -> Result<(), StorageError> {
         }
     };
     match text.trim().strip_prefix("quorate-lmdb ").and_then(|version| version.parse::<u32>().ok()) {
-        Some(version) if version <= FORMAT => Ok(()),
+        Some(FORMAT) => Ok(()),
+        // A build that reads only older formats must not open it without what is in the log.
+        Some(version) if version < FORMAT => write_format(folder),
         Some(version) => Err(StorageError::Io {
             detail: format!(
                 "data folder {} has format {version}, this build reads up to {FORMAT}: start the newer build",

@@ -82,6 +82,49 @@ fn a_newer_format_is_refused() {
     assert!(error_of(folder.path()).contains("not a format mark"));
 }
 
+/// A folder of the format without a log is opened, and builds that know no log refuse it afterwards.
+#[test]
+fn an_older_format_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(config(Durability::Fsync), folder.path()).unwrap();
+    put(&engine, "k", b"v").unwrap();
+    drop(engine);
+    std::fs::write(folder.path().join("FORMAT"), "quorate-lmdb 1\n").unwrap();
+    let engine = open(config(Durability::Fsync), folder.path()).unwrap();
+    let key = StorageKey::of_table(Table::Facts, b"k");
+    assert_eq!(engine.get(&key).unwrap().unwrap(), "v");
+    assert_eq!(std::fs::read_to_string(folder.path().join("FORMAT")).unwrap(), "quorate-lmdb 2\n");
+}
+
+/// What was acked and can't be read any more is not passed over: the folder is refused, and the error says what to do.
+#[test]
+fn a_damaged_log_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = Config { interval_ms: 60_000, ..config(Durability::Fsync) };
+    let engine = open(slow, folder.path()).unwrap();
+    for name in ["first", "second"] {
+        put(&engine, name, b"value").unwrap();
+    }
+    // As a kill leaves it.
+    let log = std::fs::read(folder.path().join("log-1")).unwrap();
+    drop(engine);
+    assert!(!folder.path().join("log-1").exists(), "a clean stop leaves no log");
+    let damaged = log.windows(5).position(|bytes| bytes == b"first").unwrap();
+    for (at, refused) in [(None, false), (Some(damaged), true)] {
+        let mut log = log.clone();
+        if let Some(at) = at {
+            log[at] ^= 1;
+        }
+        std::fs::write(folder.path().join("log-1"), &log).unwrap();
+        let opened = open(config(Durability::Fsync), folder.path());
+        assert_eq!(opened.is_err(), refused);
+        if let Err(error) = opened {
+            assert!(error.to_string().contains("log-1 is damaged at byte 4096"), "{error}");
+            assert!(error.to_string().contains("move the data folder away"), "{error}");
+        }
+    }
+}
+
 /// A full map refuses writes, names the setting, loses nothing, and serves reads; with a larger one, writes go on.
 #[test]
 fn a_full_map_loses_nothing() {

@@ -33,7 +33,7 @@ use quorate_core::{
     StorageKey,
 };
 use quorate_rpc::ClientProtocol;
-use quorate_rpc::lane::Lane;
+use quorate_rpc::lane::{Lane, PeerQueues};
 use quorate_rpc::network::Network;
 use quorate_rpc::peers::Peers;
 use quorate_rpc::preamble::introduce;
@@ -542,7 +542,8 @@ impl Sim {
         let running = Rc::new(RefCell::new(None));
         let theirs = running.clone();
         tasks.spawn_local(async move {
-            let peers = Peers::start(others, identity.clone(), network.clone(), environment, events);
+            let queues = PeerQueues::default();
+            let peers = Peers::start(others, identity.clone(), network.clone(), environment, events, queues);
             let node = Node::new(shared, peers.clone(), None);
             node.start_upkeep();
             node.follow_members();
@@ -783,7 +784,7 @@ impl Sim {
         let address = self.machines.borrow()[node].member.address.clone();
         let mut duplex = network.connect(&address, None).await.ok()?;
         introduce(&mut duplex, None).await.ok()?;
-        let lane = Lane::open(duplex, false);
+        let lane = Lane::open(duplex);
         self.lanes.borrow_mut().insert((client, node), lane.clone());
         Some(lane)
     }

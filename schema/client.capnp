@@ -39,7 +39,7 @@ struct Operation {
 struct Cluster {
   verb @0 :Verb;
   change @1 :Data;
-  # With stage and createBucket: schema/layout.md
+  # With stage and createBucket: schema/layout.md. With commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
 
   enum Verb {
     show @0;

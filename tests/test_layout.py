@@ -261,6 +261,28 @@ def test_changes_that_do_not_fit_are_refused_in_words() -> None:
         assert json.loads(command(cluster, "cluster", "show", "--json"))["staged"] == []
 
 
+def test_what_was_planned_is_committed_or_nothing() -> None:
+    config = {"cluster": {"auto_commit": False}}
+    with LocalCluster(nodes=3, storage="memory", membership="gossip", config=config) as cluster:
+
+        def planned() -> str:
+            digest: str = json.loads(command(cluster, "cluster", "plan", "--json"))["digest"]
+            assert f"cluster commit --plan {digest}" in command(cluster, "cluster", "plan")
+            return digest
+
+        command(cluster, "cluster", "weight", "n0", "150")
+        shown = planned()
+        command(cluster, "cluster", "weight", "n1", "150")
+        now = planned()
+        refused = command(cluster, "cluster", "commit", "--plan", shown, code=2)
+        assert f"the plan is {now} by now, not {shown}" in refused and "quorate cluster plan" in refused
+        assert json.loads(command(cluster, "layout", "history", "--json"))[-1]["number"] == 1
+        assert "16 hexadecimal digits" in command(cluster, "cluster", "commit", "--plan", "12", code=2)
+        command(cluster, "cluster", "commit", "--plan", now)
+        cluster.wait_settled()
+        assert json.loads(command(cluster, "cluster", "show", "--json"))["digest"] == now
+
+
 def test_a_client_follows_the_layout() -> None:
     """Its requests go to nodes that it was never told of, and past one that is gone."""
     with LocalCluster(nodes=3, storage="memory", membership="gossip") as cluster:

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -23,6 +23,16 @@ const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
 /// After this long between two calls the connections are looked at before one is used.
 const RESTED: Duration = Duration::from_millis(100);
+
+/// How long a call looks for its answer itself before it lets the kernel wake it: where nodes are near, being woken takes
+/// about as long as the answer does.
+const LOOKING: Duration = Duration::from_micros(250);
+/// Where the answers of a thread's last calls came too late for that, only one of so many calls tries again.
+const TRIES_AGAIN: u32 = 64;
+const GIVES_UP_AFTER: u32 = 4;
+
+/// Calls under way in this process. With others there is better use for the processor than looking.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 /// Counts closed clients: a thread that sees it change closes its own connections of them.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
@@ -63,6 +73,8 @@ thread_local! {
     static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
     static SWEPT: Cell<u64> = const { Cell::new(0) };
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
+    /// Calls in a row whose answer came later than `LOOKING`.
+    static LATE: Cell<u32> = const { Cell::new(0) };
 }
 
 fn event_loop() -> std::io::Result<LocalRuntime> {
@@ -94,8 +106,13 @@ impl Handle {
         let local = self.take_local(py)?;
         let future = operation(local.client.clone());
         let rested = local.last_used.get().elapsed() > RESTED;
+        let begun = Instant::now();
         let outcome = released(py, || run(&local.runtime, future, rested));
-        local.last_used.set(Instant::now());
+        let ended = Instant::now();
+        if ended - begun < LOOKING {
+            LATE.set(0);
+        }
+        local.last_used.set(ended);
         self.put_back(local);
         outcome?.map_err(|error| raise(py, &error))
     }
@@ -169,8 +186,7 @@ impl Drop for Handle {
 
 /// Runs the event loop until the operation ends, or Ctrl-C raises.
 fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bool) -> PyResult<T> {
-    IN_CALL.set(true);
-    let _guard = InCall;
+    let _guard = InCall::enter();
     runtime.block_on(async {
         if rested {
             // Nobody read the sockets meanwhile: first see which connections are gone.
@@ -182,6 +198,7 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bo
             tokio::select! {
                 biased;
                 outcome = operation => Ok(outcome),
+                never = look() => match never {},
                 interrupt = interrupted() => Err(interrupt),
             }
         })
@@ -194,10 +211,33 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bo
 
 struct InCall;
 
+impl InCall {
+    fn enter() -> InCall {
+        IN_CALL.set(true);
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        InCall
+    }
+}
+
 impl Drop for InCall {
     fn drop(&mut self) {
         IN_CALL.set(false);
+        CALLS.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Has the event loop look at its sockets again and again for a while, instead of sleeping until the kernel wakes it.
+async fn look() -> std::convert::Infallible {
+    let late = LATE.get();
+    LATE.set(late.saturating_add(1));
+    if late < GIVES_UP_AFTER || late.is_multiple_of(TRIES_AGAIN) {
+        let begun = Instant::now();
+        while begun.elapsed() < LOOKING && CALLS.load(Ordering::Relaxed) == 1 {
+            // Comes back after a look at the sockets.
+            tokio::task::yield_now().await;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Returns what Ctrl-C (or another signal's handler) raised.

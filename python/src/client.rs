@@ -224,7 +224,7 @@ impl Client {
         let request = match verb {
             "show" => ClusterRequest::Show,
             "plan" => ClusterRequest::Plan,
-            "commit" => ClusterRequest::Commit,
+            "commit" => ClusterRequest::Commit { plan: None },
             "clear" => ClusterRequest::Clear,
             "drain" => ClusterRequest::Drain,
             "join" => ClusterRequest::Stage(Change::Join { name, address, zone, weight: number }),

@@ -64,7 +64,7 @@ pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Inst
         ClusterRequest::Show => {}
         ClusterRequest::Stage(change) => stage(node, change).await?,
         ClusterRequest::Plan => return plan(node).map(report),
-        ClusterRequest::Commit => commit(node).await?,
+        ClusterRequest::Commit { plan } => commit(node, plan).await?,
         ClusterRequest::Clear => {
             alter(node, |layouts: &mut Layouts| {
                 layouts.clear();
@@ -142,9 +142,13 @@ fn check_may_commit(node: &Node) -> Result<(), RequestError> {
     Ok(())
 }
 
-async fn commit(node: &Rc<Node>) -> Result<(), RequestError> {
+async fn commit(node: &Rc<Node>, shown: Option<u64>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
+        let now = layouts.plan().map_err(Refusal::Layout)?.digest();
+        if let Some(shown) = shown.filter(|&shown| shown != now) {
+            return Err(Refusal::Layout(LayoutError::OtherPlan { shown, now }));
+        }
         layouts.commit().map_err(Refusal::Layout)?;
         // It is stored before anybody goes by it: that is the first phase.
         layouts.advance();
@@ -294,6 +298,7 @@ fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     Ok(PlanReport {
         staged: layouts.staged().iter().map(|staged| staged.change.to_string()).collect(),
         layout: then.number(),
+        digest: format!("{:016x}", then.digest()),
         replicas: then.replicas(),
         moved,
         fewest: nodes.values().map(|node| node.after.saturating_sub(node.before)).sum(),
@@ -368,7 +373,7 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         for Member { name, address, zone, weight, .. } in waiting {
             let _ = stage(&node, Change::Join { name, address, zone, weight }).await;
         }
-        let _ = commit(&node).await;
+        let _ = commit(&node, None).await;
         quiet = 0;
     }
 }

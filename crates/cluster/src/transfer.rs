@@ -1,5 +1,5 @@
-//! Moving data when the layout changes: a node copies what its partitions must hold, and later hands over and drops what
-//! is not its own any more.
+//! Copying data when the layout changes: what this node's partitions must hold by the newest one. (What is not its own any more:
+//! `leftovers.rs`.)
 //!
 //! Copying asks N - W + 1 replicas of each layout that may hold acked writes, this node included where it is one, and all of
 //! them as far as they can be reached: an empty partition is streamed from one replica first, and then trees are compared
@@ -15,37 +15,33 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_core::codec::decode_object;
 use quorate_core::event::EventKind;
-use quorate_core::key::end_of_prefix;
 use quorate_core::planted::{Bug, planted};
 use quorate_core::recovery::sources_needed;
 use quorate_core::request::{
-    PeerError, PeerReply, PeerRequest, PeerWrite, ScanPartition, TransferReport, TreeName, WritePurpose,
+    PeerError, PeerReply, PeerRequest, PeerWrite, ScanPartition, TransferReport, WritePurpose,
 };
-use quorate_core::storage::{Change, Range, StorageError, Update};
 use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::gather::Gather;
 use crate::node::Node;
 use crate::shared::Shared;
+use crate::spread::spread_bucket;
 use crate::sync::{Way, ask, sync};
 use crate::transition::agree;
-use crate::trees::{Held, TreeChange, all_committed};
 
-const PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 /// One page of a partition that is streamed.
-const PAGE_RECORDS: u32 = 256;
-const PAGE_BYTES: u32 = 128 * 1024;
+pub(crate) const PAGE_RECORDS: u32 = 256;
+pub(crate) const PAGE_BYTES: u32 = 128 * 1024;
 /// What is stored of it at a time: clients' writes that come meanwhile wait for its commit.
 const GIVEN_RECORDS: usize = 32;
 const GIVEN_BYTES: usize = 32 * 1024;
-const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of its time a copy that was held up may make good.
 const LARGEST_BURST: Duration = Duration::from_millis(50);
-/// Records dropped together, and partitions side by side.
-const DROP_RECORDS: usize = 32;
-const DROPPED_TOGETHER: usize = 4;
+/// What takes longer than this has to do with a peer in trouble, not with clients that wait.
+const LONGEST_FOR_OTHERS: Duration = Duration::from_millis(500);
 
 /// What is copied or handed over, for people.
 #[derive(Default)]
@@ -75,13 +71,20 @@ fn with_progress(shared: &Shared, change: impl FnOnce(&mut TransferProgress)) {
     change(&mut shared.transfer.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-fn begin_progress(shared: &Shared, partitions: usize) {
+/// So many partitions more are done.
+pub(crate) fn add_progress(shared: &Shared, partitions: usize) {
+    with_progress(shared, |progress| {
+        progress.done = (progress.done + partitions as u32).min(progress.partitions)
+    });
+}
+
+pub(crate) fn begin_progress(shared: &Shared, partitions: usize) {
     let begun_ms = shared.environment.monotonic_ms();
     let fresh = TransferProgress { partitions: partitions as u32, begun_ms, ..TransferProgress::default() };
     with_progress(shared, |progress| *progress = fresh);
 }
 
-fn end_progress(shared: &Shared) {
+pub(crate) fn end_progress(shared: &Shared) {
     let now = shared.environment.monotonic_ms();
     with_progress(shared, |progress| {
         progress.done = progress.partitions;
@@ -109,7 +112,7 @@ impl Throttle {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        let others = (3 * self.copying - 1) * took;
+        let others = ((3 * self.copying - 1) * took).min(LONGEST_FOR_OTHERS);
         tokio::time::sleep_until(self.due.max(Instant::now() + others)).await;
     }
 }
@@ -209,60 +212,8 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     }
 }
 
-/// Gives all that this node holds of a bucket to everybody who is to hold it by the newest layout, which says another n than
-/// the one before, or other quorums. Nobody reads or writes the bucket until all have done so; mostly it is new, and there is
-/// nothing. False if somebody has not taken it yet.
-async fn spread_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
-    let shared = &node.shared;
-    // What was taken from those who did not know is on the disk once it is committed.
-    all_committed(shared).await;
-    for partition in shared.all_partitions() {
-        if let Err((peer, error)) = spread_partition(node, newest, partition, bucket).await {
-            let (peer, reason) = (shared.view().name_of(peer), format!("keys of bucket {bucket:?}: {error}"));
-            shared.emit(None, EventKind::RepairFailed { peer, reason });
-            tokio::time::sleep(PAUSE).await;
-            return false;
-        }
-        tokio::task::yield_now().await;
-    }
-    true
-}
-
-async fn spread_partition(
-    node: &Rc<Node>,
-    newest: &Layout,
-    partition: PartitionId,
-    bucket: &str,
-) -> Result<(), (NodeId, PeerError)> {
-    let this = node.shared.node();
-    let targets: Vec<NodeId> =
-        newest.replicas_for(partition, bucket).iter().copied().filter(|&replica| replica != this).collect();
-    let mut start = StorageKey::prefix_start(partition, bucket, b"");
-    let end = end_of_prefix(&start);
-    let mut after = false;
-    loop {
-        let (limit, max_bytes) = (PAGE_RECORDS as usize, PAGE_BYTES as usize);
-        let range = Range { start: &start, after, end: end.as_deref(), limit, max_bytes };
-        let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
-        let page = node
-            .shared
-            .engine
-            .scan(range)
-            .map_err(|error| (this, PeerError::Storage { detail: error.to_string() }))?;
-        let all = page.records.iter().filter_map(|(key, object)| Some((readable(key, object)?, object)));
-        let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
-            .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
-            .collect();
-        give(node, &to_each, valid_until_ms).await?;
-        match page.records.last() {
-            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
-            _ => return Ok(()),
-        }
-    }
-}
-
 /// The record's key, unless the record is damaged: that others have to mend.
-fn readable(key: &Bytes, object: &Bytes) -> Option<StorageKey> {
+pub(crate) fn readable(key: &Bytes, object: &Bytes) -> Option<StorageKey> {
     decode_object(object).ok()?;
     StorageKey::from_peer(key)
 }
@@ -285,7 +236,7 @@ fn bounded(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
 ///
 /// # Errors
 /// Who did not take one, and why.
-async fn give(
+pub(crate) async fn give(
     node: &Rc<Node>,
     objects: &[(NodeId, StorageKey, Bytes)],
     valid_until_ms: u64,
@@ -359,9 +310,7 @@ async fn merge_with(
             stream(node, peer, partition, sources, throttle).await?;
             fresh.remove(&partition);
             // For people: what is streamed is nearly done. Who it was compared with is counted when it was.
-            with_progress(&node.shared, |progress| {
-                progress.done = (progress.done + 1).min(progress.partitions)
-            });
+            add_progress(&node.shared, 1);
         }
     }
     let synced =
@@ -420,199 +369,5 @@ async fn stream(
             Some((last, _)) if page.more && *last > after => after = last.clone(),
             _ => return Ok(()),
         }
-    }
-}
-
-/// What a node holds of a partition and should not: of buckets with these numbers of replicas.
-struct Leftover {
-    partition: PartitionId,
-    sizes: Vec<u8>,
-}
-
-/// What this node holds that is not its own in a layout. `None`: it does not know yet, trees are being built.
-fn leftovers(shared: &Shared, layout: &Layout) -> Option<Vec<Leftover>> {
-    let this = shared.node();
-    let sizes = shared.sizes();
-    let mut left = Vec::new();
-    for partition in shared.all_partitions() {
-        let mut of_it = Vec::new();
-        for &n in sizes.iter().filter(|&&n| !layout.replicas_of(partition, n).contains(&this)) {
-            if shared.trees.root(TreeName { partition, n })? != 0 {
-                of_it.push(n);
-            }
-        }
-        if !of_it.is_empty() {
-            left.push(Leftover { partition, sizes: of_it });
-        }
-    }
-    Some(left)
-}
-
-/// Hands over what is not this node's own in the newest layout, and drops it. False if it has to be done again.
-pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
-    let shared = &node.shared;
-    let newest = shared.layouts.look(|layouts| layouts.newest().clone());
-    // What was taken before everybody had let go of the older layouts is in the trees once it is committed.
-    all_committed(shared).await;
-    let Some(left) = leftovers(shared, &newest) else { return false };
-    begin_progress(shared, left.len());
-    if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
-        return false;
-    }
-    if !drop_all(shared, &newest, &left).await {
-        return false;
-    }
-    if leftovers(shared, &newest).is_none_or(|left| !left.is_empty()) {
-        return false;
-    }
-    end_progress(shared);
-    // What a node that goes keeps for others goes first.
-    let stays = newest.member(shared.node()).is_some();
-    stays || shared.hints.targets().is_empty()
-}
-
-/// Merges what is left here with every one of its owners.
-async fn all_handed_over(node: &Rc<Node>, newest: &Layout, left: &[Leftover]) -> bool {
-    let shared = &node.shared;
-    let owned_by = |leftover: &Leftover, peer: NodeId| {
-        leftover.sizes.iter().any(|&n| newest.replicas_of(leftover.partition, n).contains(&peer))
-    };
-    for peer in newest.members().iter().map(|member| member.id) {
-        let theirs: Vec<PartitionId> =
-            left.iter().filter(|one| owned_by(one, peer)).map(|one| one.partition).collect();
-        if theirs.is_empty() {
-            continue;
-        }
-        if !node.is_live(peer) || agree(node, peer).await.is_err() {
-            return false;
-        }
-        match sync(node, peer, &theirs, Way::There, u64::MAX).await {
-            Ok(synced) if theirs.iter().all(|partition| !synced.unknown.contains(partition)) => {}
-            Ok(_) => return false,
-            Err(error) => {
-                let (peer, reason) = (shared.view().name_of(peer), error.to_string());
-                shared.emit(None, EventKind::RepairFailed { peer, reason });
-                return false;
-            }
-        }
-    }
-    true
-}
-
-/// Drops what this node holds of partitions that are not its own while no change is under way: copies that it was sent, or
-/// fetched, before it knew better.
-pub(crate) async fn drop_copies(node: &Rc<Node>) {
-    let shared = &node.shared;
-    let view = shared.view();
-    let newest = view.newest().clone();
-    let left = leftovers(shared, &newest).unwrap_or_default();
-    if view.removed {
-        return;
-    }
-    drop(view);
-    drop_all(shared, &newest, &left).await;
-}
-
-/// Drops what is left, some partitions side by side. False if a newer layout comes meanwhile, or the engine fails.
-async fn drop_all(shared: &Arc<Shared>, newest: &Layout, left: &[Leftover]) -> bool {
-    for some in left.chunks(DROPPED_TOGETHER) {
-        // A newer layout may make it this node's own again: not while it is being dropped.
-        let dropped = shared.without_change(async || {
-            if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
-                return false;
-            }
-            let all = some.iter().map(|leftover| drop_records(shared, newest, leftover));
-            futures::future::join_all(all).await.iter().all(Result::is_ok)
-        });
-        if !dropped.await {
-            return false;
-        }
-        with_progress(shared, |progress| progress.done += some.len() as u32);
-    }
-    true
-}
-
-/// Drops what is left of a partition, and if that is all of it, its actor.
-async fn drop_records(
-    shared: &Arc<Shared>,
-    layout: &Layout,
-    leftover: &Leftover,
-) -> Result<(), StorageError> {
-    let mut start = StorageKey::partition_start(leftover.partition);
-    let end = end_of_prefix(&start);
-    let mut after = false;
-    loop {
-        let range = Range {
-            start: &start,
-            after,
-            end: end.as_deref(),
-            limit: DROP_RECORDS,
-            max_bytes: PAGE_BYTES as usize,
-        };
-        let page = shared.engine.scan(range)?;
-        let mut dropped = Vec::with_capacity(page.records.len());
-        let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
-        for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
-            if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
-                continue;
-            }
-            let (done, gone) = oneshot::channel();
-            dropped.push(gone);
-            let shared = shared.clone();
-            updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
-        }
-        shared.engine.update(updates);
-        for gone in dropped {
-            let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
-            gone.await.map_err(lost)??;
-        }
-        match page.records.last() {
-            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
-            _ => break,
-        }
-    }
-    // What is forgotten is forgotten of all sizes of buckets: one actor names them all.
-    shared.forget_actor(leftover.partition);
-    if !layout.holds(shared.node(), leftover.partition) {
-        shared.forget_recovery(leftover.partition);
-    }
-    Ok(())
-}
-
-/// Drops one record.
-struct DropRecord {
-    key: StorageKey,
-    shared: Arc<Shared>,
-    change: Option<TreeChange>,
-    applied: bool,
-    done: oneshot::Sender<Result<(), StorageError>>,
-}
-
-impl Update for DropRecord {
-    fn key(&self) -> &StorageKey {
-        &self.key
-    }
-
-    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
-        let Some(stored) = stored else { return Ok(Change::Keep) };
-        if let Ok(record) = decode_object(&stored) {
-            let old = Some(Held::of(&record.object));
-            self.change = Some(TreeChange { key: self.key.clone(), old, new: None });
-        }
-        Ok(Change::Remove)
-    }
-
-    fn applied(&mut self) {
-        self.applied = true;
-        if let Some(change) = &self.change {
-            self.shared.trees.apply(change);
-        }
-    }
-
-    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
-        if let (Err(_), Some(change), true) = (&outcome, &self.change, self.applied) {
-            self.shared.trees.undo(change);
-        }
-        let _ = self.done.send(outcome);
     }
 }

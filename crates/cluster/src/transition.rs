@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::gossip;
 use crate::node::Node;
 use crate::sync::ask;
-use crate::transfer;
+use crate::{leftovers, transfer};
 
 /// How often the node looks, if nothing stirs.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -166,7 +166,7 @@ pub(crate) async fn go_through(node: Rc<Node>) {
             Duty::Rest => false,
             Duty::Quiet => shared.layouts.is_quiet(),
             Duty::Sync => transfer::copy(&node).await,
-            Duty::Clear => transfer::hand_over(&node).await,
+            Duty::Clear => leftovers::hand_over(&node).await,
         };
         if done {
             let outcome: Result<(), StorageError> = shared
@@ -191,7 +191,7 @@ pub(crate) async fn go_through(node: Rc<Node>) {
         }
         looks += 1;
         if looks.is_multiple_of(DROP_EVERY_LOOKS) && shared.view().is_settled() {
-            transfer::drop_copies(&node).await;
+            leftovers::drop_copies(&node).await;
         }
         let _ = tokio::time::timeout(LOOK_EVERY, stirred).await;
     }

@@ -97,6 +97,16 @@ pub enum LayoutError {
     /// N is zero.
     #[error("replicas = 0: use 1 or more")]
     NoReplicas,
+    /// What is staged is not what was shown.
+    #[error(
+        "the plan is {now:016x} by now, not {shown:016x}: others staged or committed something, see `quorate cluster plan`"
+    )]
+    OtherPlan {
+        /// The digest that was shown.
+        shown: u64,
+        /// The digest of what would be committed.
+        now: u64,
+    },
     /// A bucket's definition does not fit the cluster.
     #[error("bucket {name:?}: {detail}")]
     Bucket {

@@ -203,7 +203,10 @@ pub enum ClusterRequest {
     /// What the staged changes would move.
     Plan,
     /// Make the staged changes the newest layout.
-    Commit,
+    Commit {
+        /// The digest of the layout that a plan showed, if it must be that one.
+        plan: Option<u64>,
+    },
     /// Withdraw the staged changes.
     Clear,
     /// Take no more requests of clients; those under way are finished.
@@ -336,6 +339,8 @@ pub struct PlanReport {
     pub staged: Vec<String>,
     /// The number the layout would get.
     pub layout: u64,
+    /// Its digest, to commit exactly this.
+    pub digest: String,
     /// N.
     pub replicas: u8,
     /// What changes for each node.

@@ -416,7 +416,7 @@ impl Sim {
                 return false;
             }
         }
-        matches!(self.cluster(via, ClusterRequest::Commit).await, Some(Ok(_)))
+        matches!(self.cluster(via, ClusterRequest::Commit { plan: None }).await, Some(Ok(_)))
     }
 
     /// A node's disk is about to be declared lost: what it acked is gone, and if it comes back it is refused.

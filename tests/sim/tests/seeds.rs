@@ -46,9 +46,10 @@ fn a_seed_replays_exactly() {
 /// One seed for each planted bug, which finds it; without the bug it finds nothing.
 #[test]
 fn planted_bugs_are_found() {
-    for (bug, seed) in CAUGHT_BY {
-        let outcome = run_seed(seed, 5, Some(bug));
-        assert_ne!(outcome.violations, [], "{bug:?} is not found by seed {seed}");
+    let finds = |(bug, seed): &(Bug, u64)| !run_seed(*seed, 5, Some(*bug)).violations.is_empty();
+    let missed: Vec<(Bug, u64)> = CAUGHT_BY.into_iter().filter(|pinned| !finds(pinned)).collect();
+    assert_eq!(missed, [], "planted, and not found by these seeds");
+    for (_, seed) in CAUGHT_BY {
         assert_eq!(run_seed(seed, 5, None).violations, [], "seed {seed} without a bug");
     }
     let planted: Vec<Bug> = CAUGHT_BY.iter().map(|(bug, _)| *bug).collect();
@@ -60,10 +61,10 @@ const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::HintDeletedBeforeAck, 0),
     (Bug::ChangedHintDeleted, 12),
     (Bug::ReapingIgnoresHints, 297),
-    (Bug::ReapingAsksOnce, 102),
+    (Bug::ReapingAsksOnce, 110),
     (Bug::ReapingIgnoresTheDead, 297),
     (Bug::ActorReusedAfterStart, 16),
-    (Bug::BareWriteReplicated, 102),
+    (Bug::BareWriteReplicated, 147),
     (Bug::PutAnswersWholeVector, 0),
     (Bug::RepairOverwrites, 8),
     (Bug::FallbackAnswersAbsent, 10),
@@ -71,10 +72,10 @@ const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::RequestIdIgnored, 1),
     (Bug::ResolverInMerges, 0),
     (Bug::AckBeforeDurable, 0),
-    (Bug::ReadsMoveBeforeSynced, 102),
+    (Bug::ReadsMoveBeforeSynced, 170),
     (Bug::SyncBeforeAllAcked, 3),
     (Bug::SyncedFromOne, 28),
-    (Bug::QuorumOverUnion, 102),
+    (Bug::QuorumOverUnion, 540),
     (Bug::LeftoversDropped, 677),
     (Bug::LayoutNotStored, 2),
     (Bug::RedefinedKeysStay, 191),

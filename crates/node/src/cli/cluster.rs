@@ -93,7 +93,13 @@ pub(super) enum ClusterCommand {
     /// Show what the staged changes would move.
     Plan(Plain),
     /// Make the staged changes the new layout.
-    Commit(Plain),
+    Commit {
+        /// Only if the plan is still the one that `plan` showed under this digest.
+        #[arg(long, value_name = "DIGEST", value_parser = digest)]
+        plan: Option<u64>,
+        #[command(flatten)]
+        plain: Plain,
+    },
     /// Withdraw the staged changes.
     Clear(Plain),
     /// Show what every node copies or hands over.
@@ -175,8 +181,8 @@ impl ClusterCommand {
                 }
                 Ok(())
             }
-            ClusterCommand::Commit(plain) => {
-                let report = ask(&plain, ClusterRequest::Commit).await?;
+            ClusterCommand::Commit { plan, plain } => {
+                let report = ask(&plain, ClusterRequest::Commit { plan }).await?;
                 if !plain.connection.is_json() {
                     say!(
                         "layout {} is committed; `quorate cluster transfers` shows how far it is",
@@ -336,6 +342,14 @@ fn show_plan(plan: &PlanReport) {
         plan.zones,
         if plan.zones == 1 { "" } else { "s" }
     );
+    say!("to commit this and nothing else: quorate cluster commit --plan {}", plan.digest);
+}
+
+fn digest(text: &str) -> Result<u64, String> {
+    let whole = text.len() == 16;
+    let digest = u64::from_str_radix(text, 16).ok().filter(|_| whole);
+    digest
+        .ok_or_else(|| "a plan's digest has 16 hexadecimal digits, as `quorate cluster plan` shows it".into())
 }
 
 fn mib(bytes: u64) -> String {

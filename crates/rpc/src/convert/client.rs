@@ -158,7 +158,12 @@ pub(crate) fn write_operation(
                     Verb::Stage
                 }
                 ClusterRequest::Plan => Verb::Plan,
-                ClusterRequest::Commit => Verb::Commit,
+                ClusterRequest::Commit { plan } => {
+                    if let Some(plan) = plan {
+                        builder.set_change(&plan.to_be_bytes());
+                    }
+                    Verb::Commit
+                }
                 ClusterRequest::Clear => Verb::Clear,
                 ClusterRequest::Drain => Verb::Drain,
                 ClusterRequest::CreateBucket { name, definition } => {
@@ -240,7 +245,13 @@ pub(crate) fn read_operation(
                     Err(error) => Err(RequestError::invalid(format!("change: {error}"))),
                 },
                 Verb::Plan => Ok(ClusterRequest::Plan),
-                Verb::Commit => Ok(ClusterRequest::Commit),
+                Verb::Commit => match request.get_change()? {
+                    [] => Ok(ClusterRequest::Commit { plan: None }),
+                    plan => match plan.try_into() {
+                        Ok(plan) => Ok(ClusterRequest::Commit { plan: Some(u64::from_be_bytes(plan)) }),
+                        Err(_) => Err(RequestError::invalid("a plan has a digest of 8 bytes")),
+                    },
+                },
                 Verb::Clear => Ok(ClusterRequest::Clear),
                 Verb::Drain => Ok(ClusterRequest::Drain),
                 Verb::CreateBucket => match Change::decode(request.get_change()?) {

@@ -1,0 +1,221 @@
+//! What a node holds and should not, once a change of layout is done: handed over to those whose it is, and dropped.
+//!
+//! Nothing is dropped before it was compared with its owners.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::event::EventKind;
+use quorate_core::key::end_of_prefix;
+use quorate_core::planted::{Bug, planted};
+use quorate_core::request::TreeName;
+use quorate_core::storage::{Change, Range, StorageError, Update};
+use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
+use tokio::sync::oneshot;
+
+use crate::node::Node;
+use crate::shared::Shared;
+use crate::sync::{Way, sync};
+use crate::transfer::{PAGE_BYTES, add_progress, begin_progress, end_progress};
+use crate::transition::agree;
+use crate::trees::{Held, TreeChange, all_committed};
+
+/// Records dropped together, and partitions side by side.
+const DROP_RECORDS: usize = 32;
+const DROPPED_TOGETHER: usize = 4;
+
+/// What a node holds of a partition and should not: of buckets with these numbers of replicas.
+struct Leftover {
+    partition: PartitionId,
+    sizes: Vec<u8>,
+}
+
+/// What this node holds that is not its own in a layout. `None`: it does not know yet, trees are being built.
+fn leftovers(shared: &Shared, layout: &Layout) -> Option<Vec<Leftover>> {
+    let this = shared.node();
+    let sizes = shared.sizes();
+    let mut left = Vec::new();
+    for partition in shared.all_partitions() {
+        let mut of_it = Vec::new();
+        for &n in sizes.iter().filter(|&&n| !layout.replicas_of(partition, n).contains(&this)) {
+            if shared.trees.root(TreeName { partition, n })? != 0 {
+                of_it.push(n);
+            }
+        }
+        if !of_it.is_empty() {
+            left.push(Leftover { partition, sizes: of_it });
+        }
+    }
+    Some(left)
+}
+
+/// Hands over what is not this node's own in the newest layout, and drops it. False if it has to be done again.
+pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
+    let shared = &node.shared;
+    let newest = shared.layouts.look(|layouts| layouts.newest().clone());
+    // What was taken before everybody had let go of the older layouts is in the trees once it is committed.
+    all_committed(shared).await;
+    let Some(left) = leftovers(shared, &newest) else { return false };
+    begin_progress(shared, left.len());
+    if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
+        return false;
+    }
+    if !drop_all(shared, &newest, &left).await {
+        return false;
+    }
+    if leftovers(shared, &newest).is_none_or(|left| !left.is_empty()) {
+        return false;
+    }
+    end_progress(shared);
+    // What a node that goes keeps for others goes first.
+    let stays = newest.member(shared.node()).is_some();
+    stays || shared.hints.targets().is_empty()
+}
+
+/// Merges what is left here with every one of its owners.
+async fn all_handed_over(node: &Rc<Node>, newest: &Layout, left: &[Leftover]) -> bool {
+    let shared = &node.shared;
+    let owned_by = |leftover: &Leftover, peer: NodeId| {
+        leftover.sizes.iter().any(|&n| newest.replicas_of(leftover.partition, n).contains(&peer))
+    };
+    for peer in newest.members().iter().map(|member| member.id) {
+        let theirs: Vec<PartitionId> =
+            left.iter().filter(|one| owned_by(one, peer)).map(|one| one.partition).collect();
+        if theirs.is_empty() {
+            continue;
+        }
+        if !node.is_live(peer) || agree(node, peer).await.is_err() {
+            return false;
+        }
+        match sync(node, peer, &theirs, Way::There, u64::MAX).await {
+            Ok(synced) if theirs.iter().all(|partition| !synced.unknown.contains(partition)) => {}
+            Ok(_) => return false,
+            Err(error) => {
+                let (peer, reason) = (shared.view().name_of(peer), error.to_string());
+                shared.emit(None, EventKind::RepairFailed { peer, reason });
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Drops what this node holds of partitions that are not its own while no change is under way: copies that it was sent, or
+/// fetched, before it knew better.
+pub(crate) async fn drop_copies(node: &Rc<Node>) {
+    let shared = &node.shared;
+    let view = shared.view();
+    let newest = view.newest().clone();
+    let left = leftovers(shared, &newest).unwrap_or_default();
+    if view.removed {
+        return;
+    }
+    drop(view);
+    drop_all(shared, &newest, &left).await;
+}
+
+/// Drops what is left, some partitions side by side. False if a newer layout comes meanwhile, or the engine fails.
+async fn drop_all(shared: &Arc<Shared>, newest: &Layout, left: &[Leftover]) -> bool {
+    for some in left.chunks(DROPPED_TOGETHER) {
+        // A newer layout may make it this node's own again: not while it is being dropped.
+        let dropped = shared.without_change(async || {
+            if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
+                return false;
+            }
+            let all = some.iter().map(|leftover| drop_records(shared, newest, leftover));
+            futures::future::join_all(all).await.iter().all(Result::is_ok)
+        });
+        if !dropped.await {
+            return false;
+        }
+        add_progress(shared, some.len());
+    }
+    true
+}
+
+/// Drops what is left of a partition, and if that is all of it, its actor.
+async fn drop_records(
+    shared: &Arc<Shared>,
+    layout: &Layout,
+    leftover: &Leftover,
+) -> Result<(), StorageError> {
+    let mut start = StorageKey::partition_start(leftover.partition);
+    let end = end_of_prefix(&start);
+    let mut after = false;
+    loop {
+        let range = Range {
+            start: &start,
+            after,
+            end: end.as_deref(),
+            limit: DROP_RECORDS,
+            max_bytes: PAGE_BYTES as usize,
+        };
+        let page = shared.engine.scan(range)?;
+        let mut dropped = Vec::with_capacity(page.records.len());
+        let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
+        for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
+            if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
+                continue;
+            }
+            let (done, gone) = oneshot::channel();
+            dropped.push(gone);
+            let shared = shared.clone();
+            updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
+        }
+        shared.engine.update(updates);
+        for gone in dropped {
+            let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
+            gone.await.map_err(lost)??;
+        }
+        match page.records.last() {
+            Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
+            _ => break,
+        }
+    }
+    // What is forgotten is forgotten of all sizes of buckets: one actor names them all.
+    shared.forget_actor(leftover.partition);
+    if !layout.holds(shared.node(), leftover.partition) {
+        shared.forget_recovery(leftover.partition);
+    }
+    Ok(())
+}
+
+/// Drops one record.
+struct DropRecord {
+    key: StorageKey,
+    shared: Arc<Shared>,
+    change: Option<TreeChange>,
+    applied: bool,
+    done: oneshot::Sender<Result<(), StorageError>>,
+}
+
+impl Update for DropRecord {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+        let Some(stored) = stored else { return Ok(Change::Keep) };
+        if let Ok(record) = decode_object(&stored) {
+            let old = Some(Held::of(&record.object));
+            self.change = Some(TreeChange { key: self.key.clone(), old, new: None });
+        }
+        Ok(Change::Remove)
+    }
+
+    fn applied(&mut self) {
+        self.applied = true;
+        if let Some(change) = &self.change {
+            self.shared.trees.apply(change);
+        }
+    }
+
+    fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
+        if let (Err(_), Some(change), true) = (&outcome, &self.change, self.applied) {
+            self.shared.trees.undo(change);
+        }
+        let _ = self.done.send(outcome);
+    }
+}

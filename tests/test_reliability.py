@@ -411,6 +411,7 @@ def test_metrics_tell_what_happens() -> None:
             assert values['quorate_hints_pending{peer="n2"}'] > 0
             assert values["quorate_recovering_partitions"] == 0
             assert "quorate_tombstones_waiting" in values and "quorate_clock_ahead_ms" in values
+            assert "quorate_storage_updates_waiting" in values and "quorate_repair_running" in values
             assert "secret" not in page, "never keys as labels"
             assert "quorate_storage_updates_waiting" in values
 

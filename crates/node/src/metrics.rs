@@ -77,6 +77,8 @@ struct States {
     tombstones: Gauge,
     reaping_blocked: Gauge,
     clock_ahead_ms: Gauge,
+    repair_running: Gauge,
+    repair_last_ended: Gauge,
     in_flight: Gauge,
     peer_waiting: Family<PeerLabel, Gauge>,
     storage_waiting: Gauge,
@@ -210,6 +212,15 @@ impl States {
         );
         let help = "How far this node's clock is ahead of its peers' (the median), milliseconds";
         registry.register("clock_ahead_ms", help, self.clock_ahead_ms.clone());
+        let help = "1 while a round of anti-entropy with some peer is under way";
+        registry.register("repair_running", help, self.repair_running.clone());
+        let help = "Since the last round of anti-entropy ended";
+        registry.register_with_unit(
+            "repair_last_ended_ago",
+            help,
+            Unit::Seconds,
+            self.repair_last_ended.clone(),
+        );
         registry.register("requests_in_flight", "Clients' requests under way", self.in_flight.clone());
         let help = "Operations that wait for a peer's answer";
         registry.register("peer_requests_waiting", help, self.peer_waiting.clone());
@@ -239,6 +250,8 @@ impl States {
         self.tombstones.set(upkeep.reaping.waiting as i64);
         self.reaping_blocked.set(i64::from(upkeep.reaping.blocked_by.is_some()));
         self.clock_ahead_ms.set(upkeep.clock_ahead_ms);
+        self.repair_running.set(i64::from(upkeep.repair.running_with.is_some()));
+        self.repair_last_ended.set((upkeep.repair.last_round_ago_ms.unwrap_or(0) / 1_000) as i64);
         self.in_flight.set(upkeep.in_flight as i64);
         self.storage_waiting.set(shared.engine.waiting() as i64);
         let view = shared.view();

@@ -2,7 +2,7 @@
 //! three replicas of a cluster on one machine have.
 //!
 //! `cargo bench -p quorate-storage-lmdb --bench commit_loops [-- FOLDER]` prints one JSON object a batch size: the puts a
-//! second of the slowest of three loops, which bounds what a cluster that commits every put three times can do.
+//! second of the slowest of three loops, which bounds what a cluster that commits every put three times, without a log in front, can do.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -82,66 +82,9 @@ impl Map {
         }
     }
 
-    /// Records of a range, as they are under `overlay`.
-    ///
-    /// lmdb's iterators take an error for the end of the data, so the loop is our own.
-    pub(crate) fn scan(&self, range: Range<'_>, overlay: Option<&Overlay>) -> Result<Page, StorageError> {
-        let transaction = self.environment.begin_ro_txn().map_err(io)?;
-        let cursor = transaction.open_ro_cursor(self.database).map_err(io)?;
-        // LMDB takes no empty key to seek to.
-        let first = match range.start {
-            [] => cursor.get(None, None, FIRST),
-            start => cursor.get(Some(start), None, SET_RANGE),
-        };
-        let mut stored = match first {
-            Ok((Some(key), value)) => Some((key, value)),
-            Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
-            Err(error) => return Err(io(error)),
-        };
-        let mut newer = overlay
-            .into_iter()
-            .flat_map(|overlay| {
-                overlay.range::<[u8], _>((std::ops::Bound::Included(range.start), std::ops::Bound::Unbounded))
-            })
-            .peekable();
-        let mut page = Page::default();
-        let mut bytes = 0;
-        loop {
-            let newer_first = match (&stored, newer.peek()) {
-                (None, None) => return Ok(page),
-                (Some((key, _)), Some((newer_key, _))) => newer_key.as_ref() <= *key,
-                (None, Some(_)) => true,
-                (Some(_), None) => false,
-            };
-            let (key, value): (&[u8], Option<&[u8]>) = if newer_first {
-                let (key, value) = newer.next().expect("peeked");
-                (key.as_ref(), value.as_deref())
-            } else {
-                let (key, value) = stored.expect("matched");
-                (key, Some(value))
-            };
-            if range.end.is_some_and(|end| key >= end) {
-                return Ok(page);
-            }
-            if let Some(value) = value
-                && !(range.after && key == range.start)
-            {
-                if page.records.len() >= range.limit || (bytes >= range.max_bytes && !page.records.is_empty())
-                {
-                    page.more = true;
-                    return Ok(page);
-                }
-                bytes += key.len() + value.len();
-                page.records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-            }
-            if stored.is_some_and(|(stored_key, _)| stored_key <= key) {
-                stored = match cursor.get(None, None, NEXT) {
-                    Ok((Some(key), value)) => Some((key, value)),
-                    Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
-                    Err(error) => return Err(io(error)),
-                };
-            }
-        }
+    /// The tree as it is at this moment.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>, StorageError> {
+        Ok(Snapshot { transaction: self.environment.begin_ro_txn().map_err(io)?, database: self.database })
     }
 
     /// Begins a batch that will be committed as one.
@@ -209,6 +152,71 @@ impl Map {
             return Err(failed(lmdb::Error::from_err_code(code).to_string()));
         }
         write_format(folder)
+    }
+}
+
+/// The tree at one moment.
+pub(crate) struct Snapshot<'map> {
+    transaction: lmdb::RoTransaction<'map>,
+    database: Database,
+}
+
+impl Snapshot<'_> {
+    /// Records of a range, as they are under `overlay`.
+    ///
+    /// lmdb's iterators take an error for the end of the data, so the loop is our own.
+    pub(crate) fn scan(&self, range: Range<'_>, overlay: &Overlay) -> Result<Page, StorageError> {
+        let cursor = self.transaction.open_ro_cursor(self.database).map_err(io)?;
+        // LMDB takes no empty key to seek to.
+        let first = match range.start {
+            [] => cursor.get(None, None, FIRST),
+            start => cursor.get(Some(start), None, SET_RANGE),
+        };
+        let mut stored = match first {
+            Ok((Some(key), value)) => Some((key, value)),
+            Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
+            Err(error) => return Err(io(error)),
+        };
+        let from = (std::ops::Bound::Included(range.start), std::ops::Bound::Unbounded);
+        let mut newer = overlay.range::<[u8], _>(from).peekable();
+        let mut page = Page::default();
+        let mut bytes = 0;
+        loop {
+            let newer_first = match (&stored, newer.peek()) {
+                (None, None) => return Ok(page),
+                (Some((key, _)), Some((newer_key, _))) => newer_key.as_ref() <= *key,
+                (None, Some(_)) => true,
+                (Some(_), None) => false,
+            };
+            let (key, value): (&[u8], Option<&[u8]>) = if newer_first {
+                let (key, value) = newer.next().expect("peeked");
+                (key.as_ref(), value.as_deref())
+            } else {
+                let (key, value) = stored.expect("matched");
+                (key, Some(value))
+            };
+            if range.end.is_some_and(|end| key >= end) {
+                return Ok(page);
+            }
+            if let Some(value) = value
+                && !(range.after && key == range.start)
+            {
+                if page.records.len() >= range.limit || (bytes >= range.max_bytes && !page.records.is_empty())
+                {
+                    page.more = true;
+                    return Ok(page);
+                }
+                bytes += key.len() + value.len();
+                page.records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            }
+            if stored.is_some_and(|(stored_key, _)| stored_key <= key) {
+                stored = match cursor.get(None, None, NEXT) {
+                    Ok((Some(key), value)) => Some((key, value)),
+                    Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
+                    Err(error) => return Err(io(error)),
+                };
+            }
+        }
     }
 }
 

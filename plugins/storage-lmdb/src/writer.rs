@@ -258,7 +258,7 @@ impl Writer {
     }
 
     pub(crate) fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
-        // Held until the page is read: overlay and tree belong to one moment. Pages are bounded.
+        // Overlay and tree belong to one moment; the page is read without the lock.
         let state = self.shared.lock();
         let mut overlay = Overlay::new();
         for part in [&*state.committing, &state.settled] {
@@ -269,7 +269,9 @@ impl Writer {
                 overlay.extend(newer.map(|(key, value)| (key.clone(), value.clone())));
             }
         }
-        self.shared.map.scan(range, Some(&overlay))
+        let snapshot = self.shared.map.snapshot()?;
+        drop(state);
+        snapshot.scan(range, &overlay)
     }
 }
 
@@ -486,11 +488,10 @@ impl Shared {
                 let newer = std::mem::replace(&mut state.waiting, waiting);
                 state.waiting.extend(newer);
                 state.failing = Some(error.clone());
-                if closing {
-                    let lost = std::mem::take(&mut state.waiting);
-                    drop(state);
-                    finish(lost, Err(error));
-                }
+                let lost = if closing { std::mem::take(&mut state.waiting) } else { Vec::new() };
+                // The log no longer waits for a tree that takes nothing.
+                self.wake(state);
+                finish(lost, Err(error));
             }
         }
         self.committed.notify_all();

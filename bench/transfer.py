@@ -100,13 +100,17 @@ def change(cluster: LocalCluster, before_us: float) -> dict[str, Any]:
 
 
 def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The round in the middle by what clients noticed, with the failures of all of them."""
+    """The round in the middle by what clients noticed, with the failures of all of them; latencies by themselves, each in
+    the middle of its kind: what was before a change varies as much as what was during it.
+    """
 
     def slower(one: dict[str, Any]) -> float:
         return float(one["p99_ms"][0] / one["p99_ms"][1])
 
     middle = sorted(rounds, key=slower)[len(rounds) // 2]
-    return {**middle, "failed": sum(one["failed"] for one in rounds), "p99_all": sorted(map(slower, rounds))}
+    during, before = (sorted(one["p99_ms"][which] for one in rounds)[len(rounds) // 2] for which in (0, 1))
+    failed = sum(one["failed"] for one in rounds)
+    return {**middle, "failed": failed, "p99_ms": (during, before), "p99_all": sorted(map(slower, rounds))}
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ const GIVEN_BYTES: usize = 32 * 1024;
 pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of its time a copy that was held up may make good.
 const LARGEST_BURST: Duration = Duration::from_millis(50);
+/// Copies take one part in so many of the time.
+const SHARE: u32 = 4;
 /// What takes longer than this has to do with a peer in trouble, not with clients that wait.
 const LONGEST_FOR_OTHERS: Duration = Duration::from_millis(500);
 
@@ -106,13 +108,13 @@ impl Throttle {
         Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1), copying }
     }
 
-    /// Waits as long as these bytes may take, and so much longer than they took that all who copy, in turn, would take a
-    /// third of the time: where copies meet clients' requests, two thirds of it are theirs.
+    /// Waits as long as these bytes may take, and so much longer than they took that all who copy, in turn, would take one
+    /// part in [`SHARE`] of the time: where copies meet clients' requests, the rest of it is theirs.
     async fn took(&mut self, shared: &Shared, bytes: u64, took: Duration) {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        let others = ((3 * self.copying - 1) * took).min(LONGEST_FOR_OTHERS);
+        let others = ((SHARE * self.copying - 1) * took).min(LONGEST_FOR_OTHERS);
         tokio::time::sleep_until(self.due.max(Instant::now() + others)).await;
     }
 }

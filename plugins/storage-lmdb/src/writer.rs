@@ -421,6 +421,8 @@ impl Shared {
                 (state.log_failed, state.hurry) = (true, true);
                 finish(waiting, Err(error.clone()));
                 finish(std::mem::take(&mut state.waiting), Err(error));
+                // It may be waiting for this batch, not asleep.
+                self.wake_committer.notify_one();
                 self.wake(state);
             }
         }

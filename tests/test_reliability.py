@@ -453,3 +453,24 @@ def test_the_commands_show_it() -> None:
         cluster.wait_connected()
         assert "a round with each peer begins" in run("repair", "start", *nodes)
         until(lambda: json.loads(run("repair", "status", "-o", "json", *nodes))["rounds"] >= 2)
+
+
+def test_what_a_kill_left_of_an_interval_is_not_taken_for_durable() -> None:
+    """Started with "fsync" after a kill, a node still asks the others first for what it may have forgotten."""
+    with LocalCluster(nodes=3, storage="lmdb", config={"storage": {"durability": "interval"}}) as cluster:
+        with cluster.connect(timeout=5.0) as db:
+            db.bucket("b").put_many({f"k{number}": b"v" for number in range(100)})
+        for node in cluster.nodes:
+            node.kill()
+        file = cluster[2].folder / "node.toml"
+        assert '"interval"' in file.read_text()
+        file.write_text(file.read_text().replace('"interval"', '"fsync"'))
+        cluster[2].start()
+        assert status(cluster[2].address)["recovering"] > 0, "nobody is there to be asked"
+        for node in (0, 1):
+            cluster[node].start()
+        cluster.wait_connected()
+        until(lambda: status(cluster[2].address)["recovering"] == 0)
+        cluster[2].kill()
+        cluster[2].start()
+        assert status(cluster[2].address)["recovering"] == 0, "by now it is durable"

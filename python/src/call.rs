@@ -6,8 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -31,8 +31,12 @@ const LOOKING: Duration = Duration::from_micros(250);
 const TRIES_AGAIN: u32 = 64;
 const GIVES_UP_AFTER: u32 = 4;
 
-/// Calls under way in this process. With others there is better use for the processor than looking.
+/// Calls under way in a process, and in which: a forked child has none of its parent's. With others there is better use for the
+/// processor than looking, and where there is only one, the answer needs it.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
+static CALLS_OF: AtomicU32 = AtomicU32::new(0);
+static MAY_LOOK: LazyLock<bool> =
+    LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
 /// Counts closed clients: a thread that sees it change closes its own connections of them.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
@@ -106,13 +110,8 @@ impl Handle {
         let local = self.take_local(py)?;
         let future = operation(local.client.clone());
         let rested = local.last_used.get().elapsed() > RESTED;
-        let begun = Instant::now();
         let outcome = released(py, || run(&local.runtime, future, rested));
-        let ended = Instant::now();
-        if ended - begun < LOOKING {
-            LATE.set(0);
-        }
-        local.last_used.set(ended);
+        local.last_used.set(Instant::now());
         self.put_back(local);
         outcome?.map_err(|error| raise(py, &error))
     }
@@ -192,6 +191,7 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bo
             // Nobody read the sockets meanwhile: first see which connections are gone.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        let begun = Instant::now();
         // Hundreds of requests may be polled here at once. Under tokio's budget some of them would be put off, by a
         // wake-up that is kept in `block_on` and is lost when that returns.
         let outcome = tokio::task::unconstrained(async {
@@ -203,6 +203,9 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bo
             }
         })
         .await;
+        if begun.elapsed() < LOOKING {
+            LATE.set(0);
+        }
         // For the same reason the connections' tasks get their put-off wake-ups before this loop is left.
         tokio::task::yield_now().await;
         outcome
@@ -214,6 +217,10 @@ struct InCall;
 impl InCall {
     fn enter() -> InCall {
         IN_CALL.set(true);
+        let process = std::process::id();
+        if CALLS_OF.swap(process, Ordering::Relaxed) != process {
+            CALLS.store(0, Ordering::Relaxed);
+        }
         CALLS.fetch_add(1, Ordering::Relaxed);
         InCall
     }
@@ -230,7 +237,7 @@ impl Drop for InCall {
 async fn look() -> std::convert::Infallible {
     let late = LATE.get();
     LATE.set(late.saturating_add(1));
-    if late < GIVES_UP_AFTER || late.is_multiple_of(TRIES_AGAIN) {
+    if *MAY_LOOK && (late < GIVES_UP_AFTER || late.is_multiple_of(TRIES_AGAIN)) {
         let begun = Instant::now();
         while begun.elapsed() < LOOKING && CALLS.load(Ordering::Relaxed) == 1 {
             // Comes back after a look at the sockets.

@@ -145,11 +145,7 @@ fn check_may_commit(node: &Node) -> Result<(), RequestError> {
 async fn commit(node: &Rc<Node>, shown: Option<u64>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
-        let now = layouts.plan().map_err(Refusal::Layout)?.digest();
-        if let Some(shown) = shown.filter(|&shown| shown != now) {
-            return Err(Refusal::Layout(LayoutError::OtherPlan { shown, now }));
-        }
-        layouts.commit().map_err(Refusal::Layout)?;
+        layouts.commit(shown).map_err(Refusal::Layout)?;
         // It is stored before anybody goes by it: that is the first phase.
         layouts.advance();
         Ok(true)

@@ -215,8 +215,9 @@ impl Shared {
         let hints = HintBook::load(&*engine, environment.wall_ms())?;
         let marked = engine.get(&recovering_fact())?.is_some();
         let forgot = is_empty || marked || !engine.capability().durable;
-        if forgot && engine.capability().durable && !marked {
-            // Before anything else is stored: a node that is stopped before it has recovered has not recovered.
+        if forgot && !marked {
+            // Before anything else is stored: a node that is stopped before it has recovered has not recovered. One whose engine
+            // forgets never has: if it is started with another durability, what it holds may be what a kill left of it.
             engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering: true })]);
         }
         let may_forget = |p: u32| {
@@ -458,6 +459,9 @@ impl Shared {
 
     /// Notes on disk that this node has, or has not, recovered.
     pub(crate) fn mark_recovering(&self, recovering: bool) {
+        if !recovering && !self.engine.capability().durable {
+            return;
+        }
         self.engine.update(vec![Box::new(Mark { key: recovering_fact(), recovering })]);
     }
 

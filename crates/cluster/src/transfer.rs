@@ -43,7 +43,7 @@ const LARGEST_BURST: Duration = Duration::from_millis(50);
 /// Copies take one part in so many of the time.
 const SHARE: u32 = 4;
 /// What takes longer than this has to do with a peer in trouble, not with clients that wait.
-const LONGEST_FOR_OTHERS: Duration = Duration::from_millis(500);
+const LONGEST_FOR_OTHERS: Duration = Duration::from_secs(2);
 
 /// What is copied or handed over, for people.
 #[derive(Default)]

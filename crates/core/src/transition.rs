@@ -531,12 +531,17 @@ impl Layouts {
         Err(LayoutError::UnderWay { changes: self.active.len() - 1 })
     }
 
-    /// Makes the staged changes the newest layout. To be stored before it is acted on; then [`Layouts::advance`].
+    /// Makes the staged changes the newest layout, if it is the one with the digest `shown`, where that is given. To be stored
+    /// before it is acted on; then [`Layouts::advance`].
     ///
     /// # Errors
-    /// As [`Layouts::plan`].
-    pub fn commit(&mut self) -> Result<(), LayoutError> {
+    /// As [`Layouts::plan`]; `OtherPlan` if it is another one.
+    pub fn commit(&mut self, shown: Option<u64>) -> Result<(), LayoutError> {
         let layout = self.plan()?;
+        let now = layout.digest();
+        if let Some(shown) = shown.filter(|&shown| shown != now) {
+            return Err(LayoutError::OtherPlan { shown, now });
+        }
         self.freeze();
         self.push(Arc::new(layout));
         Ok(())
@@ -944,7 +949,7 @@ mod tests {
     fn a_change_goes_through_all_phases_together() {
         let mut nodes = cluster(3, 4);
         nodes[0].stage(1, join("n3")).unwrap();
-        nodes[0].commit().unwrap();
+        nodes[0].commit(None).unwrap();
         nodes[0].advance();
         let mut reads = vec![1];
         for _ in 0..50 {
@@ -979,7 +984,7 @@ mod tests {
         let mut all = cluster(4, 4);
         let mut nodes = all.split_off(1);
         nodes[0].stage(1, Change::Weight { name: "n2".into(), weight: 200 }).unwrap();
-        nodes[0].commit().unwrap();
+        nodes[0].commit(None).unwrap();
         nodes[0].advance();
         let turn = |nodes: &mut [Layouts]| {
             for from in 0..nodes.len() {
@@ -995,7 +1000,7 @@ mod tests {
         (0..20).for_each(|_| turn(&mut nodes));
         assert!(nodes.iter().all(|node| node.own() == Phase::Known && node.view().also.is_empty()));
         nodes[1].stage(2, Change::Remove { name: "n0".into() }).unwrap();
-        nodes[1].commit().unwrap();
+        nodes[1].commit(None).unwrap();
         nodes[1].advance();
         (0..40).for_each(|_| turn(&mut nodes));
         assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
@@ -1013,7 +1018,7 @@ mod tests {
             nodes[0].stage(1, Change::Weight { name: "n1".into(), weight: 200 }).unwrap();
             nodes[3].stage(2, Change::Leave { name: "n2".into() }).unwrap();
             for node in [0, 3] {
-                nodes[node].commit().unwrap();
+                nodes[node].commit(None).unwrap();
                 nodes[node].advance();
             }
             for at in order {
@@ -1038,7 +1043,7 @@ mod tests {
     fn a_third_layout_overtakes_the_second() {
         let mut nodes = cluster(4, 4);
         nodes[0].stage(1, Change::Leave { name: "n3".into() }).unwrap();
-        nodes[0].commit().unwrap();
+        nodes[0].commit(None).unwrap();
         nodes[0].advance();
         for _ in 0..3 {
             exchange(&mut nodes);
@@ -1046,7 +1051,7 @@ mod tests {
         }
         assert!(nodes.iter().all(|node| node.own() == Phase::Acked));
         nodes[1].stage(2, join("n3")).unwrap();
-        nodes[1].commit().unwrap();
+        nodes[1].commit(None).unwrap();
         nodes[1].advance();
         for _ in 0..40 {
             exchange(&mut nodes);
@@ -1074,11 +1079,11 @@ mod tests {
         for weight in 101..109 {
             let mut all = cluster(4, 4);
             all[0].stage(9, Change::Weight { name: "n1".into(), weight }).unwrap();
-            all[0].commit().unwrap();
+            all[0].commit(None).unwrap();
             all[0].advance();
             let mut nodes = all.split_off(1);
             nodes[0].stage(1, Change::Remove { name: "n0".into() }).unwrap();
-            nodes[0].commit().unwrap();
+            nodes[0].commit(None).unwrap();
             nodes[0].advance();
             for _ in 0..3 {
                 exchange(&mut nodes);
@@ -1088,7 +1093,7 @@ mod tests {
             nodes[1].absorb(&theirs, true);
             assert!(nodes[1].newest().is_lost(id(0)), "the one that everybody knows stays");
             nodes[2].stage(3, join("n0")).unwrap();
-            nodes[2].commit().unwrap();
+            nodes[2].commit(None).unwrap();
             nodes[2].advance();
             let theirs = nodes[2].clone();
             let mut empty = all[0].clone();
@@ -1102,7 +1107,7 @@ mod tests {
     fn knowledge_round_trips_and_truncations_are_errors() {
         let mut nodes = cluster(3, 1);
         nodes[0].stage(5, join("n3")).unwrap();
-        nodes[0].commit().unwrap();
+        nodes[0].commit(None).unwrap();
         nodes[0].advance();
         nodes[0].stage(6, Change::Replicas { count: 4 }).unwrap();
         let bytes = nodes[0].encode();

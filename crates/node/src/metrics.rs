@@ -78,7 +78,8 @@ struct States {
     reaping_blocked: Gauge,
     clock_ahead_ms: Gauge,
     repair_running: Gauge,
-    repair_last_ended: Gauge,
+    /// Nothing before a round has ended.
+    repair_last_ended: Family<[(&'static str, &'static str); 0], Gauge>,
     in_flight: Gauge,
     peer_waiting: Family<PeerLabel, Gauge>,
     storage_waiting: Gauge,
@@ -251,7 +252,9 @@ impl States {
         self.reaping_blocked.set(i64::from(upkeep.reaping.blocked_by.is_some()));
         self.clock_ahead_ms.set(upkeep.clock_ahead_ms);
         self.repair_running.set(i64::from(upkeep.repair.running_with.is_some()));
-        self.repair_last_ended.set((upkeep.repair.last_round_ago_ms.unwrap_or(0) / 1_000) as i64);
+        if let Some(ago_ms) = upkeep.repair.last_round_ago_ms {
+            self.repair_last_ended.get_or_create(&[]).set((ago_ms / 1_000) as i64);
+        }
         self.in_flight.set(upkeep.in_flight as i64);
         self.storage_waiting.set(shared.engine.waiting() as i64);
         let view = shared.view();

@@ -3,13 +3,16 @@
 //! - [`Config`]: durability, size.
 //! - `map.rs`: the tree: opening, locking, reading (copies out, own cursor loops), committing one batch, room left.
 //! - `log.rs`: the log, two files that take turns: what is acked under "fsync" before it is in the tree.
-//! - `writer.rs`: how updates are applied, gathered into batches of the log, and committed to the tree.
+//! - `newer.rs`: what is newer than the tree, in memory, where readers see it.
+//! - `writer.rs`: how updates are applied; `writer/logging.rs` gathers them into batches of the log, `writer/committing.rs`
+//!   commits them to the tree.
 //!
 //! What is *not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
 
 mod config;
 mod log;
 mod map;
+mod newer;
 mod writer;
 
 use std::path::Path;
@@ -27,7 +30,7 @@ use writer::Writer;
 /// This plugin's name in `[storage] engine`.
 pub const NAME: &str = "lmdb";
 
-/// Most updates that wait for the log or a commit; beyond it, `QueueFull`.
+/// Most updates that wait for the log or a commit, or are on their way; beyond it, `QueueFull`.
 pub const MAX_QUEUED_UPDATES: usize = 65_536;
 
 /// Opens the store in `folder`, or creates it.

@@ -1,6 +1,5 @@
 //! The memory-mapped file. All of LMDB's API is used here and nowhere else.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,6 +12,7 @@ use lmdb::{Cursor, Database, DatabaseFlags, Environment, EnvironmentFlags, Trans
 use quorate_core::storage::{Page, Range, StorageError};
 
 use crate::config::Config;
+use crate::newer::Overlay;
 
 const FORMAT_FILE: &str = "FORMAT";
 /// 2: with a log beside the tree.
@@ -24,12 +24,59 @@ const MIB: u64 = 1024 * 1024;
 const MAX_MAP_MIB: u64 = 16 * 1024 * 1024;
 const COUNT_FREE_PAGES_BELOW: u64 = 64 * MIB;
 /// Cursor operations by LMDB's numbers (`MDB_cursor_op`).
-const FIRST: u32 = 0;
 const SET_RANGE: u32 = 17;
 const NEXT: u32 = 8;
+/// A record of the tree's own, before all others: how much of the log it holds. Storage keys begin with the letter of a table.
+const LOG_MARK: &[u8] = b"\0log";
+/// Where the others begin.
+const FIRST_KEY: &[u8] = &[1];
+const PAGE_BYTES: usize = 4096;
+/// A record that takes more than this in a page has its value in pages of its own (`me_nodemax`: two to a page).
+const MOST_IN_PAGE: usize = 2038;
+const HEADER_IN_PAGE: usize = 8;
+const PAGE_HEADER: usize = 16;
 
-/// Changes that are newer than the file, by key; `None`: removed.
-pub(crate) type Overlay = BTreeMap<Bytes, Option<Bytes>>;
+/// How far into the log something reaches.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(crate) struct LogMark {
+    pub(crate) generation: u64,
+    /// Batches of that generation.
+    pub(crate) batches: u64,
+}
+
+/// What may still be stored before the reserve is touched.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Room {
+    pages: u64,
+    disk_bytes: u64,
+}
+
+impl Room {
+    /// Pages of the tree fit, and bytes of the log beside them.
+    pub(crate) fn fits(self, pages: usize, log_bytes: usize) -> bool {
+        let bytes = (pages * PAGE_BYTES + log_bytes) as u64;
+        pages as u64 <= self.pages && bytes <= self.disk_bytes
+    }
+}
+
+/// Pages by which the tree grows at most if a record of `stored` bytes, or none, becomes one of `new` bytes.
+///
+/// A record that is new, or larger than before, may split its page, however small it is. What a commit copies beside that is
+/// free again with the commit after the next.
+pub(crate) fn growth(key_bytes: usize, stored: Option<usize>, new: usize) -> usize {
+    let own_pages = |value: usize| match HEADER_IN_PAGE + key_bytes + value {
+        in_page if in_page <= MOST_IN_PAGE => 0,
+        _ => (PAGE_HEADER + value).div_ceil(PAGE_BYTES),
+    };
+    let in_page = |value: usize| if own_pages(value) > 0 { 0 } else { value };
+    match stored {
+        None => own_pages(new) + 1,
+        Some(stored) => {
+            let splits = usize::from(in_page(new) > in_page(stored));
+            own_pages(new).saturating_sub(own_pages(stored)) + splits
+        }
+    }
+}
 
 pub(crate) struct Map {
     environment: Environment,
@@ -92,16 +139,23 @@ impl Map {
         Ok(Batch { transaction: self.environment.begin_rw_txn().map_err(io)?, database: self.database })
     }
 
-    /// An error if a batch that stores something must not begin: the disk or the map is nearly full. What is refused
-    /// here was not begun, so nothing of it can be half done.
-    pub(crate) fn check_room(&self) -> Result<(), StorageError> {
-        self.room().map(|_| ())
+    /// How much of the log the tree holds.
+    pub(crate) fn held(&self) -> Result<LogMark, StorageError> {
+        let Some(mark) = self.get(LOG_MARK)? else { return Ok(LogMark::default()) };
+        let number = |at: usize| Some(u64::from_le_bytes(mark.get(at..at + 8)?.try_into().ok()?));
+        match (number(0), number(8)) {
+            (Some(generation), Some(batches)) => Ok(LogMark { generation, batches }),
+            _ => {
+                Err(StorageError::Io { detail: format!("the tree in {} is damaged", self.folder.display()) })
+            }
+        }
     }
 
-    /// Bytes that may still be stored before the reserve is touched, or why there are none.
-    pub(crate) fn room(&self) -> Result<u64, StorageError> {
+    /// What may be stored before the reserve is touched, or why nothing may.
+    pub(crate) fn room(&self) -> Result<Room, StorageError> {
         let free_disk = fs4::available_space(&self.folder).unwrap_or(u64::MAX);
-        if free_disk < self.reserve_bytes {
+        let disk_bytes = free_disk.saturating_sub(self.reserve_bytes);
+        if disk_bytes == 0 {
             return Err(StorageError::Full {
                 detail: format!(
                     "{} MiB left on the disk of {}, [storage] reserve_mib keeps {}: free some space",
@@ -118,9 +172,9 @@ impl Map {
         if left < self.reserve_bytes + COUNT_FREE_PAGES_BELOW {
             left += self.environment.freelist().map_err(io)? as u64 * page_bytes;
         }
-        match left.checked_sub(self.reserve_bytes) {
-            None | Some(0) => Err(self.map_full()),
-            Some(room) => Ok(room.min(free_disk - self.reserve_bytes)),
+        match left.saturating_sub(self.reserve_bytes) / page_bytes {
+            0 => Err(self.map_full()),
+            pages => Ok(Room { pages, disk_bytes }),
         }
     }
 
@@ -162,41 +216,29 @@ pub(crate) struct Snapshot<'map> {
 }
 
 impl Snapshot<'_> {
-    /// Records of a range, as they are under `overlay`.
+    /// Records of a range, as they are under `newer`, the newest first.
     ///
     /// lmdb's iterators take an error for the end of the data, so the loop is our own.
-    pub(crate) fn scan(&self, range: Range<'_>, overlay: &Overlay) -> Result<Page, StorageError> {
+    pub(crate) fn scan(&self, range: Range<'_>, newer: [&Overlay; 2]) -> Result<Page, StorageError> {
         let cursor = self.transaction.open_ro_cursor(self.database).map_err(io)?;
-        // LMDB takes no empty key to seek to.
-        let first = match range.start {
-            [] => cursor.get(None, None, FIRST),
-            start => cursor.get(Some(start), None, SET_RANGE),
-        };
-        let mut stored = match first {
-            Ok((Some(key), value)) => Some((key, value)),
-            Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
-            Err(error) => return Err(io(error)),
-        };
-        let from = (std::ops::Bound::Included(range.start), std::ops::Bound::Unbounded);
-        let mut newer = overlay.range::<[u8], _>(from).peekable();
+        let from = range.start.max(FIRST_KEY);
+        let mut stored = record(cursor.get(Some(from), None, SET_RANGE))?;
+        let bounds = (std::ops::Bound::Included(from), std::ops::Bound::Unbounded);
+        let mut newer = newer.map(|overlay| overlay.range::<[u8], _>(bounds).peekable());
         let mut page = Page::default();
         let mut bytes = 0;
         loop {
-            let newer_first = match (&stored, newer.peek()) {
-                (None, None) => return Ok(page),
-                (Some((key, _)), Some((newer_key, _))) => newer_key.as_ref() <= *key,
-                (None, Some(_)) => true,
-                (Some(_), None) => false,
-            };
-            let (key, value): (&[u8], Option<&[u8]>) = if newer_first {
-                let (key, value) = newer.next().expect("peeked");
-                (key.as_ref(), value.as_deref())
-            } else {
-                let (key, value) = stored.expect("matched");
-                (key, Some(value))
-            };
+            let newer_keys = newer.iter_mut().filter_map(|part| part.peek().map(|&(key, _)| key.as_ref()));
+            let Some(key) = newer_keys.chain(stored.map(|(key, _)| key)).min() else { return Ok(page) };
             if range.end.is_some_and(|end| key >= end) {
                 return Ok(page);
+            }
+            let is_stored = stored.is_some_and(|(stored, _)| stored == key);
+            let mut value = stored.filter(|_| is_stored).map(|(_, value)| value);
+            for part in newer.iter_mut().rev() {
+                if let Some((_, changed)) = part.next_if(|(newer, _)| newer.as_ref() == key) {
+                    value = changed.as_deref();
+                }
             }
             if let Some(value) = value
                 && !(range.after && key == range.start)
@@ -209,14 +251,22 @@ impl Snapshot<'_> {
                 bytes += key.len() + value.len();
                 page.records.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
             }
-            if stored.is_some_and(|(stored_key, _)| stored_key <= key) {
-                stored = match cursor.get(None, None, NEXT) {
-                    Ok((Some(key), value)) => Some((key, value)),
-                    Ok((None, _)) | Err(lmdb::Error::NotFound) => None,
-                    Err(error) => return Err(io(error)),
-                };
+            if is_stored {
+                stored = record(cursor.get(None, None, NEXT))?;
             }
         }
+    }
+}
+
+type Found<'a> = lmdb::Result<(Option<&'a [u8]>, &'a [u8])>;
+type Record<'a> = (&'a [u8], &'a [u8]);
+
+/// Key and value, or none at the end.
+fn record(found: Found<'_>) -> Result<Option<Record<'_>>, StorageError> {
+    match found {
+        Ok((Some(key), value)) => Ok(Some((key, value))),
+        Ok((None, _)) | Err(lmdb::Error::NotFound) => Ok(None),
+        Err(error) => Err(io(error)),
     }
 }
 
@@ -239,6 +289,12 @@ impl Batch<'_> {
         done.map_err(io)
     }
 
+    /// Notes how much of the log the tree holds with this commit.
+    pub(crate) fn holds(&mut self, mark: LogMark) -> Result<(), StorageError> {
+        let bytes = [mark.generation.to_le_bytes(), mark.batches.to_le_bytes()].concat();
+        self.apply(LOG_MARK, Some(&bytes))
+    }
+
     pub(crate) fn commit(self) -> Result<(), StorageError> {
         self.transaction.commit().map_err(io)
     }
@@ -249,6 +305,8 @@ fn io(error: lmdb::Error) -> StorageError {
         lmdb::Error::MapFull => StorageError::Full {
             detail: "the map is full: raise [storage] map_size_mib and restart the node".into(),
         },
+        // Smaller commits take it.
+        lmdb::Error::TxnFull => StorageError::Full { detail: "the commit is too large".into() },
         // ENOSPC and EDQUOT.
         lmdb::Error::Other(28 | 122) => StorageError::Full { detail: format!("the disk is full: {error}") },
         other => StorageError::Io { detail: format!("lmdb: {other}") },

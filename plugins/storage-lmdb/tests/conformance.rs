@@ -28,19 +28,19 @@ fn interval_keeps_the_contract() {
     });
 }
 
-struct Put {
+struct Set {
     key: StorageKey,
-    value: Bytes,
+    change: Change,
     done: Sender<Result<(), StorageError>>,
 }
 
-impl Update for Put {
+impl Update for Set {
     fn key(&self) -> &StorageKey {
         &self.key
     }
 
     fn change(&mut self, _: Option<Bytes>) -> Result<Change, StorageError> {
-        Ok(Change::Put(self.value.clone()))
+        Ok(self.change.clone())
     }
 
     fn applied(&mut self) {}
@@ -50,11 +50,19 @@ impl Update for Put {
     }
 }
 
-fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
+fn change(engine: &LmdbStorage, name: &str, change: Change) -> Result<(), StorageError> {
     let (done, outcome) = channel();
     let key = StorageKey::of_table(Table::Facts, name.as_bytes());
-    engine.update(vec![Box::new(Put { key, value: Bytes::copy_from_slice(value), done })]);
+    engine.update(vec![Box::new(Set { key, change, done })]);
     outcome.recv().unwrap()
+}
+
+fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
+    change(engine, name, Change::Put(Bytes::copy_from_slice(value)))
+}
+
+fn get(engine: &LmdbStorage, name: &str) -> Option<Bytes> {
+    engine.get(&StorageKey::of_table(Table::Facts, name.as_bytes())).unwrap()
 }
 
 fn error_of(folder: &Path) -> String {
@@ -105,23 +113,28 @@ fn a_damaged_log_is_refused() {
     for name in ["first", "second"] {
         put(&engine, name, b"value").unwrap();
     }
-    // As a kill leaves it.
-    let log = std::fs::read(folder.path().join("log-1")).unwrap();
+    let killed = tempfile::tempdir().unwrap();
+    copy_as_killed(folder.path(), killed.path());
     drop(engine);
     assert!(!folder.path().join("log-1").exists(), "a clean stop leaves no log");
+    let path = killed.path().join("log-1");
+    let log = std::fs::read(&path).unwrap();
     let damaged = log.windows(5).position(|bytes| bytes == b"first").unwrap();
-    for (at, refused) in [(None, false), (Some(damaged), true)] {
-        let mut log = log.clone();
-        if let Some(at) = at {
-            log[at] ^= 1;
-        }
-        std::fs::write(folder.path().join("log-1"), &log).unwrap();
-        let opened = open(config(Durability::Fsync), folder.path());
-        assert_eq!(opened.is_err(), refused);
-        if let Err(error) = opened {
-            assert!(error.to_string().contains("log-1 is damaged at byte 4096"), "{error}");
-            assert!(error.to_string().contains("move the data folder away"), "{error}");
-        }
+    let mut bytes = log.clone();
+    bytes[damaged] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = open(config(Durability::Fsync), killed.path()).err().expect("refused").to_string();
+    assert!(error.contains("log-1 is damaged at byte 4096"), "{error}");
+    assert!(error.contains("move the data folder away"), "{error}");
+    std::fs::write(&path, &log).unwrap();
+    let engine = open(config(Durability::Fsync), killed.path()).unwrap();
+    assert_eq!(get(&engine, "first").unwrap(), "value");
+}
+
+/// A process that is killed before its first commit leaves its log, and an empty tree.
+fn copy_as_killed(folder: &Path, to: &Path) {
+    for file in ["log-0", "log-1", "FORMAT"] {
+        std::fs::copy(folder.join(file), to.join(file)).unwrap();
     }
 }
 
@@ -163,4 +176,128 @@ fn a_full_map_loses_nothing() {
         check(&engine);
         put(&engine, "another", &[7; 10_000]).unwrap();
     }
+}
+
+/// What was acked fits: small records, strewn over a tree of full pages, take a page each. Nobody is refused for ever either: what
+/// makes the tree no larger is still taken, and what is removed makes room.
+#[test]
+fn scattered_records_fit_a_full_map() {
+    for durability in [Durability::Fsync, Durability::Interval] {
+        let folder = tempfile::tempdir().unwrap();
+        let small = Config { map_size_mib: 8, reserve_mib: 1, interval_ms: 20, ..config(durability) };
+        let engine = open(small.clone(), folder.path()).unwrap();
+        let name = |number: u64, of: &str| format!("{number:06}{of}");
+        let many = 20_000;
+        for first in (0..many).step_by(500) {
+            put_all(&engine, (first..first + 500).map(|number| (name(number, ""), vec![1; 100])));
+        }
+        // A stride that meets another page each time.
+        let (mut stored, mut refused) = (Vec::new(), 0);
+        let mut number = 0;
+        while refused < 20 {
+            number = (number + 7_919) % many;
+            let batch = (0..100).map(|at| name((number + at * 211) % many, &format!(" {}", stored.len())));
+            let batch: Vec<_> = batch.map(|name| (name, vec![2; 100])).collect();
+            let outcomes = put_all(&engine, batch.clone());
+            stored.extend(
+                batch
+                    .into_iter()
+                    .zip(&outcomes)
+                    .filter(|(_, outcome)| outcome.is_ok())
+                    .map(|((name, _), _)| name),
+            );
+            match outcomes.into_iter().find_map(Result::err) {
+                None => refused = 0,
+                Some(StorageError::Full { .. }) => refused += 1,
+                Some(error) => panic!("{error}"),
+            }
+            if refused > 0 {
+                std::thread::sleep(std::time::Duration::from_millis(25));
+            }
+        }
+        assert!(stored.len() > 1_000, "{}", stored.len());
+        put(&engine, &name(5, ""), &[3; 100]).expect("it grows by nothing");
+        drop(engine);
+        let engine = open(small, folder.path()).unwrap();
+        for stored in &stored {
+            assert_eq!(get(&engine, stored).unwrap(), vec![2; 100]);
+        }
+        assert_eq!(get(&engine, &name(5, "")).unwrap(), vec![3; 100]);
+        for first in (0..many).step_by(1_000) {
+            let removed = (first..first + 1_000).map(|number| (name(number, ""), Change::Remove));
+            for outcome in change_all(&engine, removed) {
+                outcome.expect("it makes room");
+            }
+        }
+        // All of it is in the tree.
+        engine.checkpoint(&folder.path().join("copy")).unwrap();
+        put(&engine, "another", &[7; 1_000]).expect("there is room again");
+    }
+}
+
+fn put_all(
+    engine: &LmdbStorage,
+    records: impl IntoIterator<Item = (String, Vec<u8>)>,
+) -> Vec<Result<(), StorageError>> {
+    change_all(engine, records.into_iter().map(|(name, value)| (name, Change::Put(value.into()))))
+}
+
+fn change_all(
+    engine: &LmdbStorage,
+    changes: impl IntoIterator<Item = (String, Change)>,
+) -> Vec<Result<(), StorageError>> {
+    let (batch, outcomes): (Vec<_>, Vec<_>) = changes
+        .into_iter()
+        .map(|(name, change)| {
+            let (done, outcome) = channel();
+            let key = StorageKey::of_table(Table::Facts, name.as_bytes());
+            (Box::new(Set { key, change, done }) as Box<dyn Update>, outcome)
+        })
+        .unzip();
+    engine.update(batch);
+    outcomes.into_iter().map(|outcome| outcome.recv().unwrap()).collect()
+}
+
+/// A log that the tree has no room for, and a disk that takes no new log: the store opens, shows what was acked, refuses writes
+/// with the reason, and goes on when there is room.
+#[test]
+fn a_full_disk_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = Config { map_size_mib: 64, interval_ms: 60_000, ..config(Durability::Fsync) };
+    let engine = open(slow.clone(), folder.path()).unwrap();
+    for number in 0..300 {
+        put(&engine, &format!("{number}"), &[number as u8; 10_000]).unwrap();
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy_as_killed(folder.path(), killed.path());
+    drop(engine);
+    let holds_all = |engine: &LmdbStorage| {
+        for number in 0..300 {
+            assert_eq!(get(engine, &format!("{number}")).unwrap(), vec![number as u8; 10_000]);
+        }
+    };
+    for durability in [Durability::Fsync, Durability::Interval] {
+        let tiny = Config { map_size_mib: 2, reserve_mib: 0, interval_ms: 5, ..config(durability) };
+        let engine = open(tiny, killed.path()).unwrap();
+        holds_all(&engine);
+        let error = put(&engine, "another", b"v").unwrap_err();
+        assert!(
+            matches!(&error, StorageError::Full { detail } if detail.contains("map_size_mib")),
+            "{error}"
+        );
+    }
+    // No new log can be begun: the disk of this name is always full.
+    std::os::unix::fs::symlink("/dev/full", killed.path().join("log-0.new")).unwrap();
+    let engine = open(Config { interval_ms: 5, ..slow }, killed.path()).unwrap();
+    holds_all(&engine);
+    let error = put(&engine, "another", b"v").unwrap_err();
+    assert!(
+        matches!(&error, StorageError::Full { detail } if detail.contains("cannot create the log")),
+        "{error}"
+    );
+    std::fs::remove_file(killed.path().join("log-0.new")).unwrap();
+    while put(&engine, "another", b"v").is_err() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    holds_all(&engine);
 }

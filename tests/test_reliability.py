@@ -467,8 +467,8 @@ def test_what_a_kill_left_of_an_interval_is_not_taken_for_durable() -> None:
         file.write_text(file.read_text().replace('"interval"', '"fsync"'))
         cluster[2].start()
         assert status(cluster[2].address)["recovering"] > 0, "nobody is there to be asked"
-        for node in (0, 1):
-            cluster[node].start()
+        for other in (0, 1):
+            cluster[other].start()
         cluster.wait_connected()
         until(lambda: status(cluster[2].address)["recovering"] == 0)
         cluster[2].kill()

@@ -743,6 +743,13 @@ impl Sim {
         self.machines.borrow().iter().position(|machine| machine.member.id == id).expect("a member")
     }
 
+    /// A key's replicas by the newest layout, by number.
+    pub fn replicas(&self, key: &Key) -> Vec<usize> {
+        let layout = self.layout();
+        let replicas = layout.replicas_for(layout.partition_of(key.hash()), key.bucket());
+        replicas.iter().map(|id| self.number_of(*id)).collect()
+    }
+
     /// Where a key lies: its replicas, in order, and then the fallbacks, by number.
     pub fn place(&self, key: &Key) -> Vec<usize> {
         let layout = self.layout();

@@ -392,7 +392,9 @@ async fn nemesis(
         if matches!(act, Act::Join | Act::Leave | Act::Replace | Act::Remove | Act::Weigh | Act::Two) {
             if changes < MOST_CHANGES {
                 changes += 1;
+                let before: Vec<Vec<usize>> = keys.iter().map(|key| sim.replicas(key)).collect();
                 change_layout(sim, act, &mut random, &mut wipes).await;
+                cut_off_who_stays(sim, keys, &before, &mut soon);
             }
             continue;
         }
@@ -457,6 +459,30 @@ async fn nemesis(
             _ => {}
         }
     }
+}
+
+/// The cut that a change of layout must fear most, now and then: some key's replicas that stay see neither those that go nor
+/// those that come, while clients use both sides.
+fn cut_off_who_stays(sim: &Rc<Sim>, keys: &[Key], before: &[Vec<usize>], random: &mut Random) {
+    let moved: Vec<Vec<usize>> = keys
+        .iter()
+        .zip(before)
+        .map(|(key, old)| (old, sim.replicas(key)))
+        .filter(|(old, new)| *old != new)
+        .map(|(old, new)| old.iter().copied().filter(|node| new.contains(node)).collect())
+        .filter(|stay: &Vec<usize>| !stay.is_empty())
+        .collect();
+    if moved.is_empty() || !random.chance(40) {
+        return;
+    }
+    let (sim, stay) = (sim.clone(), random.pick(&moved).clone());
+    let (begins, lasts) = (random.below(1_500), 1_000 + random.below(4_000));
+    tokio::task::spawn_local(async move {
+        sim.sleep(begins).await;
+        sim.cut_off(&stay);
+        sim.sleep(lasts).await;
+        sim.heal();
+    });
 }
 
 /// An operator changes the layout, through whoever answers.

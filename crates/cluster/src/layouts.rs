@@ -237,6 +237,7 @@ impl Shared {
         let (done, stored) = oneshot::channel();
         let fact = StoreFact { key: layouts_fact(), value: layouts.encode().into(), done: Some(done) };
         self.engine.update(vec![Box::new(fact)]);
+        self.engine.flush();
         let dropped = || StorageError::Io { detail: "the engine dropped a write".into() };
         stored.await.unwrap_or_else(|_| Err(dropped()))
     }

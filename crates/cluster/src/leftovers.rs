@@ -14,11 +14,12 @@ use quorate_core::request::TreeName;
 use quorate_core::storage::{Change, Range, StorageError, Update};
 use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::node::Node;
 use crate::shared::Shared;
 use crate::sync::{Way, sync};
-use crate::transfer::{PAGE_BYTES, add_progress, begin_progress, end_progress};
+use crate::transfer::{PAGE_BYTES, add_progress, begin_progress, end_progress, leave_time_for_clients};
 use crate::transition::agree;
 use crate::trees::{Held, TreeChange, all_committed};
 
@@ -145,6 +146,7 @@ async fn drop_records(
     let end = end_of_prefix(&start);
     let mut after = false;
     loop {
+        let begun = Instant::now();
         let range = Range {
             start: &start,
             after,
@@ -165,10 +167,12 @@ async fn drop_records(
             updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
         }
         shared.engine.update(updates);
+        shared.engine.flush();
         for gone in dropped {
             let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
             gone.await.map_err(lost)??;
         }
+        leave_time_for_clients(begun.elapsed()).await;
         match page.records.last() {
             Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
             _ => break,

@@ -167,9 +167,13 @@ impl Replica {
 
     /// Merges objects into what is stored, together; each one's `reply` is acked once the engine's promise holds.
     pub(crate) fn take(&self, batch: Vec<ToStore>) {
+        let waits = batch.iter().any(|one| one.write.purpose == WritePurpose::HandOff);
         let updates: Vec<Box<dyn Update>> = batch.into_iter().filter_map(|one| self.storing(one)).collect();
         if !updates.is_empty() {
             self.completions.submit(&*self.shared.engine, updates);
+            if waits {
+                self.shared.engine.flush();
+            }
         }
     }
 
@@ -239,6 +243,7 @@ impl Replica {
         };
         let updates: Vec<Box<dyn Update>> = keys.into_iter().enumerate().map(look_at).collect();
         self.completions.submit(&*self.shared.engine, updates);
+        self.shared.engine.flush();
     }
 
     /// Deletes objects that are exactly in the state named.

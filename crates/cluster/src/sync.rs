@@ -29,7 +29,7 @@ use crate::trees::describe;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Records that one page of digests looks at.
 const PAGE_RECORDS: usize = 1_024;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+const PAGE_BYTES: usize = 512 * 1024;
 /// Trees compared side by side.
 const TREES_TOGETHER: usize = 16;
 /// Keys exchanged together, and side by side by all trees: each may be a large object.

@@ -114,9 +114,17 @@ impl Throttle {
         with_progress(shared, |progress| progress.bytes += bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        let others = ((SHARE * self.copying - 1) * took).min(LONGEST_FOR_OTHERS);
-        tokio::time::sleep_until(self.due.max(Instant::now() + others)).await;
+        tokio::time::sleep_until(self.due.max(Instant::now() + for_clients(self.copying, took))).await;
     }
+}
+
+fn for_clients(copying: u32, took: Duration) -> Duration {
+    ((SHARE * copying - 1) * took).min(LONGEST_FOR_OTHERS)
+}
+
+/// For what a node does by itself, and only as long as it took.
+pub(crate) async fn leave_time_for_clients(took: Duration) {
+    tokio::time::sleep(for_clients(1, took)).await;
 }
 
 /// How many members have to hold a partition that they did not hold before.

@@ -260,6 +260,7 @@ pub(crate) async fn all_committed(shared: &Shared) {
         let (done, committed) = tokio::sync::oneshot::channel();
         let key = StorageKey::of_table(Table::Facts, b"barrier");
         shared.engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);
+        shared.engine.flush();
         if let Ok(Ok(())) = committed.await {
             return;
         }

@@ -132,7 +132,8 @@ pub trait StorageEngine: Send + Sync + 'static {
     fn update(&self, batch: Vec<Box<dyn Update>>);
 
     /// Asks an engine that buffers to commit now what was submitted before, instead of at its time. Returns at once; each
-    /// update is told as always. Called when a node starts and stops.
+    /// update is told as always. Called when somebody waits for what is durable: a node that starts or stops, a hint's or a copy's
+    /// sender.
     fn flush(&self) {}
 
     /// Updates that were submitted and are not finished, for people.

@@ -46,6 +46,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(60);
 pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigError> {
     logging::start(&config.node)?;
     abort_on_panic();
+    take_no_huge_pages();
     let listener = TcpListener::bind(config.node.listen).map_err(|error| {
         ConfigError::new(format!("cannot listen on {} ([node] listen): {error}", config.node.listen))
     })?;
@@ -337,6 +338,13 @@ fn abort_on_panic() {
         report(panic);
         std::process::abort();
     }));
+}
+
+/// The kernel zeroes a huge page, 2 MiB, where a kilobyte of it is touched, and an event loop waits for that: measured in
+/// docs/benchmarks.md. Where it can't be turned off, a node is only slower.
+fn take_no_huge_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 async fn accept(

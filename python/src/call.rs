@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -31,10 +31,9 @@ const LOOKING: Duration = Duration::from_micros(250);
 const TRIES_AGAIN: u32 = 64;
 const GIVES_UP_AFTER: u32 = 4;
 
-/// Calls under way in a process, and in which: a forked child has none of its parent's. With others there is better use for the
+/// Calls under way, in the lower half, and in the upper one in which process: a forked child has none of its parent's. With others there is better use for the
 /// processor than looking, and where there is only one, the answer needs it.
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-static CALLS_OF: AtomicU32 = AtomicU32::new(0);
+static CALLS: AtomicU64 = AtomicU64::new(0);
 static MAY_LOOK: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
@@ -217,11 +216,10 @@ struct InCall;
 impl InCall {
     fn enter() -> InCall {
         IN_CALL.set(true);
-        let process = std::process::id();
-        if CALLS_OF.swap(process, Ordering::Relaxed) != process {
-            CALLS.store(0, Ordering::Relaxed);
-        }
-        CALLS.fetch_add(1, Ordering::Relaxed);
+        let process = u64::from(std::process::id()) << 32;
+        let count = |calls| if calls >> 32 << 32 == process { calls + 1 } else { process + 1 };
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = CALLS.fetch_update(set, fetch, |calls| Some(count(calls)));
         InCall
     }
 }
@@ -239,7 +237,7 @@ async fn look() -> std::convert::Infallible {
     LATE.set(late.saturating_add(1));
     if *MAY_LOOK && (late < GIVES_UP_AFTER || late.is_multiple_of(TRIES_AGAIN)) {
         let begun = Instant::now();
-        while begun.elapsed() < LOOKING && CALLS.load(Ordering::Relaxed) == 1 {
+        while begun.elapsed() < LOOKING && CALLS.load(Ordering::Relaxed) & 0xffff_ffff == 1 {
             // Comes back after a look at the sockets.
             tokio::task::yield_now().await;
         }

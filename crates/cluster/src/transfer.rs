@@ -122,7 +122,7 @@ fn for_clients(copying: u32, took: Duration) -> Duration {
     ((SHARE * copying - 1) * took).min(LONGEST_FOR_OTHERS)
 }
 
-/// For what a node does by itself, and only as long as it took.
+/// After what a node does by itself: so much longer than it took that it takes one part in [`SHARE`] of the time.
 pub(crate) async fn leave_time_for_clients(took: Duration) {
     tokio::time::sleep(for_clients(1, took)).await;
 }

@@ -10,7 +10,8 @@ pub struct Config {
     pub interval_ms: u64,
     /// Most MiB the file may grow to. Only address space is taken at once. Default 65,536 (64 GiB).
     pub map_size_mib: u64,
-    /// Writes are refused when less than this is left on the disk or in the map, MiB. Default 16.
+    /// Writes are refused when less than this is left on the disk, and those that make the tree larger when less is left in the map,
+    /// MiB. Default 16.
     pub reserve_mib: u64,
 }
 

@@ -43,13 +43,12 @@ pub fn open(config: Config, folder: &Path) -> Result<LmdbStorage, StorageError> 
         return Err(StorageError::Io { detail });
     }
     let map = Arc::new(Map::open(&config, folder)?);
-    let writer = Writer::start(map.clone(), folder.to_owned(), config.durability, config.interval_ms)?;
-    Ok(LmdbStorage { map, writer, durability: config.durability })
+    let writer = Writer::start(map, folder.to_owned(), config.durability, config.interval_ms)?;
+    Ok(LmdbStorage { writer, durability: config.durability })
 }
 
 /// A store in a folder.
 pub struct LmdbStorage {
-    map: Arc<Map>,
     writer: Writer,
     durability: Durability,
 }
@@ -76,8 +75,7 @@ impl StorageEngine for LmdbStorage {
     }
 
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError> {
-        self.writer.commit_all()?;
-        self.map.copy_to(folder)
+        self.writer.copy_to(folder)
     }
 
     fn capability(&self) -> Capability {

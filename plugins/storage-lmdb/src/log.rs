@@ -41,8 +41,8 @@ pub(crate) struct Log {
     folder: PathBuf,
     files: [LogFile; 2],
     reached: LogMark,
-    /// Of the generation.
-    seed: u64,
+    /// Of the generation; none before one has begun.
+    seed: Option<u64>,
     /// Where the next batch begins.
     position: u64,
     buffer: Vec<u8>,
@@ -64,7 +64,7 @@ impl Log {
             files: files.map(LogFile::new),
             folder: folder.to_owned(),
             reached: held,
-            seed: 0,
+            seed: None,
             position: FIRST_BATCH as u64,
             buffer: Vec::new(),
         })
@@ -78,8 +78,13 @@ impl Log {
     /// blotted out if the disk still takes that.
     pub(crate) fn append(&mut self, generation: u64, changes: &Overlay) -> Result<LogMark, StorageError> {
         assert!(generation >= self.reached.generation, "generations only grow");
+        assert!(
+            generation > self.reached.generation || self.seed.is_some(),
+            "a generation begins with a head"
+        );
         let at = (generation % 2) as usize;
-        let appended = self.begin_generation(generation).and_then(|()| self.append_batch(at, changes));
+        let appended =
+            self.begin_generation(generation).and_then(|seed| self.append_batch(at, seed, changes));
         self.buffer.clear();
         self.buffer.shrink_to(KEPT_BUFFER_BYTES);
         appended.map_err(|error| {
@@ -91,20 +96,20 @@ impl Log {
     }
 
     /// The head reaches the disk with the first batch. The tree has what is written over, so until then nobody asks for it.
-    fn begin_generation(&mut self, generation: u64) -> std::io::Result<()> {
-        if generation == self.reached.generation {
-            return Ok(());
+    fn begin_generation(&mut self, generation: u64) -> std::io::Result<u64> {
+        if let Some(seed) = self.seed.filter(|_| generation == self.reached.generation) {
+            return Ok(seed);
         }
         self.position = FIRST_BATCH as u64;
-        self.seed = fresh_seed()?;
-        let head = Head { seed: self.seed, generation, before: self.reached }.encode();
+        let seed = fresh_seed()?;
+        let head = Head { seed, generation, before: self.reached }.encode();
         self.files[(generation % 2) as usize].write(&head, 0)?;
-        self.reached = LogMark { generation, batches: 0 };
-        Ok(())
+        (self.seed, self.reached) = (Some(seed), LogMark { generation, batches: 0 });
+        Ok(seed)
     }
 
-    fn append_batch(&mut self, at: usize, changes: &Overlay) -> std::io::Result<()> {
-        encode(&mut self.buffer, self.seed, self.reached.batches, changes);
+    fn append_batch(&mut self, at: usize, seed: u64, changes: &Overlay) -> std::io::Result<()> {
+        encode(&mut self.buffer, seed, self.reached.batches, changes);
         let file = &mut self.files[at];
         file.write(&self.buffer, self.position)?;
         let end = self.position + self.buffer.len() as u64;

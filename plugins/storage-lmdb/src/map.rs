@@ -68,7 +68,8 @@ pub(crate) fn growth(key_bytes: usize, stored: Option<usize>, new: usize) -> usi
         in_page if in_page <= MOST_IN_PAGE => 0,
         _ => (PAGE_HEADER + value).div_ceil(PAGE_BYTES),
     };
-    let in_page = |value: usize| if own_pages(value) > 0 { 0 } else { value };
+    // The page has the number of the first of its own pages instead.
+    let in_page = |value: usize| if own_pages(value) > 0 { 8 } else { value };
     match stored {
         None => own_pages(new) + 1,
         Some(stored) => {
@@ -151,20 +152,9 @@ impl Map {
         }
     }
 
-    /// What may be stored before the reserve is touched, or why nothing may.
+    /// What may be stored before the reserve is touched.
     pub(crate) fn room(&self) -> Result<Room, StorageError> {
         let free_disk = fs4::available_space(&self.folder).unwrap_or(u64::MAX);
-        let disk_bytes = free_disk.saturating_sub(self.reserve_bytes);
-        if disk_bytes == 0 {
-            return Err(StorageError::Full {
-                detail: format!(
-                    "{} MiB left on the disk of {}, [storage] reserve_mib keeps {}: free some space",
-                    free_disk / MIB,
-                    self.folder.display(),
-                    self.reserve_bytes / MIB
-                ),
-            });
-        }
         let page_bytes = u64::from(self.environment.stat().map_err(io)?.page_size());
         let used = self.environment.info().map_err(io)?.last_pgno() as u64 * page_bytes;
         let mut left = self.map_bytes.saturating_sub(used);
@@ -172,20 +162,27 @@ impl Map {
         if left < self.reserve_bytes + COUNT_FREE_PAGES_BELOW {
             left += self.environment.freelist().map_err(io)? as u64 * page_bytes;
         }
-        match left.saturating_sub(self.reserve_bytes) / page_bytes {
-            0 => Err(self.map_full()),
-            pages => Ok(Room { pages, disk_bytes }),
-        }
+        Ok(Room {
+            pages: left.saturating_sub(self.reserve_bytes) / page_bytes,
+            disk_bytes: free_disk.saturating_sub(self.reserve_bytes),
+        })
     }
 
-    pub(crate) fn map_full(&self) -> StorageError {
-        StorageError::Full {
-            detail: format!(
-                "the map of {} MiB in {} is full: raise [storage] map_size_mib and restart the node",
-                self.map_bytes / MIB,
-                self.folder.display()
-            ),
-        }
+    /// Why there is not room enough: for so many pages of the tree in the map, or for them and the log on the disk.
+    pub(crate) fn full(&self, room: Room, pages: usize) -> StorageError {
+        let folder = self.folder.display();
+        let detail = if pages as u64 > room.pages {
+            let map = self.map_bytes / MIB;
+            format!(
+                "the map of {map} MiB in {folder} is full: raise [storage] map_size_mib and restart the node"
+            )
+        } else {
+            let (left, kept) = ((room.disk_bytes + self.reserve_bytes) / MIB, self.reserve_bytes / MIB);
+            format!(
+                "{left} MiB left on the disk of {folder}, [storage] reserve_mib keeps {kept}: free some space"
+            )
+        };
+        StorageError::Full { detail }
     }
 
     /// A compacted, consistent copy of what is committed.

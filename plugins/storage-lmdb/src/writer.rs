@@ -7,7 +7,8 @@
 //!   and its updates are finished. Under "interval" an update is settled when it is applied, and finished when it is in the tree.
 //! - `committing.rs`: what is settled goes to the tree, when the interval is over or much has gathered.
 //!
-//! The tree notes how much of the log it holds, and the log has what is settled since: a kill never leaves a part of a batch.
+//! The tree notes how much of the log it holds, and the log has what is settled since: under "fsync" a kill never leaves a part of
+//! a batch. Under "interval" it may leave a part of the last commit, and counts as a lost disk.
 //!
 //! Source: Dynamo §6.1 ("object buffer"); write-ahead logging with a checkpoint every interval.
 
@@ -16,7 +17,7 @@ mod logging;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,6 +50,8 @@ struct Shared {
     /// None before it has begun.
     log: Mutex<Option<Log>>,
     interval: Duration,
+    /// Held while pieces of one commit follow each other.
+    commits: Mutex<()>,
     state: Mutex<State>,
     /// Taken after `state` where both are.
     settled: RwLock<Settled>,
@@ -169,6 +172,7 @@ impl Writer {
             logs,
             log: Mutex::default(),
             interval: Duration::from_millis(interval_ms),
+            commits: Mutex::default(),
             state: Mutex::new(state),
             settled: RwLock::new(Settled { newest: logged.changes, ..Settled::default() }),
             wake_logger: Condvar::new(),
@@ -243,6 +247,13 @@ impl Writer {
             state = self.shared.committed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    /// Copies the tree, with all that is durable by now and no part of a commit.
+    pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
+        self.commit_all()?;
+        let _whole = self.shared.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.map.copy_to(folder)
     }
 
     pub(crate) fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
@@ -343,9 +354,7 @@ impl Shared {
             Change::Remove => (None, 0),
             Change::Put(value) => {
                 let pages = growth(key.len(), stored_bytes, value.len());
-                if pages > 0 {
-                    self.check_room(state, pages, key.len() + value.len())?;
-                }
+                self.check_room(state, pages, key.len() + value.len())?;
                 (Some(value), pages)
             }
         };
@@ -362,20 +371,23 @@ impl Shared {
 
     /// Room is known from the last commit, and looked at afresh before anything is refused.
     fn check_room(&self, state: &mut State, pages: usize, bytes: usize) -> Result<(), StorageError> {
-        if let Some(stopped) = &state.stopped {
+        if let Some(stopped) = state.stopped.as_ref().filter(|_| pages > 0) {
             return Err(stopped.error().clone());
         }
         let newer = state.size();
-        let (pages, bytes) = (newer.pages + pages, newer.bytes + bytes);
-        if !state.room.fits(pages, bytes) {
-            state.room = self.map.room()?;
+        // What makes the tree no larger has room in it, however full that is, but the log takes it on the disk.
+        let pages = if pages > 0 { newer.pages + pages } else { 0 };
+        let bytes = newer.bytes + bytes;
+        if state.room.fits(pages, bytes) {
+            return Ok(());
         }
-        if !state.room.fits(pages, bytes) {
-            // What it really takes is known once it is in the tree.
-            state.hurry |= state.settled.records > 0;
-            return Err(self.map.map_full());
+        state.room = self.map.room()?;
+        if state.room.fits(pages, bytes) {
+            return Ok(());
         }
-        Ok(())
+        // What it really takes is known once it is in the tree.
+        state.hurry |= state.settled.records > 0;
+        Err(self.map.full(state.room, pages))
     }
 }
 

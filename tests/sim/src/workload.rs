@@ -394,7 +394,7 @@ async fn nemesis(
                 changes += 1;
                 let before: Vec<Vec<usize>> = keys.iter().map(|key| sim.replicas(key)).collect();
                 change_layout(sim, act, &mut random, &mut wipes).await;
-                cut_off_who_stays(sim, keys, &before, &mut soon);
+                cut_off_who_stays(sim, keys, &before, ends, &mut soon);
             }
             continue;
         }
@@ -463,7 +463,7 @@ async fn nemesis(
 
 /// The cut that a change of layout must fear most, now and then: some key's replicas that stay see neither those that go nor
 /// those that come, while clients use both sides.
-fn cut_off_who_stays(sim: &Rc<Sim>, keys: &[Key], before: &[Vec<usize>], random: &mut Random) {
+fn cut_off_who_stays(sim: &Rc<Sim>, keys: &[Key], before: &[Vec<usize>], ends: u64, random: &mut Random) {
     let moved: Vec<Vec<usize>> = keys
         .iter()
         .zip(before)
@@ -477,10 +477,15 @@ fn cut_off_who_stays(sim: &Rc<Sim>, keys: &[Key], before: &[Vec<usize>], random:
     }
     let (sim, stay) = (sim.clone(), random.pick(&moved).clone());
     let (begins, lasts) = (random.below(1_500), 1_000 + random.below(4_000));
+    // Nothing is cut any more where the run comes to rest.
+    let left = ends.saturating_sub(sim.now_ms() + begins);
+    if left == 0 {
+        return;
+    }
     tokio::task::spawn_local(async move {
         sim.sleep(begins).await;
         sim.cut_off(&stay);
-        sim.sleep(lasts).await;
+        sim.sleep(lasts.min(left)).await;
         sim.heal();
     });
 }

@@ -30,7 +30,7 @@ pub(crate) fn read(folder: &Path, held: LogMark) -> Result<Logged, StorageError>
         files.extend(LogFile::read(folder.join(name), held)?);
     }
     files.sort_by_key(|file| file.head.generation);
-    for file in files.iter().filter(|file| file.reaches() > held) {
+    for file in &files {
         let before = file.head.before;
         let other =
             files.iter().any(|other| other.head.generation == before.generation && other.reaches() >= before);
@@ -39,7 +39,8 @@ pub(crate) fn read(folder: &Path, held: LogMark) -> Result<Logged, StorageError>
         }
     }
     let mut logged = Logged { through: held, ..Logged::default() };
-    for file in files.into_iter().filter(|file| file.reaches() > held) {
+    // A head without a batch is what a power cut left of a generation's first one.
+    for file in files.into_iter().filter(|file| file.reaches() > held && !file.batches.is_empty()) {
         let skipped = if file.head.generation == held.generation { held.batches } else { 0 };
         logged.through = file.reaches();
         for body in file.batches.into_iter().skip(skipped as usize) {

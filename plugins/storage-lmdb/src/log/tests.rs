@@ -244,12 +244,33 @@ fn damage_is_refused() {
     state_after(folder.path(), held).unwrap();
 }
 
+/// A generation of which only the head reached the disk holds nothing, and nothing follows on it.
+#[test]
+fn a_head_alone_is_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = Log::create(folder.path(), NOTHING).unwrap();
+    let held = log.append(1, &batch("k", Some(b"v"))).unwrap();
+    log.append(2, &batch("torn", Some(b"v"))).unwrap();
+    let path = folder.path().join(FILES[0]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[FIRST_BATCH] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let logged = read(folder.path(), held).unwrap();
+    assert_eq!((logged.through, logged.changes.size.records), (held, 0));
+    // What begins now follows on what the tree has, and is found after another power cut.
+    remove(folder.path()).unwrap();
+    let mut log = Log::create(folder.path(), logged.through).unwrap();
+    log.append(2, &batch("next", Some(b"v"))).unwrap();
+    assert!(state_after(folder.path(), held).unwrap().contains_key(&b"next"[..]));
+}
+
 /// A file that is gone, or a tree older than what the log follows on (a backup that was put back), is found out.
 #[test]
 fn a_gap_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let begun = LogMark { generation: 7, batches: 3 };
     let mut log = Log::create(folder.path(), begun).unwrap();
+    assert!(state_after(folder.path(), NOTHING).is_err(), "before anything is logged, too");
     for generation in [8, 9] {
         log.append(generation, &batch("k", Some(b"v"))).unwrap();
     }

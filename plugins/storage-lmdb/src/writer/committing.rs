@@ -41,13 +41,16 @@ impl Shared {
 
     /// Waits until a commit is due, and commits. False when closing: after a last commit.
     pub(super) fn wait_and_commit(&self) -> bool {
-        let mut state = self.lock();
-        if !self.must_commit(&state) {
-            state.committer = Committer::Asleep;
-        }
-        let waited =
-            self.wake_committer.wait_timeout_while(state, self.interval, |state| !self.must_commit(state));
-        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        // Also where it is woken for what is over by then.
+        let rests = |state: &mut State| {
+            let rests = !self.must_commit(state);
+            if rests {
+                state.committer = Committer::Asleep;
+            }
+            rests
+        };
+        let waited = self.wake_committer.wait_timeout_while(self.lock(), self.interval, rests);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         state.committer = Committer::Waits;
         let logging =
             |state: &mut State| state.committer == Committer::Waits && !state.logging.changes.is_empty();
@@ -71,7 +74,8 @@ impl Shared {
             state.under_way = waiting.len();
         }
         let through = state.committing_through;
-        drop(state);
+        // The log may have waited for what was taken.
+        self.wake(state);
 
         let committing = self.read_settled().committing.clone();
         let mut outcome = self.commit(&committing.changes, through);
@@ -93,6 +97,10 @@ impl Shared {
                 drop(settled);
                 state.committed_times = state.committing_times;
                 state.older_is_committed = true;
+                if begin_log {
+                    // Its first batch begins a generation: one that had batches in the log before does not go on in this one.
+                    state.generation = through.generation + 1;
+                }
                 if begin_log || !matches!(state.stopped, Some(Stopped::Log(_))) {
                     state.stopped = None;
                 }
@@ -125,6 +133,7 @@ impl Shared {
     /// Brings changes into the tree; with the last of them it notes that it holds the log through there. What does not fit as
     /// one commit is done in ever smaller ones: a commit keeps a copy of each page it changes until the one after the next.
     fn commit(&self, changes: &Overlay, through: LogMark) -> Result<(), StorageError> {
+        let _whole = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         #[cfg(test)]
         self.trouble.before_commit.stop_here()?;
         let mut changes: Vec<Changed<'_>> = changes.iter().collect();

@@ -24,11 +24,15 @@ impl State {
 impl Shared {
     /// Waits until something has gathered, and writes it to the log. False when closing: after the last batch.
     pub(super) fn wait_and_log(&self) -> bool {
-        let mut state = self.lock();
-        if !state.must_log() {
-            state.logger = Logger::Asleep;
-        }
-        let state = self.wake_logger.wait_while(state, |state| !state.must_log());
+        // Also where it is woken for what is over by then.
+        let rests = |state: &mut State| {
+            let rests = !state.must_log();
+            if rests {
+                state.logger = Logger::Asleep;
+            }
+            rests
+        };
+        let state = self.wake_logger.wait_while(self.lock(), rests);
         let mut state = self.let_more_gather(state.unwrap_or_else(PoisonError::into_inner));
         state.logger = Logger::Busy;
         let closing = state.closing;

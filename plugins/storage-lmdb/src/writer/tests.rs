@@ -91,6 +91,10 @@ impl Update for Append {
     }
 }
 
+fn appending(writer: &Writer, told: &Sender<String>, byte: u8) -> Vec<Box<dyn Update>> {
+    vec![Box::new(Append { key: key("k"), byte, told: told.clone(), engine: writer.shared.clone() })]
+}
+
 fn hear(told: &Receiver<String>) -> String {
     told.recv_timeout(Duration::from_secs(30)).expect("each update is told in bounded time")
 }
@@ -103,10 +107,7 @@ fn a_failed_batch_takes_with_it_what_stands_on_it() {
         let folder = tempfile::tempdir().unwrap();
         let writer = start(folder.path(), Durability::Fsync, 60_000);
         let (told, heard) = channel();
-        let append = |byte: u8| -> Vec<Box<dyn Update>> {
-            let (key, told, engine) = (key("k"), told.clone(), writer.shared.clone());
-            vec![Box::new(Append { key, byte, told, engine })]
-        };
+        let append = |byte| appending(&writer, &told, byte);
         let stored = || writer.get(key("k").as_bytes()).unwrap().unwrap();
         writer.update(append(b'a'));
         assert_eq!((hear(&heard), hear(&heard)), ("a applied".into(), "a durable".into()));
@@ -152,10 +153,7 @@ fn a_waiting_commit_outlives_a_failed_batch() {
     let folder = tempfile::tempdir().unwrap();
     let writer = start(folder.path(), Durability::Fsync, 60_000);
     let (told, heard) = channel();
-    let append = |byte: u8| -> Vec<Box<dyn Update>> {
-        let (key, told, engine) = (key("k"), told.clone(), writer.shared.clone());
-        vec![Box::new(Append { key, byte, told, engine })]
-    };
+    let append = |byte| appending(&writer, &told, byte);
     writer.update(append(b'a'));
     assert_eq!((hear(&heard), hear(&heard)), ("a applied".into(), "a durable".into()));
     let trouble = &writer.shared.trouble;
@@ -181,6 +179,72 @@ fn a_waiting_commit_outlives_a_failed_batch() {
     assert_eq!(writer.get(key("k").as_bytes()).unwrap().unwrap(), "ac");
 }
 
+/// A commit fails while the next generation has begun, and then the log does: where it begins afresh its batches have a head, and
+/// are found.
+#[test]
+fn a_log_that_begins_inside_a_generation_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = start(folder.path(), Durability::Fsync, 60_000);
+    let (told, heard) = channel();
+    let append = |byte| appending(&writer, &told, byte);
+    writer.update(append(b'a'));
+    assert_eq!((hear(&heard), hear(&heard)), ("a applied".into(), "a durable".into()));
+    let trouble = &writer.shared.trouble;
+    let commit = trouble.before_commit.gate.lock().unwrap();
+    trouble.before_commit.fails(false);
+    writer.shared.lock().hurry = true;
+    writer.shared.wake_committer.notify_one();
+    while writer.shared.lock().committing.records == 0 {
+        std::thread::yield_now();
+    }
+    writer.update(append(b'b'));
+    assert_eq!((hear(&heard), hear(&heard)), ("b applied".into(), "b durable".into()));
+    let log = trouble.before_log.gate.lock().unwrap();
+    trouble.before_log.fails(false);
+    writer.update(append(b'c'));
+    while writer.shared.lock().logging.size.records == 0 {
+        std::thread::yield_now();
+    }
+    drop(commit);
+    while writer.shared.lock().stopped.is_none() {
+        std::thread::yield_now();
+    }
+    drop(log);
+    assert_eq!((hear(&heard), hear(&heard)), ("c applied".into(), "c failed at once".into()));
+    while writer.shared.lock().stopped.is_some() {
+        std::thread::yield_now();
+    }
+    writer.update(append(b'd'));
+    assert_eq!((hear(&heard), hear(&heard)), ("d applied".into(), "d durable".into()));
+    assert_eq!(logged(&writer), 1, "a kill now would not lose it");
+    assert_eq!(writer.get(key("k").as_bytes()).unwrap().unwrap(), "abd");
+}
+
+/// A thread that is woken for what is over by then can be woken again.
+#[test]
+fn a_thread_that_was_woken_in_vain_sleeps_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = start(folder.path(), Durability::Fsync, 60_000);
+    let sleeps = |state: &State| state.logger == Logger::Asleep && state.committer == Committer::Asleep;
+    let until_both_sleep = || {
+        for _ in 0..10_000 {
+            if sleeps(&writer.shared.lock()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("a thread waits, and is taken to be at work");
+    };
+    until_both_sleep();
+    // As `wake` does, where another thread takes away the reason before the one that was woken has the lock.
+    let mut state = writer.shared.lock();
+    (state.logger, state.committer) = (Logger::Busy, Committer::Busy);
+    drop(state);
+    writer.shared.wake_logger.notify_one();
+    writer.shared.wake_committer.notify_one();
+    until_both_sleep();
+}
+
 /// While the tree takes nothing, what was acked is kept and shown, and new updates are refused; then it goes on.
 #[test]
 fn a_failed_commit_loses_nothing() {
@@ -188,10 +252,7 @@ fn a_failed_commit_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let writer = start(folder.path(), durability, 1);
         let (told, heard) = channel();
-        let append = |byte: u8| -> Vec<Box<dyn Update>> {
-            let (key, told, engine) = (key("k"), told.clone(), writer.shared.clone());
-            vec![Box::new(Append { key, byte, told, engine })]
-        };
+        let append = |byte| appending(&writer, &told, byte);
         writer.shared.trouble.before_commit.fails(true);
         writer.update(append(b'a'));
         assert_eq!(hear(&heard), "a applied");

@@ -15,7 +15,7 @@
 mod format;
 mod read;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -48,8 +48,8 @@ fn state_after(folder: &Path, held: LogMark) -> Result<Overlay, StorageError> {
     read(folder, held).map(|logged| logged.changes.changes)
 }
 
-/// The number behind which a random one is drawn.
-fn random(word: &mut u64, below: usize) -> usize {
+/// Chance that is the same each time; `word` is where it stands.
+pub(crate) fn random(word: &mut u64, below: usize) -> usize {
     *word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*word >> 33) as usize % below
 }

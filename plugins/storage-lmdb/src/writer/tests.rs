@@ -343,17 +343,13 @@ fn a_page_is_of_all_parts() {
     let folder = tempfile::tempdir().unwrap();
     let writer = start(folder.path(), Durability::Interval, 60_000);
     let (mut word, mut expected) = (5_u64, BTreeMap::new());
-    let mut random = |below: u64| {
-        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (word >> 33) % below
-    };
+    let mut random = |below| crate::log::tests::random(&mut word, below);
     let mut gate = None;
     for part in 0..3_usize {
         for _ in 0..[10, 10, 40][part] {
             // The last of all are of the newest part alone.
             let name = format!("{:02}", random([30, 30, 40][part]));
-            let value =
-                (random(3) > 0).then(|| Bytes::from(format!("{part}{}", "x".repeat(random(20) as usize))));
+            let value = (random(3) > 0).then(|| Bytes::from(format!("{part}{}", "x".repeat(random(20)))));
             set(&writer, [(name.clone(), value.clone())]);
             expected.insert(key(&name).to_bytes(), value);
         }
@@ -412,10 +408,7 @@ fn a_page_is_of_all_parts() {
 fn a_kill_loses_nothing_acked() {
     let folder = tempfile::tempdir().unwrap();
     let mut word = 7_u64;
-    let mut random = |below: usize| {
-        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (word >> 33) as usize % below
-    };
+    let mut random = |below| crate::log::tests::random(&mut word, below);
     // What was asked for each record, in order, and how much of it was acked for sure.
     let mut asked: BTreeMap<String, (Vec<Option<Bytes>>, usize)> = BTreeMap::new();
     let mut generations = 0;

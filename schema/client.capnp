@@ -39,7 +39,7 @@ struct Operation {
 struct Cluster {
   verb @0 :Verb;
   change @1 :Data;
-  # With stage and createBucket: schema/layout.md. With commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
+  # With stage, apply and createBucket: schema/layout.md. With commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
 
   enum Verb {
     show @0;
@@ -51,6 +51,8 @@ struct Cluster {
     createBucket @6;
     # Answered once every node goes by it, or when the request's time is up.
     buckets @7;
+    apply @8;
+    # Stage this change and commit it alone, whatever else is staged.
   }
 }
 

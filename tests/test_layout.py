@@ -107,8 +107,10 @@ def test_a_cluster_grows_and_shrinks_under_load_and_a_node_is_killed_in_each_ste
             for number in (0, 1):
                 killer = threading.Thread(target=kill_one)
                 killer.start()
-                cluster.remove_node(number)
-                killer.join()
+                try:
+                    cluster.remove_node(number)
+                finally:
+                    killer.join()
             cluster.wait_settled()
             assert load.running, "the load went on all the while"
             result = load.result()

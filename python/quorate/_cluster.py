@@ -295,7 +295,6 @@ class LocalCluster:
         with connect(others, timeout=5.0) as db:
             if not node.auto_commits:
                 db._native.cluster("join", node.name, node.address, zone, 100)
-                db._native.cluster("commit")
             while True:
                 report = json.loads(db._native.cluster("show"))
                 if any(member["name"] == node.name and member["partitions"] for member in report["members"]):
@@ -354,11 +353,6 @@ class LocalCluster:
         others = ",".join(other.address for other in self.nodes if other is not node)
         with connect(others or node.address, timeout=5.0) as db:
             db._native.cluster("remove" if force else "leave", node.name)
-            try:
-                db._native.cluster("commit")
-            except QuorateError:
-                db._native.cluster("clear")
-                raise
         if force:
             self.nodes.remove(node)
             return

@@ -208,8 +208,8 @@ impl Client {
         Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
     }
 
-    /// Asks about the cluster's layout, or changes it: a JSON document. `verb`: "show", "plan", "commit", "clear", "drain", or
-    /// a change to stage: "join", "leave", "remove", "weight", "zone", "replicas".
+    /// Asks about the cluster's layout, or changes it at once, whatever is staged: a JSON document. `verb`: "show", "drain", or
+    /// a change: "join", "leave", "remove".
     #[pyo3(signature = (verb, name="", address="", zone="", number=0))]
     fn cluster(
         &self,
@@ -222,23 +222,20 @@ impl Client {
     ) -> PyResult<String> {
         let (name, address, zone) = (name.to_owned(), address.to_owned(), zone.to_owned());
         let request = match verb {
-            "show" => ClusterRequest::Show,
-            "plan" => ClusterRequest::Plan,
-            "commit" => ClusterRequest::Commit { plan: None },
-            "clear" => ClusterRequest::Clear,
-            "drain" => ClusterRequest::Drain,
-            "join" => ClusterRequest::Stage(Change::Join { name, address, zone, weight: number }),
-            "leave" => ClusterRequest::Stage(Change::Leave { name }),
-            "remove" => ClusterRequest::Stage(Change::Remove { name }),
-            "weight" => ClusterRequest::Stage(Change::Weight { name, weight: number }),
-            "zone" => ClusterRequest::Stage(Change::Zone { name, zone }),
-            "replicas" => ClusterRequest::Stage(Change::Replicas { count: number.min(255) as u8 }),
+            "show" => Err(ClusterRequest::Show),
+            "drain" => Err(ClusterRequest::Drain),
+            "join" => Ok(Change::Join { name, address, zone, weight: number }),
+            "leave" => Ok(Change::Leave { name }),
+            "remove" => Ok(Change::Remove { name }),
             other => {
                 let detail = format!("{other:?} is nothing that a cluster can be asked");
                 return Err(raise(py, &ClientError::Request(RequestError::invalid(detail))));
             }
         };
-        self.handle.call(py, |client| async move { client.cluster(request).await })
+        self.handle.call(py, |client| async move {
+            let apply = |change| ClusterRequest::Apply(client.staged(change));
+            client.cluster(request.map_or_else(|asked| asked, apply)).await
+        })
     }
 
     /// Gives a bucket a definition of its own. `definition`: a JSON document.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_core::change::{Change, Staged, change_id};
 use quorate_core::environment::Environment;
 use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
@@ -65,6 +66,7 @@ pub struct Client {
     network: Rc<dyn Network>,
     environment: Arc<dyn Environment>,
     request_ids: RequestIds,
+    last_change: Cell<u64>,
 }
 
 /// Numbers for this client's writes, which nobody else's are likely to have: begun at random, one step further each.
@@ -99,7 +101,8 @@ impl Client {
     ) -> Result<Rc<Client>, ClientError> {
         let routes = Routes::new(&config.nodes);
         let request_ids = RequestIds(Cell::new(environment.random()));
-        let client = Rc::new(Client { config, routes, network, environment, request_ids });
+        let client =
+            Rc::new(Client { config, routes, network, environment, request_ids, last_change: Cell::new(0) });
         if client.config.follow {
             let layout = client.layout().await?;
             client.routes.follow(layout);
@@ -232,6 +235,13 @@ impl Client {
     /// [`ClientError`]; `InvalidRequest` if a change does not fit.
     pub async fn cluster(&self, request: ClusterRequest) -> Result<String, ClientError> {
         self.cluster_within(request, None).await
+    }
+
+    /// Names a change of the layout, once for all attempts: one that is asked for again is not made again.
+    pub fn staged(&self, change: Change) -> Staged {
+        let id = change_id(self.environment.wall_ms(), self.environment.random(), self.last_change.get());
+        self.last_change.set(id);
+        Staged { id, change }
     }
 
     async fn cluster_within(

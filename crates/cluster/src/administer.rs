@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quorate_core::change::Change;
+use quorate_core::change::{Change, Staged, change_id};
 use quorate_core::key::end_of_prefix;
 use quorate_core::layout::{LayoutError, Load};
 use quorate_core::membership::MemberState;
@@ -62,7 +62,12 @@ impl From<Refusal> for RequestError {
 pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Instant) -> ClientResult {
     match request {
         ClusterRequest::Show => {}
-        ClusterRequest::Stage(change) => stage(node, change).await?,
+        ClusterRequest::Stage(Staged { id, change }) => {
+            stage(node, Staged { id, change: fit(node, change)? }).await?
+        }
+        ClusterRequest::Apply(Staged { id, change }) => {
+            commit_only(node, vec![Staged { id, change: fit(node, change)? }]).await?;
+        }
         ClusterRequest::Plan => return plan(node).map(report),
         ClusterRequest::Commit { plan } => commit(node, plan).await?,
         ClusterRequest::Clear => {
@@ -81,36 +86,32 @@ pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Inst
     Ok(report(show(node)))
 }
 
-/// Names a change: in the order in which they are made.
-fn new_id(node: &Node) -> u64 {
-    // Beyond 2^48 milliseconds nobody counts; the rest tells changes of one moment apart.
-    (node.shared.environment.wall_ms() << 16) | (node.shared.environment.random() & 0xffff)
+/// A change that this node asks for itself.
+pub(crate) fn staged_by(node: &Node, change: Change) -> Staged {
+    let environment = &node.shared.environment;
+    Staged { id: change_id(environment.wall_ms(), environment.random(), 0), change }
 }
 
-async fn stage(node: &Node, change: Change) -> Result<(), RequestError> {
-    let change = with_address(node, change)?;
-    if let Change::Bucket { definition, .. } = &change {
-        node.shared.resolver(&definition.resolver)?;
-    }
-    let id = new_id(node);
+async fn stage(node: &Node, change: Staged) -> Result<(), RequestError> {
     let staging =
-        |layouts: &mut Layouts| layouts.stage(id, change.clone()).map_err(Refusal::Layout).map(|()| true);
+        |layouts: &mut Layouts| layouts.stage(change.clone()).map_err(Refusal::Layout).map(|()| true);
     alter(node, staging).await
 }
 
-/// Makes one change the newest layout, whatever else is staged.
+/// Makes these changes the newest layout, whatever else is staged.
 ///
 /// # Errors
-/// If it does not fit, or this node can't.
-pub(crate) async fn commit_only(node: &Node, change: &Change) -> Result<(), RequestError> {
+/// If they do not fit, or this node can't.
+pub(crate) async fn commit_only(node: &Node, changes: Vec<Staged>) -> Result<(), RequestError> {
     check_may_commit(node)?;
-    let id = new_id(node);
-    let committing = |layouts: &mut Layouts| {
-        layouts.commit_only(id, change.clone()).map_err(Refusal::Layout)?;
-        layouts.advance();
-        Ok(true)
-    };
-    alter(node, committing).await
+    alter(node, |layouts: &mut Layouts| {
+        let news = layouts.commit_only(&changes).map_err(Refusal::Layout)?;
+        if news {
+            layouts.advance();
+        }
+        Ok(news)
+    })
+    .await
 }
 
 fn report(document: impl serde::Serialize) -> ClientReply {
@@ -145,10 +146,12 @@ fn check_may_commit(node: &Node) -> Result<(), RequestError> {
 async fn commit(node: &Rc<Node>, shown: Option<u64>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
-        layouts.commit(shown).map_err(Refusal::Layout)?;
-        // It is stored before anybody goes by it: that is the first phase.
-        layouts.advance();
-        Ok(true)
+        let news = layouts.commit(shown).map_err(Refusal::Layout)?;
+        if news {
+            // It is stored before anybody goes by it: that is the first phase.
+            layouts.advance();
+        }
+        Ok(news)
     })
     .await
 }
@@ -158,8 +161,11 @@ fn planned(node: &Node) -> Result<Layout, RequestError> {
     layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))
 }
 
-/// A node that was found need not be told where it is.
-fn with_address(node: &Node, change: Change) -> Result<Change, RequestError> {
+/// A node that was found need not be told where it is, and a bucket's resolver must be there.
+fn fit(node: &Node, change: Change) -> Result<Change, RequestError> {
+    if let Change::Bucket { definition, .. } = &change {
+        node.shared.resolver(&definition.resolver)?;
+    }
     let Change::Join { name, address, zone, weight } = change else { return Ok(change) };
     let found = gossip::view(&node.shared).into_iter().map(|view| view.member);
     let found = found.into_iter().find(|member| member.name == name);
@@ -366,10 +372,10 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         if waiting.is_empty() || quiet < QUIET_LOOKS {
             continue;
         }
-        for Member { name, address, zone, weight, .. } in waiting {
-            let _ = stage(&node, Change::Join { name, address, zone, weight }).await;
-        }
-        let _ = commit(&node, None).await;
+        let join = |Member { name, address, zone, weight, .. }| {
+            staged_by(&node, Change::Join { name, address, zone, weight })
+        };
+        let _ = commit_only(&node, waiting.into_iter().map(join).collect()).await;
         quiet = 0;
     }
 }

@@ -15,7 +15,7 @@ use quorate_core::transition::Phase;
 use quorate_core::{BucketDefinition, BucketName, Buckets, RequestError};
 use tokio::time::Instant;
 
-use crate::administer::commit_only;
+use crate::administer::{commit_only, staged_by};
 use crate::coordinator;
 use crate::node::Node;
 
@@ -63,7 +63,7 @@ pub(crate) async fn create(
                 check_is_new(node, &bucket, &known, deadline).await?;
             }
             is_checked = true;
-            match commit_only(node, &change).await {
+            match commit_only(node, vec![staged_by(node, change.clone())]).await {
                 // Others are under way: there is room when they are done.
                 Ok(()) | Err(RequestError::Overloaded { .. }) => {}
                 Err(error) => return Err(error),

@@ -60,13 +60,22 @@ pub enum Change {
     },
 }
 
-/// A change that waits for its commit, under a random number of its own.
+/// A change that waits for its commit, under a number of its own: whoever asks for it again, also at another node, gives the
+/// same number.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Staged {
-    /// Names it, wherever it is known.
+    /// Names it, wherever it is known, and says its place among others: see [`change_id`].
     pub id: u64,
     /// What is to change.
     pub change: Change,
+}
+
+/// Names a change: in the order in which they are made, and another one for each of the same moment.
+///
+/// `wall_ms`: the time of day, milliseconds since 1970. `random`: of any source. `last`: the one before of the same source, or 0.
+pub fn change_id(wall_ms: u64, random: u64, last: u64) -> u64 {
+    // Beyond 2^48 milliseconds nobody counts.
+    ((wall_ms << 16) | (random & 0xffff)).max(last.saturating_add(1))
 }
 
 impl std::fmt::Display for Change {
@@ -153,12 +162,29 @@ impl Change {
 }
 
 impl Staged {
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    /// As bytes, for a request.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        out
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         put_u64(out, self.id);
         self.change.write(out);
     }
 
-    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Staged, LayoutError> {
+    /// The change that `encode` wrote.
+    ///
+    /// # Errors
+    /// [`LayoutError`] for anything else, and for what no layout may have.
+    pub fn decode(bytes: &[u8]) -> Result<Staged, LayoutError> {
+        let mut reader = Reader::new(bytes);
+        let staged = Staged::read(&mut reader)?;
+        if reader.remaining() == 0 { Ok(staged) } else { Err(LayoutError::Malformed) }
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Staged, LayoutError> {
         let id = reader.u64().map_err(|_| LayoutError::Malformed)?;
         Ok(Staged { id, change: Change::read(reader)? })
     }
@@ -201,6 +227,9 @@ impl Outline {
             }
             Change::Leave { name } | Change::Remove { name } => {
                 let lost = matches!(change, Change::Remove { .. });
+                if lost && matches!(self.gone.get(name), Some(Departure::Lost { .. })) {
+                    return refused(format!("{name:?} was declared lost already"));
+                }
                 let before = self.members.len();
                 self.members.retain(|member| member.name != *name);
                 // Somebody who is leaving can still be declared lost.

@@ -424,7 +424,7 @@ impl Layout {
             put_varint(&mut out, number);
         }
         put_varint(&mut out, self.changes.len() as u64);
-        self.changes.iter().for_each(|staged| staged.encode(&mut out));
+        self.changes.iter().for_each(|staged| staged.write(&mut out));
         let definitions = self.buckets.definitions();
         put_varint(&mut out, definitions.len() as u64);
         for (name, definition) in &definitions {
@@ -480,7 +480,7 @@ impl Layout {
         }
         let mut changes = Vec::new();
         for _ in 0..reader.count(9).map_err(short)? {
-            changes.push(Staged::decode(&mut reader)?);
+            changes.push(Staged::read(&mut reader)?);
         }
         let mut definitions = BTreeMap::new();
         for _ in 0..reader.count(13).map_err(short)? {

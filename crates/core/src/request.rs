@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::BucketDefinition;
-use crate::change::Change;
+use crate::change::Staged;
 use crate::clock::Stamp;
 use crate::error::RequestError;
 use crate::key::{BucketName, Key, PartitionId, StorageKey};
@@ -199,7 +199,9 @@ pub enum ClusterRequest {
     /// Show members, staged changes and how far a change is.
     Show,
     /// Stage a change.
-    Stage(Change),
+    Stage(Staged),
+    /// Make one change the newest layout, whatever else is staged.
+    Apply(Staged),
     /// What the staged changes would move.
     Plan,
     /// Make the staged changes the newest layout.

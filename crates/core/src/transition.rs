@@ -445,10 +445,10 @@ impl Layouts {
             return;
         }
         let gone: Vec<Arc<Layout>> = self.active.drain(..position).collect();
+        let applied = gone.iter().chain(self.active.first()).flat_map(|layout| layout.changes());
+        self.cleared.extend(applied.map(|staged| staged.id));
+        self.tidy_staged();
         if self.active.len() == 1 {
-            let applied = gone.iter().chain(&self.active).flat_map(|layout| layout.changes());
-            self.cleared.extend(applied.map(|staged| staged.id));
-            self.tidy_staged();
             self.progress.clear();
             self.own = Phase::Cleared;
         }
@@ -466,40 +466,54 @@ impl Layouts {
         }
     }
 
-    /// Changes that wait for their commit, in the order in which they were staged.
+    /// Changes that wait for their commit, in the order of their ids.
     pub fn staged(&self) -> Vec<Staged> {
-        let applied: BTreeSet<u64> =
-            self.active.iter().flat_map(|layout| layout.changes()).map(|staged| staged.id).collect();
-        let waits = |id: &u64| !applied.contains(id) && !self.cleared.contains(id);
         let staged = |(&id, change): (&u64, &Change)| Staged { id, change: change.clone() };
-        self.staged.iter().filter(|(id, _)| waits(id)).map(staged).collect()
+        self.staged.iter().filter(|(id, _)| !self.is_done_with(**id)).map(staged).collect()
     }
 
-    /// Stages a change, if it and those staged before it fit together. `id`: made of time and chance, so that the order of
-    /// ids is that of staging.
+    /// True if the change was made, or withdrawn.
+    fn is_done_with(&self, id: u64) -> bool {
+        let made = || self.active.iter().flat_map(|layout| layout.changes()).any(|staged| staged.id == id);
+        self.cleared.contains(&id) || made()
+    }
+
+    /// Stages a change, if it and those staged before it fit together. One that is staged, made or withdrawn already is not
+    /// staged again: it is asked for by somebody who did not hear the answer.
     ///
     /// # Errors
     /// [`LayoutError`], naming what does not fit.
-    pub fn stage(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
+    pub fn stage(&mut self, new: Staged) -> Result<(), LayoutError> {
         let mut all = self.staged();
-        if all.last().is_some_and(|staged| staged.change == change) {
-            // Asked again by somebody who did not hear the answer.
+        let again = all.last().is_some_and(|last| last.change == new.change) || all.contains(&new);
+        if again || self.is_done_with(new.id) {
             return Ok(());
         }
         if all.len() >= MAX_STAGED {
             let detail = format!("{MAX_STAGED} changes are staged already: commit or clear them first");
             return Err(LayoutError::Change { detail });
         }
-        all.push(Staged { id, change: change.clone() });
-        self.outline_of(&all)?;
-        self.staged.insert(id, change);
+        if self.staged.contains_key(&new.id) {
+            let detail = format!("another change has the number {:016x}", new.id);
+            return Err(LayoutError::Change { detail });
+        }
+        let place = all.partition_point(|staged| staged.id < new.id);
+        all.insert(place, new.clone());
+        // Whether they fit the newest layout one after the other. That their sum makes a layout is for the commit.
+        let mut outline = self.newest().outline();
+        all.iter().try_for_each(|staged| outline.apply(&staged.change))?;
+        self.staged.insert(new.id, new.change);
         Ok(())
     }
 
-    /// Whether the changes fit the newest layout one after the other. That their sum makes a layout is for the commit.
-    fn outline_of(&self, changes: &[Staged]) -> Result<(), LayoutError> {
+    /// Withdraws what does not fit the newest layout any more: somebody else has made the same change, or one that rules it
+    /// out. It would stand in the way of all others.
+    fn withdraw_unfit(&mut self) {
         let mut outline = self.newest().outline();
-        changes.iter().try_for_each(|staged| outline.apply(&staged.change))
+        let unfit = self.staged().into_iter().filter(|staged| outline.apply(&staged.change).is_err());
+        let unfit: Vec<u64> = unfit.map(|staged| staged.id).collect();
+        self.cleared.extend(unfit);
+        self.tidy_staged();
     }
 
     /// Withdraws all staged changes.
@@ -532,11 +546,14 @@ impl Layouts {
     }
 
     /// Makes the staged changes the newest layout, if it is the one with the digest `shown`, where that is given. To be stored
-    /// before it is acted on; then [`Layouts::advance`].
+    /// before it is acted on; then [`Layouts::advance`]. False if the one that was shown has been made already.
     ///
     /// # Errors
     /// As [`Layouts::plan`]; `OtherPlan` if it is another one.
-    pub fn commit(&mut self, shown: Option<u64>) -> Result<(), LayoutError> {
+    pub fn commit(&mut self, shown: Option<u64>) -> Result<bool, LayoutError> {
+        if shown.is_some_and(|shown| self.history.iter().any(|past| past.digest == shown)) {
+            return Ok(false);
+        }
         let layout = self.plan()?;
         let now = layout.digest();
         if let Some(shown) = shown.filter(|&shown| shown != now) {
@@ -544,24 +561,28 @@ impl Layouts {
         }
         self.freeze();
         self.push(Arc::new(layout));
-        Ok(())
+        Ok(true)
     }
 
-    /// Makes one change the newest layout, whatever else is staged. To be stored before it is acted on; then
-    /// [`Layouts::advance`]. `id`: as for [`Layouts::stage`].
+    /// Makes these changes the newest layout, whatever else is staged. To be stored before it is acted on; then
+    /// [`Layouts::advance`]. False if they were made or withdrawn already.
     ///
     /// # Errors
     /// As [`Layouts::plan`].
-    pub fn commit_only(&mut self, id: u64, change: Change) -> Result<(), LayoutError> {
-        self.check_room([&change].into_iter())?;
-        let same = self.staged().into_iter().filter(|staged| staged.change == change).map(|staged| staged.id);
-        let same: Vec<u64> = same.collect();
-        let layout = self.newest().changed(&[Staged { id, change }])?;
+    pub fn commit_only(&mut self, only: &[Staged]) -> Result<bool, LayoutError> {
+        if only.iter().all(|new| self.is_done_with(new.id)) {
+            return Ok(false);
+        }
+        self.check_room(only.iter().map(|new| &new.change))?;
+        let same =
+            |staged: &Staged| only.iter().any(|new| staged.id != new.id && staged.change == new.change);
+        let same: Vec<u64> = self.staged().into_iter().filter(same).map(|staged| staged.id).collect();
+        let layout = self.newest().changed(only)?;
         self.cleared.extend(same);
-        self.tidy_staged();
         self.freeze();
         self.push(Arc::new(layout));
-        Ok(())
+        self.withdraw_unfit();
+        Ok(true)
     }
 
     /// How this node reads and writes the active layouts now is how it goes on with them.
@@ -598,7 +619,7 @@ impl Layouts {
 
     fn staged_digest(&self) -> u64 {
         let mut bytes = Vec::new();
-        self.staged().iter().for_each(|staged| staged.encode(&mut bytes));
+        self.staged().iter().for_each(|staged| staged.write(&mut bytes));
         xxhash_rust::xxh3::xxh3_64(&bytes)
     }
 
@@ -643,6 +664,11 @@ impl Layouts {
         self.staged.extend(theirs.staged.iter().take(room).map(|(id, change)| (*id, change.clone())));
         self.tidy_staged();
         let changed = self.absorb_layouts(theirs, holds_data);
+        let knows = self.history.iter().any(|past| past.digest == theirs.newest().digest());
+        if knows {
+            // Otherwise theirs give way to mine, and they have yet to stage again what they had made.
+            self.withdraw_unfit();
+        }
         changed || before != self.staged()
     }
 
@@ -775,7 +801,7 @@ impl Layouts {
         }
         put_varint(&mut out, self.staged.len() as u64);
         for (id, change) in &self.staged {
-            Staged { id: *id, change: change.clone() }.encode(&mut out);
+            Staged { id: *id, change: change.clone() }.write(&mut out);
         }
         put_varint(&mut out, self.cleared.len() as u64);
         self.cleared.iter().for_each(|id| put_u64(&mut out, *id));
@@ -815,7 +841,7 @@ impl Layouts {
         }
         let mut staged = BTreeMap::new();
         for _ in 0..reader.count(9).map_err(short)? {
-            let Staged { id, change } = Staged::decode(&mut reader)?;
+            let Staged { id, change } = Staged::read(&mut reader)?;
             staged.insert(id, change);
         }
         if staged.len() > 2 * MAX_STAGED {
@@ -927,6 +953,10 @@ mod tests {
         (0..known).map(|n| Layouts::settled(id(n), first.clone())).collect()
     }
 
+    fn staged(id: u64, change: Change) -> Staged {
+        Staged { id, change }
+    }
+
     fn join(name: &str) -> Change {
         Change::Join { name: name.into(), address: "h:9".into(), zone: String::new(), weight: 100 }
     }
@@ -948,7 +978,7 @@ mod tests {
     #[test]
     fn a_change_goes_through_all_phases_together() {
         let mut nodes = cluster(3, 4);
-        nodes[0].stage(1, join("n3")).unwrap();
+        nodes[0].stage(staged(1, join("n3"))).unwrap();
         nodes[0].commit(None).unwrap();
         nodes[0].advance();
         let mut reads = vec![1];
@@ -983,7 +1013,7 @@ mod tests {
     fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
         let mut all = cluster(4, 4);
         let mut nodes = all.split_off(1);
-        nodes[0].stage(1, Change::Weight { name: "n2".into(), weight: 200 }).unwrap();
+        nodes[0].stage(staged(1, Change::Weight { name: "n2".into(), weight: 200 })).unwrap();
         nodes[0].commit(None).unwrap();
         nodes[0].advance();
         let turn = |nodes: &mut [Layouts]| {
@@ -999,7 +1029,7 @@ mod tests {
         };
         (0..20).for_each(|_| turn(&mut nodes));
         assert!(nodes.iter().all(|node| node.own() == Phase::Known && node.view().also.is_empty()));
-        nodes[1].stage(2, Change::Remove { name: "n0".into() }).unwrap();
+        nodes[1].stage(staged(2, Change::Remove { name: "n0".into() })).unwrap();
         nodes[1].commit(None).unwrap();
         nodes[1].advance();
         (0..40).for_each(|_| turn(&mut nodes));
@@ -1015,8 +1045,8 @@ mod tests {
     fn one_of_two_rivals_stays_and_the_other_is_staged_again() {
         for order in [[0, 1], [1, 0]] {
             let mut nodes = cluster(4, 4);
-            nodes[0].stage(1, Change::Weight { name: "n1".into(), weight: 200 }).unwrap();
-            nodes[3].stage(2, Change::Leave { name: "n2".into() }).unwrap();
+            nodes[0].stage(staged(1, Change::Weight { name: "n1".into(), weight: 200 })).unwrap();
+            nodes[3].stage(staged(2, Change::Leave { name: "n2".into() })).unwrap();
             for node in [0, 3] {
                 nodes[node].commit(None).unwrap();
                 nodes[node].advance();
@@ -1038,11 +1068,76 @@ mod tests {
         }
     }
 
+    /// A node that was away while the others made the change that is staged there, under another number, does not stage it
+    /// anew for everybody: it would stand in the way of every other change.
+    #[test]
+    fn what_was_made_meanwhile_is_not_staged_any_more() {
+        let mut nodes = cluster(5, 5);
+        nodes[0].stage(staged(1, Change::Leave { name: "n3".into() })).unwrap();
+        nodes[0].stage(staged(2, Change::Weight { name: "n1".into(), weight: 200 })).unwrap();
+        let mut away = nodes.remove(0);
+        nodes[0].stage(staged(3, Change::Remove { name: "n3".into() })).unwrap();
+        nodes[0].commit(None).unwrap();
+        nodes[0].advance();
+        exchange(&mut nodes);
+        nodes.insert(0, away.clone());
+        exchange(&mut nodes);
+        let weight = [staged(2, Change::Weight { name: "n1".into(), weight: 200 })];
+        nodes
+            .iter()
+            .for_each(|node| assert_eq!((node.newest().number(), node.staged()), (2, weight.to_vec())));
+        // Not even for who hears of it first, and not once it is a member again.
+        assert!(away.absorb(&nodes[2], true) && away.staged() == weight);
+        nodes[2].stage(staged(4, join("n3"))).unwrap();
+        nodes[2].commit(None).unwrap();
+        exchange(&mut nodes);
+        nodes.iter().for_each(|node| assert_eq!((node.newest().number(), node.staged()), (3, vec![])));
+        assert!(nodes[0].newest().member(id(3)).is_some());
+    }
+
+    /// Whoever did not hear the answer asks again, perhaps another node that has heard of it or has not: it is made once.
+    #[test]
+    fn a_change_that_is_asked_for_again_is_made_once() {
+        let leave = [staged(1, Change::Leave { name: "n3".into() })];
+        let mut nodes = cluster(4, 4);
+        assert_eq!(nodes[0].commit_only(&leave), Ok(true));
+        nodes[0].advance();
+        assert_eq!(nodes[0].commit_only(&leave), Ok(false));
+        let theirs = nodes[0].clone();
+        nodes[1].absorb(&theirs, true);
+        assert_eq!(nodes[1].commit_only(&leave), Ok(false));
+        assert_eq!(nodes[2].commit_only(&leave), Ok(true));
+        nodes[2].advance();
+        exchange(&mut nodes);
+        nodes.iter().for_each(|node| assert_eq!((node.newest().number(), node.staged()), (2, vec![])));
+        // So it is with a plan, and with what is staged.
+        nodes[1].stage(staged(2, join("n3"))).unwrap();
+        nodes[1].stage(staged(2, join("n3"))).unwrap();
+        assert!(nodes[1].stage(staged(2, join("n4"))).is_err(), "the number is another change's");
+        let plan = nodes[1].plan().unwrap().digest();
+        assert_eq!((nodes[1].commit(Some(plan)), nodes[1].commit(Some(plan))), (Ok(true), Ok(false)));
+        nodes[1].stage(staged(2, join("n3"))).unwrap();
+        assert_eq!(nodes[1].staged(), []);
+    }
+
+    /// Somebody may be through with several layouts at once: what made them is not staged again.
+    #[test]
+    fn what_several_layouts_changed_is_not_staged_again() {
+        let mut nodes = cluster(3, 3);
+        for weight in 101..104 {
+            nodes[0].stage(staged(u64::from(weight), Change::Weight { name: "n1".into(), weight })).unwrap();
+            nodes[0].commit(None).unwrap();
+            nodes[0].advance();
+        }
+        nodes[0].forget_before(2);
+        assert_eq!((nodes[0].active().len(), nodes[0].staged()), (2, vec![]));
+    }
+
     /// A change that is reverted while it is under way: a third layout, and the second is never read.
     #[test]
     fn a_third_layout_overtakes_the_second() {
         let mut nodes = cluster(4, 4);
-        nodes[0].stage(1, Change::Leave { name: "n3".into() }).unwrap();
+        nodes[0].stage(staged(1, Change::Leave { name: "n3".into() })).unwrap();
         nodes[0].commit(None).unwrap();
         nodes[0].advance();
         for _ in 0..3 {
@@ -1050,7 +1145,7 @@ mod tests {
             nodes.iter_mut().filter(|node| node.duty() == Duty::Quiet).for_each(Layouts::advance);
         }
         assert!(nodes.iter().all(|node| node.own() == Phase::Acked));
-        nodes[1].stage(2, join("n3")).unwrap();
+        nodes[1].stage(staged(2, join("n3"))).unwrap();
         nodes[1].commit(None).unwrap();
         nodes[1].advance();
         for _ in 0..40 {
@@ -1078,11 +1173,11 @@ mod tests {
     fn who_was_declared_lost_changes_nothing_any_more() {
         for weight in 101..109 {
             let mut all = cluster(4, 4);
-            all[0].stage(9, Change::Weight { name: "n1".into(), weight }).unwrap();
+            all[0].stage(staged(9, Change::Weight { name: "n1".into(), weight })).unwrap();
             all[0].commit(None).unwrap();
             all[0].advance();
             let mut nodes = all.split_off(1);
-            nodes[0].stage(1, Change::Remove { name: "n0".into() }).unwrap();
+            nodes[0].stage(staged(1, Change::Remove { name: "n0".into() })).unwrap();
             nodes[0].commit(None).unwrap();
             nodes[0].advance();
             for _ in 0..3 {
@@ -1092,7 +1187,7 @@ mod tests {
             let theirs = all[0].clone();
             nodes[1].absorb(&theirs, true);
             assert!(nodes[1].newest().is_lost(id(0)), "the one that everybody knows stays");
-            nodes[2].stage(3, join("n0")).unwrap();
+            nodes[2].stage(staged(3, join("n0"))).unwrap();
             nodes[2].commit(None).unwrap();
             nodes[2].advance();
             let theirs = nodes[2].clone();
@@ -1106,10 +1201,10 @@ mod tests {
     #[test]
     fn knowledge_round_trips_and_truncations_are_errors() {
         let mut nodes = cluster(3, 1);
-        nodes[0].stage(5, join("n3")).unwrap();
+        nodes[0].stage(staged(5, join("n3"))).unwrap();
         nodes[0].commit(None).unwrap();
         nodes[0].advance();
-        nodes[0].stage(6, Change::Replicas { count: 4 }).unwrap();
+        nodes[0].stage(staged(6, Change::Replicas { count: 4 })).unwrap();
         let bytes = nodes[0].encode();
         assert_eq!(Layouts::decode(id(0), &bytes).unwrap(), nodes[0]);
         for end in 0..bytes.len() {

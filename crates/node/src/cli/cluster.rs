@@ -249,7 +249,8 @@ async fn stage(plain: Plain, changes: Vec<Change>) -> Result<(), Failure> {
     let client = plain.connection.connect().await?;
     let mut report = None;
     for change in changes {
-        report = Some(client.cluster_as::<ClusterReport>(ClusterRequest::Stage(change)).await?);
+        report =
+            Some(client.cluster_as::<ClusterReport>(ClusterRequest::Stage(client.staged(change))).await?);
     }
     let Some(report) = report else { return Ok(()) };
     if plain.connection.is_json() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use capnp::Error;
-use quorate_core::change::Change;
+use quorate_core::change::{Change, Staged};
 use quorate_core::clock::Stamp;
 use quorate_core::key::{BucketName, Key, PartitionId};
 use quorate_core::object::{Payload, RequestId};
@@ -157,6 +157,10 @@ pub(crate) fn write_operation(
                     builder.set_change(&change.encode());
                     Verb::Stage
                 }
+                ClusterRequest::Apply(change) => {
+                    builder.set_change(&change.encode());
+                    Verb::Apply
+                }
                 ClusterRequest::Plan => Verb::Plan,
                 ClusterRequest::Commit { plan } => {
                     if let Some(plan) = plan {
@@ -240,10 +244,8 @@ pub(crate) fn read_operation(
             let request = request?;
             let read = match request.get_verb().map_err(unknown)? {
                 Verb::Show => Ok(ClusterRequest::Show),
-                Verb::Stage => match Change::decode(request.get_change()?) {
-                    Ok(change) => Ok(ClusterRequest::Stage(change)),
-                    Err(error) => Err(RequestError::invalid(format!("change: {error}"))),
-                },
+                Verb::Stage => staged(request.get_change()?).map(ClusterRequest::Stage),
+                Verb::Apply => staged(request.get_change()?).map(ClusterRequest::Apply),
                 Verb::Plan => Ok(ClusterRequest::Plan),
                 Verb::Commit => match request.get_change()? {
                     [] => Ok(ClusterRequest::Commit { plan: None }),
@@ -270,6 +272,10 @@ pub(crate) fn read_operation(
             Ok(ClientRequest::Faults { cut })
         }
     })
+}
+
+fn staged(bytes: &[u8]) -> Result<Staged, RequestError> {
+    Staged::decode(bytes).map_err(|error| RequestError::invalid(format!("change: {error}")))
 }
 
 fn read_put(put: put::Reader<'_>, key: Key, w: QuorumSize) -> Result<PutRequest, Error> {

@@ -1538,6 +1538,7 @@ pub mod cluster {
         Drain = 5,
         CreateBucket = 6,
         Buckets = 7,
+        Apply = 8,
     }
 
     impl ::capnp::introspect::Introspect for Verb {
@@ -1558,6 +1559,7 @@ pub mod cluster {
                 5 => ::core::result::Result::Ok(Self::Drain),
                 6 => ::core::result::Result::Ok(Self::CreateBucket),
                 7 => ::core::result::Result::Ok(Self::Buckets),
+                8 => ::core::result::Result::Ok(Self::Apply),
                 n => ::core::result::Result::Err(::capnp::NotInSchema(n)),
             }
         }
@@ -1570,7 +1572,7 @@ pub mod cluster {
         const TYPE_ID: u64 = 0x8bed_c7e4_9d74_954au64;
     }
     mod verb {
-    pub(crate) static ENCODED_NODE: [::capnp::Word; 51] = [
+    pub(crate) static ENCODED_NODE: [::capnp::Word; 55] = [
         ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
         ::capnp::word(74, 149, 116, 157, 228, 199, 237, 139),
         ::capnp::word(21, 0, 0, 0, 2, 0, 0, 0),
@@ -1580,7 +1582,7 @@ pub mod cluster {
         ::capnp::word(21, 0, 0, 0, 210, 0, 0, 0),
         ::capnp::word(33, 0, 0, 0, 7, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(29, 0, 0, 0, 199, 0, 0, 0),
+        ::capnp::word(29, 0, 0, 0, 223, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(99, 108, 105, 101, 110, 116, 46, 99),
@@ -1588,30 +1590,33 @@ pub mod cluster {
         ::capnp::word(115, 116, 101, 114, 46, 86, 101, 114),
         ::capnp::word(98, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
-        ::capnp::word(32, 0, 0, 0, 1, 0, 2, 0),
+        ::capnp::word(36, 0, 0, 0, 1, 0, 2, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(89, 0, 0, 0, 42, 0, 0, 0),
+        ::capnp::word(101, 0, 0, 0, 42, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(1, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(81, 0, 0, 0, 50, 0, 0, 0),
+        ::capnp::word(93, 0, 0, 0, 50, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(2, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(73, 0, 0, 0, 42, 0, 0, 0),
+        ::capnp::word(85, 0, 0, 0, 42, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(3, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(65, 0, 0, 0, 58, 0, 0, 0),
+        ::capnp::word(77, 0, 0, 0, 58, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(4, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(57, 0, 0, 0, 50, 0, 0, 0),
+        ::capnp::word(69, 0, 0, 0, 50, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(5, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(49, 0, 0, 0, 50, 0, 0, 0),
+        ::capnp::word(61, 0, 0, 0, 50, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(6, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(41, 0, 0, 0, 106, 0, 0, 0),
+        ::capnp::word(53, 0, 0, 0, 106, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(7, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(37, 0, 0, 0, 66, 0, 0, 0),
+        ::capnp::word(49, 0, 0, 0, 66, 0, 0, 0),
+        ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+        ::capnp::word(8, 0, 0, 0, 0, 0, 0, 0),
+        ::capnp::word(41, 0, 0, 0, 50, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(115, 104, 111, 119, 0, 0, 0, 0),
         ::capnp::word(115, 116, 97, 103, 101, 0, 0, 0),
@@ -1622,6 +1627,7 @@ pub mod cluster {
         ::capnp::word(99, 114, 101, 97, 116, 101, 66, 117),
         ::capnp::word(99, 107, 101, 116, 0, 0, 0, 0),
         ::capnp::word(98, 117, 99, 107, 101, 116, 115, 0),
+        ::capnp::word(97, 112, 112, 108, 121, 0, 0, 0),
     ];
     pub(crate) fn get_annotation_types(child_index: Option<u16>, index: u32) -> ::capnp::introspect::Type {
         ::capnp::introspect::panic_invalid_annotation_indices(child_index, index)

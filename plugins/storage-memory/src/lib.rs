@@ -1,5 +1,6 @@
-//! Volatile storage in ordered maps, for tests and caches. What it holds is gone when its process is.
+//! Volatile storage, for tests and caches. What it holds is gone when its process is.
 
+mod arena;
 mod config;
 mod records;
 
@@ -28,7 +29,7 @@ pub fn open(config: Config) -> Result<MemoryStorage, StorageError> {
     })
 }
 
-/// Records in ordered maps behind one lock.
+/// Records behind one lock.
 pub struct MemoryStorage {
     records: Mutex<Records>,
     max_bytes: Option<u64>,
@@ -43,7 +44,7 @@ impl MemoryStorage {
 
 impl StorageEngine for MemoryStorage {
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
-        Ok(self.lock().get(key.as_bytes()).cloned())
+        Ok(self.lock().get(key.as_bytes()))
     }
 
     fn update(&self, batch: Vec<Box<dyn Update>>) {

@@ -1,49 +1,163 @@
-//! The records: an ordered map for each first three bytes of a storage key (its table and partition), so that a lookup
-//! compares few keys, and keys short enough lie in the map's own nodes.
+//! The records in order: for each first three bytes of a storage key (its table and partition), blocks of slots sorted by key.
+//! What a record costs above its bytes is a slot, its lengths, and what is left free for more.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::ops::Bound;
 
 use bytes::Bytes;
 use quorate_core::storage::{Change, Page, Range, StorageError, Update};
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
 
-/// What is left of a key after its first three bytes.
-type Rest = SmallVec<[u8; 24]>;
+use crate::arena::{Arena, Slot};
+
+/// Slots of a block: a larger one is split.
+const BLOCK_SLOTS: usize = 128;
+/// A block makes room for so many more slots at a time.
+const ROOM: usize = 16;
 
 /// The first three bytes of a key, and how many it has of them: ordered as the keys are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place(u32);
 
 impl Place {
-    fn split(key: &[u8]) -> (Place, &[u8]) {
-        let (head, rest) = key.split_at(key.len().min(3));
+    fn of(key: &[u8]) -> Place {
+        let head = &key[..key.len().min(3)];
         let mut place = [0, 0, 0, head.len() as u8];
         place[..head.len()].copy_from_slice(head);
-        (Place(u32::from_be_bytes(place)), rest)
+        Place(u32::from_be_bytes(place))
+    }
+}
+
+/// Slots in the order of their keys. It is never empty.
+struct Block {
+    /// Not after its first key, and after the last one of the block before (of which the first block has none): blocks are told
+    /// apart without a look at records.
+    begin: SmallVec<[u8; 32]>,
+    slots: Vec<Slot>,
+    /// A byte of each key's hash: which record a key may be, without a look at the others.
+    tags: Vec<u8>,
+}
+
+fn tag(key: &[u8]) -> u8 {
+    xxh3_64(key) as u8
+}
+
+impl Block {
+    fn room(&mut self) {
+        if self.slots.len() == self.slots.capacity() {
+            self.slots.reserve_exact(ROOM);
+            self.tags.reserve_exact(ROOM);
+        }
     }
 
-    fn join(self, rest: &[u8]) -> Bytes {
-        let place = self.0.to_be_bytes();
-        let mut key = Vec::with_capacity(3 + rest.len());
-        key.extend_from_slice(&place[..place[3] as usize]);
-        key.extend_from_slice(rest);
-        Bytes::from(key)
+    /// The slots from one on, as a block that begins with this key.
+    fn split_off(&mut self, at: usize, begin: &[u8]) -> Block {
+        let rest = Block {
+            begin: SmallVec::from_slice(begin),
+            slots: self.slots.split_off(at),
+            tags: self.tags.split_off(at),
+        };
+        self.slots.shrink_to_fit();
+        self.tags.shrink_to_fit();
+        rest
+    }
+}
+
+/// The slots of one place.
+#[derive(Default)]
+struct Part {
+    /// In order.
+    blocks: Vec<Block>,
+}
+
+/// Where a slot is in its part: the block, and the place in it.
+type At = (usize, usize);
+
+impl Part {
+    /// The block that the key is in, or would be.
+    fn block_of(&self, key: &[u8]) -> usize {
+        let others = self.blocks.get(1..).unwrap_or_default();
+        others.partition_point(|block| block.begin[..] <= *key)
+    }
+
+    /// Where the key is.
+    fn find(&self, arena: &Arena, key: &[u8]) -> Option<At> {
+        let at = self.block_of(key);
+        let block = self.blocks.get(at)?;
+        let is_key = |&slot: &usize| arena.key(block.slots[slot]) == key;
+        let found = memchr::memchr_iter(tag(key), &block.tags).find(is_key)?;
+        Some((at, found))
+    }
+
+    /// Where the first key is that is not before this one.
+    fn lower_bound(&self, arena: &Arena, key: &[u8]) -> At {
+        let at = self.block_of(key);
+        let slots = self.blocks.get(at).map_or(&[][..], |block| &block.slots);
+        (at, slots.partition_point(|&slot| arena.key(slot) < key))
+    }
+
+    fn slot(&self, (block, at): At) -> Slot {
+        self.blocks[block].slots[at]
+    }
+
+    fn set(&mut self, (block, at): At, slot: Slot) {
+        self.blocks[block].slots[at] = slot;
+    }
+
+    /// Takes in a key that is not there.
+    fn insert(&mut self, arena: &Arena, key: &[u8], slot: Slot) {
+        let (at, place) = self.lower_bound(arena, key);
+        if self.blocks.is_empty() {
+            self.blocks.push(Block { begin: SmallVec::new(), slots: Vec::new(), tags: Vec::new() });
+        }
+        let block = &mut self.blocks[at];
+        block.room();
+        block.slots.insert(place, slot);
+        block.tags.insert(place, tag(key));
+        let len = block.slots.len();
+        if len > BLOCK_SLOTS {
+            // Keys often come in order: then the first half is not filled any more.
+            let half = if place + 1 == len { BLOCK_SLOTS } else { BLOCK_SLOTS / 2 };
+            let rest = block.split_off(half, arena.key(block.slots[half]));
+            self.blocks.insert(at + 1, rest);
+        }
+    }
+
+    fn remove(&mut self, (at, place): At) -> Slot {
+        let block = &mut self.blocks[at];
+        let slot = block.slots.remove(place);
+        block.tags.remove(place);
+        let small = |block: Option<&Block>| block.is_some_and(|block| block.slots.len() < BLOCK_SLOTS / 4);
+        if small(self.blocks.get(at)) && small(self.blocks.get(at + 1)) {
+            let next = self.blocks.remove(at + 1);
+            self.blocks[at].slots.extend_from_slice(&next.slots);
+            self.blocks[at].tags.extend_from_slice(&next.tags);
+        }
+        if self.blocks[at].slots.is_empty() {
+            self.blocks.remove(at);
+        }
+        slot
+    }
+
+    /// All slots from one on.
+    fn from(&self, (block, at): At) -> impl Iterator<Item = Slot> {
+        self.blocks.iter().skip(block).flat_map(|block| &block.slots).skip(at).copied()
     }
 }
 
 #[derive(Default)]
 pub(crate) struct Records {
-    places: BTreeMap<Place, BTreeMap<Rest, Bytes>>,
+    parts: BTreeMap<Place, Part>,
+    arena: Arena,
     /// Bytes of keys and values.
     bytes: u64,
 }
 
 impl Records {
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Bytes> {
-        let (place, rest) = Place::split(key);
-        self.places.get(&place)?.get(rest)
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
+        let part = self.parts.get(&Place::of(key))?;
+        let at = part.find(&self.arena, key)?;
+        Some(self.arena.value(part.slot(at)))
     }
 
     /// Reads, lets the update decide, writes.
@@ -54,64 +168,80 @@ impl Records {
     ) -> Result<(), StorageError> {
         let key = update.key().clone();
         let key = key.as_bytes();
-        let (place, rest) = Place::split(key);
-        let records = self.places.entry(place).or_default();
-        let entry = records.entry(Rest::from_slice(rest));
-        let stored = match &entry {
-            Entry::Occupied(occupied) => Some(occupied.get().clone()),
-            Entry::Vacant(_) => None,
-        };
+        let part = self.parts.get(&Place::of(key));
+        let found = part.and_then(|part| part.find(&self.arena, key).map(|at| (at, part.slot(at))));
+        let slot = found.map(|(_, slot)| slot);
+        let stored = slot.map(|slot| self.arena.value(slot));
         let freed = stored.as_ref().map_or(0, |old| (key.len() + old.len()) as u64);
-        let outcome = match update.change(stored) {
-            Ok(Change::Keep) => Ok(()),
-            Ok(Change::Remove) => {
-                if let Entry::Occupied(occupied) = entry {
-                    occupied.remove();
+        match update.change(stored)? {
+            Change::Keep => return Ok(()),
+            Change::Remove => {
+                if let Some((at, _)) = found {
+                    self.remove(key, at);
                 }
                 self.bytes -= freed;
-                Ok(())
             }
-            Ok(Change::Put(value)) => {
+            Change::Put(value) => {
                 let bytes = self.bytes - freed + (key.len() + value.len()) as u64;
-                match max_bytes {
-                    Some(limit) if bytes > limit && bytes > self.bytes => Err(StorageError::Full {
-                        detail: format!(
-                            "{bytes} bytes, [storage] max_mib allows {limit}: raise it or delete keys"
-                        ),
-                    }),
-                    _ => {
-                        self.bytes = bytes;
-                        match entry {
-                            Entry::Occupied(mut occupied) => *occupied.get_mut() = value,
-                            Entry::Vacant(vacant) => {
-                                vacant.insert(value);
-                            }
+                check(bytes, self.bytes, max_bytes)?;
+                let replaced = slot.is_some_and(|slot| self.arena.replace(slot, &value));
+                if !replaced {
+                    let new = self.arena.add(key, &value).ok_or_else(|| StorageError::Full {
+                        detail: "the memory engine has no numbers left for records; add nodes or delete keys"
+                            .into(),
+                    })?;
+                    let part = self.parts.entry(Place::of(key)).or_default();
+                    match found {
+                        Some((at, old)) => {
+                            part.set(at, new);
+                            self.arena.remove(old);
                         }
-                        Ok(())
+                        None => part.insert(&self.arena, key, new),
                     }
                 }
+                self.bytes = bytes;
             }
-            Err(error) => Err(error),
-        };
-        if records.is_empty() {
-            self.places.remove(&place);
         }
-        outcome
+        self.tidy();
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &[u8], at: At) {
+        let place = Place::of(key);
+        let Some(part) = self.parts.get_mut(&place) else { return };
+        let slot = part.remove(at);
+        if part.blocks.is_empty() {
+            self.parts.remove(&place);
+        }
+        self.arena.remove(slot);
+    }
+
+    /// Empties chunks with many holes.
+    fn tidy(&mut self) {
+        while let Some(chunk) = self.arena.most_holes() {
+            for slot in self.arena.records(chunk) {
+                let key = self.arena.key(slot);
+                let Some(part) = self.parts.get_mut(&Place::of(key)) else { continue };
+                let Some(at) = part.find(&self.arena, key) else { continue };
+                // Without a number for another chunk, the holes stay.
+                let Some(carried) = self.arena.carry(slot) else { return };
+                part.set(at, carried);
+            }
+        }
     }
 
     pub(crate) fn scan(&self, range: &Range<'_>) -> Page {
         let mut page = Page::default();
         let mut bytes = 0;
-        let (first, first_rest) = Place::split(range.start);
-        for (&place, records) in self.places.range(first..) {
-            let start = match (place == first, range.after) {
-                (false, _) => Bound::Unbounded,
-                (true, false) => Bound::Included(first_rest),
-                (true, true) => Bound::Excluded(first_rest),
-            };
-            for (rest, value) in records.range::<[u8], _>((start, Bound::Unbounded)) {
-                let key = place.join(rest);
-                if range.end.is_some_and(|end| *key >= *end) {
+        let first = Place::of(range.start);
+        for (&place, part) in self.parts.range(first..) {
+            let from = if place == first { part.lower_bound(&self.arena, range.start) } else { (0, 0) };
+            for slot in part.from(from) {
+                let key = self.arena.key(slot);
+                if range.after && key == range.start {
+                    continue;
+                }
+                if range.end.is_some_and(|end| key >= end) {
                     return page;
                 }
                 if page.records.len() >= range.limit || (bytes >= range.max_bytes && !page.records.is_empty())
@@ -119,37 +249,23 @@ impl Records {
                     page.more = true;
                     return page;
                 }
-                bytes += key.len() + value.len();
-                page.records.push((key, value.clone()));
+                bytes += key.len() + self.arena.value_len(slot);
+                page.records.push((Bytes::copy_from_slice(key), self.arena.value(slot)));
             }
         }
         page
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Splitting keeps the order of keys, also of those shorter than what is split off.
-    #[test]
-    fn splitting_keeps_the_order() {
-        let mut keys: Vec<&[u8]> = vec![
-            b"d",
-            b"d\0",
-            b"d\0\0",
-            b"d\0\0\0",
-            b"d\0\0a",
-            b"d\0\x01",
-            b"d\x01",
-            b"e",
-            b"\xff\xff\xff\xff",
-        ];
-        keys.sort();
-        let split: Vec<_> = keys.iter().map(|key| Place::split(key)).collect();
-        assert!(split.windows(2).all(|pair| pair[0] < pair[1]), "not in order");
-        for (key, (place, rest)) in keys.iter().zip(split) {
-            assert_eq!(place.join(rest), key);
-        }
+/// Whether there is room for so many bytes, where there were so many before.
+fn check(bytes: u64, before: u64, max_bytes: Option<u64>) -> Result<(), StorageError> {
+    match max_bytes {
+        Some(limit) if bytes > limit && bytes > before => Err(StorageError::Full {
+            detail: format!("{bytes} bytes, [storage] max_mib allows {limit}: raise it or delete keys"),
+        }),
+        _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use quorate_core::key::{StorageKey, Table};
+
+use super::*;
+use crate::arena::{CHUNK_BYTES, LARGEST_IN_CHUNK};
+
+/// An update that does what it was told, and keeps what it saw.
+struct Told {
+    key: StorageKey,
+    change: Change,
+    saw: Option<Bytes>,
+}
+
+impl Update for Told {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+        self.saw = stored;
+        Ok(self.change.clone())
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(self: Box<Self>, _: Result<(), StorageError>) {}
+}
+
+fn key(name: &[u8]) -> StorageKey {
+    StorageKey::from_peer(name).unwrap_or_else(|| panic!("{name:?} is no storage key"))
+}
+
+/// A record's name: one of few partitions, so that blocks are split and merged.
+fn named(number: u32) -> StorageKey {
+    let mut name = vec![Table::Objects as u8, 0, (number % 3) as u8];
+    name.extend_from_slice(format!("b\0{:05}", number / 3).as_bytes());
+    key(&name)
+}
+
+fn told(records: &mut Records, key: &StorageKey, change: Change) -> Option<Bytes> {
+    let mut update = Told { key: key.clone(), change, saw: None };
+    records.update(&mut update, None).unwrap();
+    update.saw
+}
+
+/// What is written is what is read, in order, whatever was replaced and removed before; and holes stay within their share.
+fn like_a_map(steps: Vec<(u32, Option<usize>)>) {
+    let (mut records, mut model) = (Records::default(), BTreeMap::new());
+    for (at, (number, len)) in steps.into_iter().enumerate() {
+        let key = named(number);
+        let value = len.map(|len| Bytes::from(vec![at as u8; len]));
+        let change = value.clone().map_or(Change::Remove, Change::Put);
+        let saw = told(&mut records, &key, change);
+        let before = match value {
+            Some(value) => model.insert(Bytes::copy_from_slice(key.as_bytes()), value),
+            None => model.remove(key.as_bytes()),
+        };
+        assert_eq!(saw, before);
+        assert_eq!(records.get(key.as_bytes()), model.get(key.as_bytes()).cloned());
+        let (used, live) = records.arena.extent();
+        assert!(used - live <= used / 3 + 5 * CHUNK_BYTES, "{used} bytes for {live}");
+    }
+    assert_eq!(
+        records.bytes as usize,
+        model.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    );
+    let all = Range { start: b"", after: false, end: None, limit: usize::MAX, max_bytes: usize::MAX };
+    let expected: Vec<(Bytes, Bytes)> =
+        model.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    assert_eq!(records.scan(&all).records, expected);
+    // From any key, page by page.
+    let end = [Table::Objects as u8, 0, 2];
+    for (start, _) in expected.iter().step_by(1 + expected.len() / 7) {
+        for after in [false, true] {
+            let range = Range { start, after, end: Some(&end), limit: 300, max_bytes: usize::MAX };
+            let page = records.scan(&range);
+            let within = |key: &Bytes| if after { key > start } else { key >= start };
+            let wanted: Vec<&(Bytes, Bytes)> =
+                expected.iter().filter(|(key, _)| within(key) && key[..] < end[..]).collect();
+            assert!(page.records.iter().eq(wanted.iter().copied().take(300)), "{start:?} {after}");
+            assert_eq!(page.more, wanted.len() > 300);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn records_are_like_a_map(
+        steps in prop::collection::vec(
+            (0u32..3_000, prop::option::weighted(0.7, prop_oneof![8 => 0usize..300, 1 => 900usize..1_100])),
+            0..6_000,
+        ),
+    ) {
+        like_a_map(steps);
+    }
+}
+
+/// Records are replaced by larger ones again and again, and all but a few removed: memory is given back.
+#[test]
+fn holes_are_given_back() {
+    let mut records = Records::default();
+    let value = |len: usize| Change::Put(Bytes::from(vec![7; len]));
+    for round in 0..6 {
+        for number in 0..20_000 {
+            told(&mut records, &named(number), value(100 * (1 + round % 3)));
+        }
+        let (used, live) = records.arena.extent();
+        assert!(live > 20_000 * 100 && used <= live * 3 / 2 + 7 * CHUNK_BYTES, "{used} bytes for {live}");
+    }
+    for number in (0..20_000).filter(|number| number % 10 != 0) {
+        told(&mut records, &named(number), Change::Remove);
+    }
+    let (used, live) = records.arena.extent();
+    assert!(used <= live * 3 / 2 + 7 * CHUNK_BYTES, "{used} bytes for {live}");
+    for number in 0..20_000 {
+        let expected = (number % 10 == 0).then(|| Bytes::from(vec![7; 300]));
+        assert_eq!(records.get(named(number).as_bytes()), expected);
+    }
+    // The last ones too, and then large ones.
+    (0..20_000).step_by(10).for_each(|number| drop(told(&mut records, &named(number), Change::Remove)));
+    assert_eq!((records.arena.extent().1, records.bytes, records.parts.len()), (0, 0, 0));
+    for len in [LARGEST_IN_CHUNK, LARGEST_IN_CHUNK + 1, LARGEST_IN_CHUNK, 5_000, 6_000, 0] {
+        told(&mut records, &named(1), value(len));
+        assert_eq!(records.get(named(1).as_bytes()).map(|value| value.len()), Some(len));
+    }
+}
+
+/// The first of all blocks goes, and what comes then is before what was left.
+#[test]
+fn what_comes_before_all_others_is_found() {
+    let mut records = Records::default();
+    let names = |range: std::ops::Range<u32>| range.map(|number| named(3 * number));
+    for key in names(1_000..2_000) {
+        told(&mut records, &key, Change::Put(Bytes::from_static(b"first")));
+    }
+    names(1_000..1_700).for_each(|key| drop(told(&mut records, &key, Change::Remove)));
+    let mut keys: Vec<StorageKey> = names(0..1_500).collect();
+    keys.reverse();
+    for key in &keys {
+        assert_eq!(told(&mut records, key, Change::Put(Bytes::from_static(b"second"))), None);
+    }
+    for key in &keys {
+        assert_eq!(told(&mut records, key, Change::Keep).as_deref(), Some(&b"second"[..]));
+    }
+    let all = Range { start: b"", after: false, end: None, limit: usize::MAX, max_bytes: usize::MAX };
+    let found = records.scan(&all).records;
+    let expected = names(0..1_500).chain(names(1_700..2_000));
+    assert!(found.iter().map(|(key, _)| &key[..]).eq(expected.map(|key| key.as_bytes().to_vec())));
+}
+
+/// The order of places is that of keys, also of keys that are shorter than what a place is made of.
+#[test]
+fn places_keep_the_order() {
+    let mut keys: Vec<&[u8]> =
+        vec![b"d", b"d\0", b"d\0\0", b"d\0\0\0", b"d\0\0a", b"d\0\x01", b"d\x01", b"e", b"\xff\xff\xff\xff"];
+    keys.sort();
+    let in_order = |pair: &[&[u8]]| Place::of(pair[0]) <= Place::of(pair[1]);
+    assert!(keys.windows(2).all(in_order), "not in order");
+}

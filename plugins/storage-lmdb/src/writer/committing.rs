@@ -11,7 +11,13 @@ use super::{Committer, Shared, State, Stopped, finish};
 use crate::MAX_QUEUED_UPDATES;
 use crate::log::{self, Log};
 use crate::map::LogMark;
-use crate::newer::{COMMIT_EARLY_RECORDS, Overlay, Settled};
+use crate::newer::{Overlay, Settled};
+
+/// A commit is done in about so many pieces, if there is enough for them.
+const PIECES: usize = 16;
+/// What is always enough for one.
+const PIECE_RECORDS: usize = 128;
+const PIECE_BYTES: usize = 512 * 1024;
 
 impl Shared {
     pub(super) fn must_commit(&self, state: &State) -> bool {
@@ -130,23 +136,36 @@ impl Shared {
         !closing
     }
 
-    /// Brings changes into the tree; with the last of them it notes that it holds the log through there. What does not fit as
-    /// one commit is done in ever smaller ones: a commit keeps a copy of each page it changes until the one after the next.
+    /// Brings changes into the tree; with the last of them it notes that it holds the log through there.
+    ///
+    /// Under "fsync" this is done in pieces, with pauses: while one is being flushed the log's flushes, and with them clients, wait.
+    /// What does not fit as one piece is done in ever smaller ones: a commit keeps a copy of each page it changes until the one
+    /// after the next.
     fn commit(&self, changes: &Overlay, through: LogMark) -> Result<(), StorageError> {
         let _whole = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         #[cfg(test)]
         self.trouble.before_commit.stop_here()?;
         let mut changes: Vec<Changed<'_>> = changes.iter().collect();
         let mut rest = &mut changes[..];
-        let mut together = COMMIT_EARLY_RECORDS;
+        let mut together = if self.logs { (rest.len() / PIECES).max(PIECE_RECORDS) } else { rest.len() };
+        let bytes: usize = rest.iter().map(size).sum();
+        let most_bytes = if self.logs { (bytes / PIECES).max(PIECE_BYTES) } else { bytes };
         while !rest.is_empty() {
-            let piece = &rest[..together.min(rest.len())];
-            let count = piece.len();
+            let mut bytes = 0;
+            let fits = |changed: &&Changed<'_>| {
+                bytes += size(changed);
+                bytes <= most_bytes
+            };
+            let count = rest.iter().take(together).take_while(fits).count().max(1);
+            let piece = &rest[..count];
             match self.commit_piece(piece, (count == rest.len()).then_some(through)) {
                 Ok(()) => {
                     rest = &mut rest[count..];
                     #[cfg(test)]
                     self.trouble.after_piece.stop_here()?;
+                    if !rest.is_empty() && self.logs {
+                        self.pause();
+                    }
                 }
                 Err(StorageError::Full { .. }) if count > 1 => {
                     // First what is removed, and then what takes least.
@@ -159,6 +178,15 @@ impl Shared {
         #[cfg(test)]
         self.trouble.after_commit.stop_here()?;
         Ok(())
+    }
+
+    /// Waits a while, unless the next commit is due already.
+    fn pause(&self) {
+        let mut state = self.lock();
+        state.committer = Committer::Asleep;
+        let not_yet = |state: &mut State| !self.must_commit(state);
+        let waited = self.wake_committer.wait_timeout_while(state, self.interval / (2 * PIECES as u32), not_yet);
+        waited.unwrap_or_else(PoisonError::into_inner).0.committer = Committer::Busy;
     }
 
     fn commit_piece(&self, piece: &[Changed<'_>], holds: Option<LogMark>) -> Result<(), StorageError> {
@@ -185,3 +213,7 @@ impl Shared {
 }
 
 type Changed<'a> = (&'a Bytes, &'a Option<Bytes>);
+
+fn size((key, value): &Changed<'_>) -> usize {
+    key.len() + value.as_ref().map_or(0, Bytes::len)
+}

@@ -295,13 +295,12 @@ class LocalCluster:
         with connect(others, timeout=5.0) as db:
             if not node.auto_commits:
                 db._native.cluster("join", node.name, node.address, zone, 100)
-            while True:
-                report = json.loads(db._native.cluster("show"))
-                if any(member["name"] == node.name and member["partitions"] for member in report["members"]):
-                    return node
+            while not self._is_member(db, node.name):
                 if time.monotonic() > deadline:
+                    report = db._native.cluster("show")
                     raise QuorateError(f"{node.name} is no member after {timeout} s: {report}")
                 time.sleep(0.05)
+        return node
 
     def _start_waiting(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
         """Start one more node that the others find, or are told of, and that is no member yet."""
@@ -351,14 +350,24 @@ class LocalCluster:
         if force:
             node.kill()
         others = ",".join(other.address for other in self.nodes if other is not node)
+        deadline = time.monotonic() + seconds(timeout)
         with connect(others or node.address, timeout=5.0) as db:
-            db._native.cluster("remove" if force else "leave", node.name)
-        if force:
-            self.nodes.remove(node)
-            return
-        self.wait_settled(timeout)
+            if force:
+                db._native.cluster("remove", node.name)
+                self.nodes.remove(node)
+                return
+            while True:
+                db._native.cluster("leave", node.name)
+                self.wait_settled(max(0.0, deadline - time.monotonic()))
+                if not self._is_member(db, node.name):
+                    break
+                # It gave way to another change, made elsewhere at the same moment.
         node.stop()
         self.nodes.remove(node)
+
+    def _is_member(self, db: Client, name: str) -> bool:
+        members = json.loads(db._native.cluster("show"))["members"]
+        return any(member["name"] == name and member["partitions"] for member in members)
 
     def wait_settled(self, timeout: Seconds = 60.0) -> None:
         """Wait until no change of layout is under way on any running node, and all of them go by the same.

@@ -62,6 +62,9 @@ impl From<Refusal> for RequestError {
 pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Instant) -> ClientResult {
     match request {
         ClusterRequest::Show => {}
+        // Asked for again by somebody who did not hear the answer.
+        ClusterRequest::Stage(Staged { id, .. }) | ClusterRequest::Apply(Staged { id, .. })
+            if node.shared.layouts.look(|layouts| layouts.is_done_with(id)) => {}
         ClusterRequest::Stage(Staged { id, change }) => {
             stage(node, Staged { id, change: fit(node, change)? }).await?
         }
@@ -132,9 +135,8 @@ async fn alter(
 fn check_may_commit(node: &Node) -> Result<(), RequestError> {
     let this = node.shared.view();
     if !node.shared.is_confirmed() {
-        let detail =
-            "this node has just started, and has not heard yet what the others know: ask again".to_owned();
-        return Err(RequestError::InvalidRequest { detail });
+        // Another one may have heard what the others know; this one has just started.
+        return Err(RequestError::NotAttempted { needed: 2, reachable: 1 });
     }
     if this.removed || !this.is_participant(node.shared.node()) {
         let detail = "this node has no part in the layout: ask a member".to_owned();
@@ -352,8 +354,10 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         let view = shared.view();
         let newest = view.newest().clone();
         let first = newest.members().iter().map(|member| member.id).find(|&id| node.is_live(id));
-        // What an operator has begun to stage is an operator's to commit.
-        let settled = view.is_settled() && shared.layouts.look(|layouts| layouts.staged().is_empty());
+        // What an operator has begun to stage is an operator's to commit. A join may be one of these that gave way to another layout.
+        let is_join = |staged: &Staged| matches!(staged.change, Change::Join { .. });
+        let settled =
+            view.is_settled() && shared.layouts.look(|layouts| layouts.staged().iter().all(is_join));
         drop(view);
         if first != Some(shared.node()) || !settled {
             continue;

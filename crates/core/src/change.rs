@@ -70,7 +70,7 @@ pub struct Staged {
     pub change: Change,
 }
 
-/// Names a change: in the order in which they are made, and another one for each of the same moment.
+/// Names a change: later ones of one source have larger names, those of others as far as clocks agree.
 ///
 /// `wall_ms`: the time of day, milliseconds since 1970. `random`: of any source. `last`: the one before of the same source, or 0.
 pub fn change_id(wall_ms: u64, random: u64, last: u64) -> u64 {

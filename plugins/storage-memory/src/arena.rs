@@ -5,12 +5,14 @@
 
 use bytes::Bytes;
 
-/// How much memory is taken at a time. (Little in tests, so that chunks are emptied.)
-pub(crate) const CHUNK_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 256 * 1024 };
+/// How much memory is taken at a time, and emptied at a time, while others wait. (Little in tests, so that chunks are emptied.)
+pub(crate) const CHUNK_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
 /// A larger value lies by itself, as does a longer key than a head has bits for: it is not copied by who reads it, nor when a chunk is emptied.
 pub(crate) const LARGEST_IN_CHUNK: usize = 1_024;
 /// Holes may make one part in so many of what is used, and as many chunks besides.
 const HOLES_SHARE: usize = 3;
+/// Chunks looked at for the one with most holes.
+const LOOKED_AT: usize = 64;
 const HOLES_BESIDES: usize = 4 * CHUNK_BYTES;
 /// Two numbers, two bytes each, little-endian: the key's length (9 bits), how many bytes are free after the value (6), and
 /// whether it is a hole; and the value's length.
@@ -40,17 +42,17 @@ impl Slot {
         Slot::new((chunk * CHUNK_BYTES + at) as u64)
     }
 
-    fn place(self) -> Place {
+    fn spot(self) -> Spot {
         let [a, b, c, d, e] = self.0;
         let number = u64::from_le_bytes([a, b, c, d, e, 0, 0, 0]);
         match number & LARGE {
-            0 => Place::Chunk(number as usize / CHUNK_BYTES, number as usize % CHUNK_BYTES),
-            _ => Place::Large((number & !LARGE) as usize),
+            0 => Spot::Chunk(number as usize / CHUNK_BYTES, number as usize % CHUNK_BYTES),
+            _ => Spot::Large((number & !LARGE) as usize),
         }
     }
 }
 
-enum Place {
+enum Spot {
     Chunk(usize, usize),
     Large(usize),
 }
@@ -91,7 +93,10 @@ pub(crate) struct Arena {
     /// The one that is being filled.
     open: usize,
     large: Vec<Option<Large>>,
-    free: Vec<usize>,
+    /// Numbers of `large` without a record.
+    unused: Vec<usize>,
+    /// Where to look next for holes.
+    next: usize,
     /// Bytes of all chunks that hold records, or once did.
     used: usize,
     live: usize,
@@ -100,28 +105,30 @@ pub(crate) struct Arena {
 impl Arena {
     /// The record's key.
     pub(crate) fn key(&self, slot: Slot) -> &[u8] {
-        match slot.place() {
-            Place::Chunk(chunk, at) => self.parts(chunk, at).0,
-            Place::Large(number) => self.large[number].as_ref().map_or(&[], |large| &large.key),
+        match slot.spot() {
+            Spot::Chunk(chunk, at) => self.parts(chunk, at).0,
+            Spot::Large(number) => &self.large(number).key,
         }
     }
 
     /// The record's value.
     pub(crate) fn value(&self, slot: Slot) -> Bytes {
-        match slot.place() {
-            Place::Chunk(chunk, at) => Bytes::copy_from_slice(self.parts(chunk, at).1),
-            Place::Large(number) => {
-                self.large[number].as_ref().map(|large| large.value.clone()).unwrap_or_default()
-            }
+        match slot.spot() {
+            Spot::Chunk(chunk, at) => Bytes::copy_from_slice(self.parts(chunk, at).1),
+            Spot::Large(number) => self.large(number).value.clone(),
         }
     }
 
     /// The length of the record's value.
     pub(crate) fn value_len(&self, slot: Slot) -> usize {
-        match slot.place() {
-            Place::Chunk(chunk, at) => self.head(chunk, at).value,
-            Place::Large(number) => self.large[number].as_ref().map_or(0, |large| large.value.len()),
+        match slot.spot() {
+            Spot::Chunk(chunk, at) => self.head(chunk, at).value,
+            Spot::Large(number) => self.large(number).value.len(),
         }
+    }
+
+    fn large(&self, number: usize) -> &Large {
+        self.large[number].as_ref().expect("a slot's record is there")
     }
 
     fn head(&self, chunk: usize, at: usize) -> Head {
@@ -148,7 +155,7 @@ impl Arena {
     pub(crate) fn add(&mut self, key: &[u8], value: &Bytes) -> Option<Slot> {
         if value.len() > LARGEST_IN_CHUNK || key.len() > usize::from(MAX_KEY) {
             let number =
-                self.free.pop().or_else(|| (self.large.len() < MAX_LARGE).then_some(self.large.len()))?;
+                self.unused.pop().or_else(|| (self.large.len() < MAX_LARGE).then_some(self.large.len()))?;
             if number == self.large.len() {
                 self.large.push(None);
             }
@@ -188,11 +195,12 @@ impl Arena {
 
     /// Gives a record another value, where it lies. False if it does not fit there.
     pub(crate) fn replace(&mut self, slot: Slot, value: &Bytes) -> bool {
-        match slot.place() {
-            Place::Chunk(chunk, at) => {
+        match slot.spot() {
+            Spot::Chunk(chunk, at) => {
                 let head = self.head(chunk, at);
                 let Some(free) = (head.value + head.free).checked_sub(value.len()) else { return false };
-                if free > MOST_FREE {
+                // More is a hole, which is counted.
+                if free > MOST_FREE.min((head.key + value.len()) / 4) {
                     return false;
                 }
                 self.set_head(chunk, at, &Head { value: value.len(), free, ..head });
@@ -200,7 +208,7 @@ impl Arena {
                 self.chunks[chunk].bytes[begin..begin + value.len()].copy_from_slice(value);
                 true
             }
-            Place::Large(number) => match &mut self.large[number] {
+            Spot::Large(number) => match &mut self.large[number] {
                 Some(large) if value.len() > LARGEST_IN_CHUNK => {
                     large.value = value.clone();
                     true
@@ -212,8 +220,8 @@ impl Arena {
 
     /// Lets go of a record.
     pub(crate) fn remove(&mut self, slot: Slot) {
-        match slot.place() {
-            Place::Chunk(chunk, at) => {
+        match slot.spot() {
+            Spot::Chunk(chunk, at) => {
                 let head = self.head(chunk, at);
                 let size = head.size();
                 self.set_head(chunk, at, &Head { is_hole: true, ..head });
@@ -223,9 +231,9 @@ impl Arena {
                     self.give_back(chunk);
                 }
             }
-            Place::Large(number) => {
+            Spot::Large(number) => {
                 self.large[number] = None;
-                self.free.push(number);
+                self.unused.push(number);
             }
         }
     }
@@ -236,14 +244,27 @@ impl Arena {
         self.empty.push(chunk);
     }
 
-    /// The chunk to empty next, if there are too many holes: that with the most.
-    pub(crate) fn most_holes(&self) -> Option<usize> {
+    /// The chunk to empty next, if there are too many holes: of some, that with the most.
+    pub(crate) fn most_holes(&mut self) -> Option<usize> {
         let holes = self.used - self.live;
         if holes <= self.used / HOLES_SHARE + HOLES_BESIDES {
             return None;
         }
-        let of = |&chunk: &usize| self.chunks[chunk].bytes.len() - self.chunks[chunk].live;
-        (0..self.chunks.len()).filter(|&chunk| chunk != self.open).max_by_key(of)
+        let count = self.chunks.len();
+        let of = |chunk: usize| self.chunks[chunk].bytes.len() - self.chunks[chunk].live;
+        let others = (0..count).map(|step| (self.next + step) % count).filter(|&chunk| chunk != self.open);
+        let mut most = self.open;
+        for (looked, chunk) in others.enumerate() {
+            if most == self.open || of(chunk) > of(most) {
+                most = chunk;
+            }
+            // As all of them together have as many, there is one.
+            if looked >= LOOKED_AT && of(most) >= self.chunks[most].bytes.len() / HOLES_SHARE {
+                break;
+            }
+        }
+        self.next = (self.next + LOOKED_AT) % count;
+        Some(most)
     }
 
     /// The records of a chunk.
@@ -261,7 +282,7 @@ impl Arena {
 
     /// Puts a record of a chunk elsewhere; where it was there is a hole, and no chunk once it is the last one.
     pub(crate) fn carry(&mut self, slot: Slot) -> Option<Slot> {
-        let Place::Chunk(chunk, at) = slot.place() else { return None };
+        let Spot::Chunk(chunk, at) = slot.spot() else { return None };
         let (key, value) = self.parts(chunk, at);
         let (key, value) = (key.to_vec(), value.to_vec());
         let carried = self.append(&key, &value)?;

@@ -30,8 +30,8 @@ impl Place {
 
 /// Slots in the order of their keys. It is never empty.
 struct Block {
-    /// Not after its first key, and after the last one of the block before (of which the first block has none): blocks are told
-    /// apart without a look at records.
+    /// Not after its first key, and after the last one of the block before: blocks are told apart without a look at records. Of the
+    /// first block it is not looked at.
     begin: SmallVec<[u8; 32]>,
     slots: Vec<Slot>,
     /// A byte of each key's hash: which record a key may be, without a look at the others.
@@ -127,6 +127,10 @@ impl Part {
         let block = &mut self.blocks[at];
         let slot = block.slots.remove(place);
         block.tags.remove(place);
+        if block.slots.capacity() > block.slots.len() + 4 * ROOM {
+            block.slots.shrink_to(block.slots.len() + ROOM);
+            block.tags.shrink_to(block.tags.len() + ROOM);
+        }
         let small = |block: Option<&Block>| block.is_some_and(|block| block.slots.len() < BLOCK_SLOTS / 4);
         if small(self.blocks.get(at)) && small(self.blocks.get(at + 1)) {
             let next = self.blocks.remove(at + 1);
@@ -140,7 +144,7 @@ impl Part {
     }
 
     /// All slots from one on.
-    fn from(&self, (block, at): At) -> impl Iterator<Item = Slot> {
+    fn slots_from(&self, (block, at): At) -> impl Iterator<Item = Slot> {
         self.blocks.iter().skip(block).flat_map(|block| &block.slots).skip(at).copied()
     }
 }
@@ -221,8 +225,8 @@ impl Records {
         while let Some(chunk) = self.arena.most_holes() {
             for slot in self.arena.records(chunk) {
                 let key = self.arena.key(slot);
-                let Some(part) = self.parts.get_mut(&Place::of(key)) else { continue };
-                let Some(at) = part.find(&self.arena, key) else { continue };
+                let part = self.parts.get_mut(&Place::of(key)).expect("a record's part is there");
+                let at = part.find(&self.arena, key).expect("a record is in its part");
                 // Without a number for another chunk, the holes stay.
                 let Some(carried) = self.arena.carry(slot) else { return };
                 part.set(at, carried);
@@ -236,7 +240,7 @@ impl Records {
         let first = Place::of(range.start);
         for (&place, part) in self.parts.range(first..) {
             let from = if place == first { part.lower_bound(&self.arena, range.start) } else { (0, 0) };
-            for slot in part.from(from) {
+            for slot in part.slots_from(from) {
                 let key = self.arena.key(slot);
                 if range.after && key == range.start {
                     continue;

@@ -182,7 +182,17 @@ impl ClusterCommand {
                 Ok(())
             }
             ClusterCommand::Commit { plan, plain } => {
-                let report = ask(&plain, ClusterRequest::Commit { plan }).await?;
+                let client = plain.connection.connect().await?;
+                let plan = match plan {
+                    Some(plan) => plan,
+                    // So that a repetition commits this, and nothing that others stage meanwhile.
+                    None => {
+                        let shown: PlanReport = client.cluster_as(ClusterRequest::Plan).await?;
+                        digest(&shown.digest).map_err(Failure::usage)?
+                    }
+                };
+                let commit = ClusterRequest::Commit { plan: Some(plan) };
+                let report: ClusterReport = client.cluster_as(commit).await?;
                 if !plain.connection.is_json() {
                     say!(
                         "layout {} is committed; `quorate cluster transfers` shows how far it is",

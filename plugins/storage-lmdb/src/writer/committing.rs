@@ -14,10 +14,10 @@ use crate::map::LogMark;
 use crate::newer::{Overlay, Settled};
 
 /// A commit is done in about so many pieces, if there is enough for them.
-const PIECES: usize = 16;
+const PIECES: usize = 48;
 /// What is always enough for one.
-const PIECE_RECORDS: usize = 128;
-const PIECE_BYTES: usize = 512 * 1024;
+const PIECE_RECORDS: usize = 64;
+const PIECE_BYTES: usize = 128 * 1024;
 
 impl Shared {
     pub(super) fn must_commit(&self, state: &State) -> bool {
@@ -185,7 +185,8 @@ impl Shared {
         let mut state = self.lock();
         state.committer = Committer::Asleep;
         let not_yet = |state: &mut State| !self.must_commit(state);
-        let waited = self.wake_committer.wait_timeout_while(state, self.interval / (2 * PIECES as u32), not_yet);
+        let waited =
+            self.wake_committer.wait_timeout_while(state, self.interval / (2 * PIECES as u32), not_yet);
         waited.unwrap_or_else(PoisonError::into_inner).0.committer = Committer::Busy;
     }
 

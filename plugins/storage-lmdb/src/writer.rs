@@ -91,6 +91,8 @@ struct State {
     committer: Committer,
     /// Commit now, not when the interval is over.
     hurry: bool,
+    /// Somebody waits for the commit that is under way.
+    hurried: bool,
     closing: bool,
 }
 
@@ -163,6 +165,7 @@ impl Writer {
             settled_through: logged.through,
             settled_times: 1,
             generation: logged.through.generation + 1,
+            hurry: true,
             stopped: Some(Stopped::Log(StorageError::Io { detail: "the log has not begun".into() })),
             ..State::default()
         };

@@ -74,6 +74,7 @@ impl Shared {
         let closing = state.closing && is_all;
         let log_stopped = matches!(state.stopped, Some(Stopped::Log(_)));
         let begin_log = log_stopped && is_all;
+        state.hurried = state.hurry;
         state.hurry = log_stopped && !is_all;
         let waiting = if self.logs { Vec::new() } else { std::mem::take(&mut state.waiting) };
         if !self.logs {
@@ -180,11 +181,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits a while, unless the next commit is due already.
+    /// Waits a while, unless somebody waits for this commit, or the next one is due already.
     fn pause(&self) {
         let mut state = self.lock();
         state.committer = Committer::Asleep;
-        let not_yet = |state: &mut State| !self.must_commit(state);
+        let not_yet = |state: &mut State| !state.hurried && !self.must_commit(state);
         let waited =
             self.wake_committer.wait_timeout_while(state, self.interval / (2 * PIECES as u32), not_yet);
         waited.unwrap_or_else(PoisonError::into_inner).0.committer = Committer::Busy;

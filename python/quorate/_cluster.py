@@ -358,7 +358,7 @@ class LocalCluster:
                 return
             while True:
                 db._native.cluster("leave", node.name)
-                self.wait_settled(max(0.0, deadline - time.monotonic()))
+                self.wait_settled(max(0.1, deadline - time.monotonic()))
                 if not self._is_member(db, node.name):
                     break
                 # It gave way to another change, made elsewhere at the same moment.

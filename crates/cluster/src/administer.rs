@@ -354,10 +354,7 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         let view = shared.view();
         let newest = view.newest().clone();
         let first = newest.members().iter().map(|member| member.id).find(|&id| node.is_live(id));
-        // What an operator has begun to stage is an operator's to commit. A join may be one of these that gave way to another layout.
-        let is_join = |staged: &Staged| matches!(staged.change, Change::Join { .. });
-        let settled =
-            view.is_settled() && shared.layouts.look(|layouts| layouts.staged().iter().all(is_join));
+        let settled = view.is_settled();
         drop(view);
         if first != Some(shared.node()) || !settled {
             continue;
@@ -376,10 +373,15 @@ pub(crate) async fn join_who_waits(node: Rc<Node>) {
         if waiting.is_empty() || quiet < QUIET_LOOKS {
             continue;
         }
-        let join = |Member { name, address, zone, weight, .. }| {
-            staged_by(&node, Change::Join { name, address, zone, weight })
-        };
-        let _ = commit_only(&node, waiting.into_iter().map(join).collect()).await;
+        let join = |Member { name, address, zone, weight, .. }| Change::Join { name, address, zone, weight };
+        let joins: Vec<Change> = waiting.into_iter().map(join).collect();
+        // What an operator has begun to stage is an operator's to commit; not a join of these that gave way to another layout.
+        let theirs =
+            |layouts: &Layouts| layouts.staged().iter().any(|staged| !joins.contains(&staged.change));
+        if shared.layouts.look(theirs) {
+            continue;
+        }
+        let _ = commit_only(&node, joins.into_iter().map(|join| staged_by(&node, join)).collect()).await;
         quiet = 0;
     }
 }

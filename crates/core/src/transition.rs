@@ -507,7 +507,7 @@ impl Layouts {
         if again || self.is_done_with(new.id) {
             return Ok(());
         }
-        if all.len() >= MAX_STAGED {
+        if all.len() >= MAX_STAGED || self.staged.len() >= 2 * MAX_STAGED {
             let detail = format!("{MAX_STAGED} changes are staged already: commit or clear them first");
             return Err(LayoutError::Change { detail });
         }
@@ -547,7 +547,8 @@ impl Layouts {
 
     /// Withdraws all staged changes.
     pub fn clear(&mut self) {
-        let waiting: Vec<u64> = self.staged().into_iter().map(|staged| staged.id).collect();
+        // Also what does not fit now.
+        let waiting: Vec<u64> = self.staged.keys().copied().filter(|id| !self.is_done_with(*id)).collect();
         self.cleared.extend(waiting);
         self.tidy_staged();
     }
@@ -716,6 +717,9 @@ impl Layouts {
             return false;
         }
         if !knows(theirs, mine) && !self.gives_way_to(theirs) {
+            // They will: so that nothing that was staged for theirs is taken for unfit meanwhile.
+            let stays = self.history.clone();
+            self.stage_again(&theirs.active, &stays);
             return false;
         }
         self.adopt(theirs, holds_data);
@@ -748,19 +752,23 @@ impl Layouts {
         }
     }
 
+    /// What loses against another layout is staged again: what these changed, as far as they are not in the history that stays.
+    fn stage_again(&mut self, layouts: &[Arc<Layout>], stays: &[Past]) {
+        let loses = |layout: &&Arc<Layout>| !stays.iter().any(|past| past.digest == layout.digest());
+        // Whoever creates a bucket is still there, and does it again.
+        let is_operators = |staged: &&Staged| !matches!(staged.change, Change::Bucket { .. });
+        let changes = layouts.iter().filter(loses).flat_map(|layout| layout.changes()).filter(is_operators);
+        self.take_staged(changes.map(|staged| (staged.id, &staged.change)));
+    }
+
     fn adopt(&mut self, theirs: &Layouts, holds_data: bool) {
         // What took it out may have given way to another layout: then it is as it was before.
         let undone = self.removed.is_some_and(|by| !theirs.history.iter().any(|past| past.digest == by));
         let took_part = holds_data && (undone || self.took_part());
         self.removed = self.removed.filter(|_| !undone);
         self.freeze();
-        // What loses against another layout is staged again.
-        let loses = |layout: &&Arc<Layout>| !theirs.history.iter().any(|past| past.digest == layout.digest());
-        // Whoever creates a bucket is still there, and does it again.
-        let is_operators = |staged: &&Staged| !matches!(staged.change, Change::Bucket { .. });
-        let lost = self.active.iter().filter(loses).cloned().collect::<Vec<_>>();
-        let changes = lost.iter().flat_map(|layout| layout.changes()).filter(is_operators);
-        self.take_staged(changes.map(|staged| (staged.id, &staged.change)));
+        let mine = self.active.clone();
+        self.stage_again(&mine, &theirs.history);
         let oldest = self.active[0].digest();
         let mine = self.base;
         let skip = theirs.active.iter().position(|layout| layout.digest() == oldest).unwrap_or(0);
@@ -1150,6 +1158,18 @@ mod tests {
             {
                 let theirs = nodes[from].clone();
                 nodes[to].absorb(&theirs, true);
+            }
+            // One hears that everybody knows before it hears what they have staged.
+            for (to, from) in [(0, 1), (0, 2), (3, 0), (4, 0)] {
+                let theirs = nodes[from].clone();
+                nodes[to].absorb(&theirs, true);
+                if nodes[to].own() == Phase::Unaware {
+                    nodes[to].advance();
+                }
+                let news = nodes[to].news();
+                for node in &mut nodes {
+                    node.hear(&news);
+                }
             }
             exchange(&mut nodes);
             let stays: Vec<u64> = nodes[0].newest().changes().iter().map(|staged| staged.id).collect();

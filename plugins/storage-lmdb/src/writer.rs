@@ -389,7 +389,7 @@ impl Shared {
             return Ok(());
         }
         // What it really takes is known once it is in the tree.
-        state.hurry |= state.settled.records > 0;
+        state.hurry |= state.settled.records + state.committing.records > 0;
         Err(self.map.full(state.room, pages))
     }
 }

@@ -75,7 +75,7 @@ const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::ReadsMoveBeforeSynced, 225),
     (Bug::SyncBeforeAllAcked, 3),
     (Bug::SyncedFromOne, 28),
-    (Bug::QuorumOverUnion, 306),
+    (Bug::QuorumOverUnion, 631),
     (Bug::LeftoversDropped, 677),
     (Bug::LayoutNotStored, 2),
     (Bug::RedefinedKeysStay, 191),

@@ -24,7 +24,8 @@ impl Shared {
         let many_wait = !self.logs && state.waiting.len() >= MAX_QUEUED_UPDATES / 2;
         // What it really takes is found out before anything must be refused for want of room.
         let newer = state.size();
-        let is_tight = state.settled.records > 0 && !state.room.fits(2 * newer.pages, newer.bytes);
+        let some = state.settled.records + state.committing.records > 0;
+        let is_tight = some && !state.room.fits(2 * newer.pages, newer.bytes);
         let is_due = state.settled.is_large() || many_wait || is_tight;
         state.closing || state.hurry || (is_due && state.stopped.is_none())
     }
@@ -151,6 +152,7 @@ impl Shared {
         let mut together = if self.logs { (rest.len() / PIECES).max(PIECE_RECORDS) } else { rest.len() };
         let bytes: usize = rest.iter().map(size).sum();
         let most_bytes = if self.logs { (bytes / PIECES).max(PIECE_BYTES) } else { bytes };
+        let mut pauses = if self.logs { PIECES } else { 0 };
         while !rest.is_empty() {
             let mut bytes = 0;
             let fits = |changed: &&Changed<'_>| {
@@ -164,7 +166,8 @@ impl Shared {
                     rest = &mut rest[count..];
                     #[cfg(test)]
                     self.trouble.after_piece.stop_here()?;
-                    if !rest.is_empty() && self.logs {
+                    if !rest.is_empty() && pauses > 0 {
+                        pauses -= 1;
                         self.pause();
                     }
                 }
@@ -172,6 +175,7 @@ impl Shared {
                     // First what is removed, and then what takes least.
                     rest.sort_by_key(|(_, value)| value.as_ref().map(Bytes::len));
                     together = count / 2;
+                    pauses = 0;
                 }
                 Err(error) => return Err(error),
             }
@@ -185,7 +189,8 @@ impl Shared {
     fn pause(&self) {
         let mut state = self.lock();
         state.committer = Committer::Asleep;
-        let not_yet = |state: &mut State| !state.hurried && !self.must_commit(state);
+        let not_yet =
+            |state: &mut State| !state.hurried && state.stopped.is_none() && !self.must_commit(state);
         let waited =
             self.wake_committer.wait_timeout_while(state, self.interval / (2 * PIECES as u32), not_yet);
         waited.unwrap_or_else(PoisonError::into_inner).0.committer = Committer::Busy;

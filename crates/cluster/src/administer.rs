@@ -66,10 +66,10 @@ pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Inst
         ClusterRequest::Stage(Staged { id, .. }) | ClusterRequest::Apply(Staged { id, .. })
             if node.shared.layouts.look(|layouts| layouts.is_done_with(id)) => {}
         ClusterRequest::Stage(Staged { id, change }) => {
-            stage(node, Staged { id, change: fit(node, change)? }).await?
+            stage(node, Staged { id, change: completed(node, change)? }).await?
         }
         ClusterRequest::Apply(Staged { id, change }) => {
-            commit_only(node, vec![Staged { id, change: fit(node, change)? }]).await?;
+            commit_only(node, vec![Staged { id, change: completed(node, change)? }]).await?;
         }
         ClusterRequest::Plan => return plan(node).map(report),
         ClusterRequest::Commit { plan } => commit(node, plan).await?,
@@ -164,7 +164,7 @@ fn planned(node: &Node) -> Result<Layout, RequestError> {
 }
 
 /// A node that was found need not be told where it is, and a bucket's resolver must be there.
-fn fit(node: &Node, change: Change) -> Result<Change, RequestError> {
+fn completed(node: &Node, change: Change) -> Result<Change, RequestError> {
     if let Change::Bucket { definition, .. } = &change {
         node.shared.resolver(&definition.resolver)?;
     }

@@ -147,6 +147,12 @@ fn a_failed_batch_takes_with_it_what_stands_on_it() {
     }
 }
 
+/// Has a commit begin, and does not wait for it.
+fn hurry(writer: &Writer) {
+    writer.shared.lock().hurry = true;
+    writer.shared.wake_committer.notify_one();
+}
+
 /// A commit that waits for the batch that is being written goes on when that fails, and the log begins afresh.
 #[test]
 fn a_waiting_commit_outlives_a_failed_batch() {
@@ -163,8 +169,7 @@ fn a_waiting_commit_outlives_a_failed_batch() {
     while writer.shared.lock().logging.size.records == 0 {
         std::thread::yield_now();
     }
-    writer.shared.lock().hurry = true;
-    writer.shared.wake_committer.notify_one();
+    hurry(&writer);
     while writer.shared.lock().committer != Committer::Waits {
         std::thread::yield_now();
     }
@@ -192,8 +197,7 @@ fn a_log_that_begins_inside_a_generation_is_read() {
     let trouble = &writer.shared.trouble;
     let commit = trouble.before_commit.gate.lock().unwrap();
     trouble.before_commit.fails(false);
-    writer.shared.lock().hurry = true;
-    writer.shared.wake_committer.notify_one();
+    hurry(&writer);
     while writer.shared.lock().committing.records == 0 {
         std::thread::yield_now();
     }

@@ -15,7 +15,7 @@ use quorate_core::seams::ReplyTo;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::connection;
+use crate::connection::{self, Room};
 use crate::network::Duplex;
 use crate::stream::SignsOfLife;
 
@@ -134,6 +134,7 @@ struct Waiting<A> {
 /// The sending side of one connection.
 pub struct Lane<P: Protocol> {
     port: P::Port,
+    room: Room,
     queue: RefCell<VecDeque<Queued<P::Request>>>,
     queued_bytes: Cell<usize>,
     waiting: RefCell<BTreeMap<u64, Waiting<P::Reply>>>,
@@ -161,9 +162,11 @@ impl<P: Protocol> Lane<P> {
 
     fn start(duplex: Duplex, waits: Option<Waits>) -> Rc<Lane<P>> {
         let signs = SignsOfLife::default();
-        let (port, driver) = connection::dial::<P::Port>(duplex, signs.clone());
+        let room = Room::default();
+        let (port, driver) = connection::dial::<P::Port>(duplex, signs.clone(), room.clone());
         let lane = Rc::new(Lane {
             port,
+            room,
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
             waiting: RefCell::default(),
@@ -267,6 +270,7 @@ impl<P: Protocol> Lane<P> {
 
     fn call(self: &Rc<Self>, batch: Vec<Queued<P::Request>>) {
         self.calls.set(self.calls.get() + 1);
+        self.room.expect(batch.iter().map(|queued| P::bytes_of(&queued.request)).sum());
         let answer = P::exchange(&self.port, batch);
         let lane = self.clone();
         tokio::task::spawn_local(async move {

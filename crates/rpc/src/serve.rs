@@ -11,10 +11,11 @@ use quorate_core::request::{ClientReply, ClientResult, PeerError, PeerReply, Pee
 use quorate_core::seams::{Incoming, NodeService};
 use quorate_core::{RequestError, request};
 
-use crate::connection;
+use crate::connection::{self, Room};
 use crate::convert::{client as client_wire, peer as peer_wire};
 use crate::generated::{client_capnp, peer_capnp};
-use crate::lane::MAX_BATCH_OPERATIONS;
+use crate::convert::peer::PeerProtocol;
+use crate::lane::{MAX_BATCH_OPERATIONS, Protocol};
 use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};
 use crate::session::Session;
@@ -31,9 +32,10 @@ pub async fn serve_connection(
     match welcome(&mut duplex, ours).await {
         Ok(Role::Client) => {
             let session = Session::new(abandoned_by_client_side, client_wire::result_bytes);
-            let port = ClientPort { service: Rc::downgrade(&service), session };
+            let room = Room::default();
+            let port = ClientPort { service: Rc::downgrade(&service), session, room: room.clone() };
             let port = capnp_rpc::new_client::<client_capnp::node::Client, _>(port);
-            connection::serve(duplex, port.client).await;
+            connection::serve(duplex, port.client, room).await;
             None
         }
         Ok(Role::Node(peer)) => {
@@ -41,9 +43,10 @@ pub async fn serve_connection(
             let duplex = network.accepted(peer.node, duplex);
             let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
             let only_gossip = peer.layout_digest == 0;
-            let port = PeerPort { from: peer.node, only_gossip, service: Rc::downgrade(&service), session };
+            let (room, service) = (Room::default(), Rc::downgrade(&service));
+            let port = PeerPort { from: peer.node, only_gossip, service, session, room: room.clone() };
             let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
-            connection::serve(duplex, port.client).await;
+            connection::serve(duplex, port.client, room).await;
             None
         }
         Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused { peer: from.to_owned(), reason }),
@@ -73,6 +76,7 @@ struct ClientPort {
     /// Not kept alive by it: what Cap'n Proto does not let go of at a connection's sudden end must not be the node.
     service: Weak<dyn NodeService>,
     session: Rc<Session<ClientResult>>,
+    room: Room,
 }
 
 impl client_capnp::node::Server for ClientPort {
@@ -114,6 +118,7 @@ impl client_capnp::node::Server for ClientPort {
             service.client(batch);
         }
         let ready = self.session.collect().await;
+        self.room.expect(ready.iter().map(|(_, result)| client_wire::result_bytes(result)).sum());
         let mut list = results.get().init_results(ready.len() as u32);
         for (at, (id, result)) in ready.iter().enumerate() {
             client_wire::write_result(list.reborrow().get(at as u32), *id, result);
@@ -132,6 +137,7 @@ struct PeerPort {
     only_gossip: bool,
     service: Weak<dyn NodeService>,
     session: Rc<Session<PeerResult>>,
+    room: Room,
 }
 
 impl peer_capnp::peer::Server for PeerPort {
@@ -161,7 +167,7 @@ impl peer_capnp::peer::Server for PeerPort {
                     continue;
                 }
             };
-            match self.session.admit(id, operation.total_size()?.word_count as usize * 8) {
+            match self.session.admit(id, PeerProtocol::bytes_of(&request)) {
                 Ok(reply) => {
                     let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
                     batch.push(Incoming { request, timeout, reply });
@@ -177,6 +183,7 @@ impl peer_capnp::peer::Server for PeerPort {
             service.peer(self.from, batch);
         }
         let ready = self.session.collect().await;
+        self.room.expect(ready.iter().map(|(_, result)| peer_wire::result_bytes(result)).sum());
         let mut list = results.get().init_results(ready.len() as u32);
         for (at, (id, result)) in ready.iter().enumerate() {
             peer_wire::write_result(list.reborrow().get(at as u32), *id, result);

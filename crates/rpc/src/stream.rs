@@ -1,19 +1,37 @@
-//! Between Cap'n Proto and the byte stream: reads are buffered, and flushes are put off to the end of the event loop's
-//! turn, since capnp-rpc flushes every message by itself.
+//! Cap'n Proto's messages on a byte stream: those that come lie where the stream's bytes were read to, and those that go are
+//! written together at the end of the event loop's turn, large ones from where they were built.
+//!
+//! Source: the stream framing of Cap'n Proto's encoding specification (a table of segment sizes, then the segments).
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use capnp::Error;
+use capnp::message::{Builder, HeapAllocator};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-const READ_BUFFER_BYTES: usize = 64 * 1024;
-/// A writer waits while this much is not yet taken by the stream.
-const HIGH_WATER_BYTES: usize = 256 * 1024;
+/// A message that goes.
+pub(crate) type Message = Builder<HeapAllocator>;
+
+/// What is read at a time, and how much of it must be free for another read.
+const READ_BYTES: usize = 64 * 1024;
+const LEAST_ROOM: usize = 8 * 1024;
+/// A message that claims to be larger gets room as it comes.
+const MOST_ROOM: usize = 1024 * 1024;
+/// Most segments of a message, as everybody's reader has it.
+const MAX_SEGMENTS: usize = 512;
+/// A message of this size is written from where it was built. Smaller ones are put together.
+const LARGE_BYTES: usize = 8 * 1024;
+/// Pieces written by one system call.
+const MAX_SLICES: usize = 64;
 /// A buffer that grew larger than this is given back when it is empty.
 const KEEP_BYTES: usize = 256 * 1024;
+const WORD_BYTES: usize = 8;
 
 /// Counts what shows that the other side is there: bytes that came from it, and bytes that it made room for after the
 /// stream had been full. (What merely fits the local buffers shows nothing.)
@@ -30,110 +48,240 @@ impl SignsOfLife {
     }
 }
 
-/// Reads from a tokio stream, for a library that wants the `futures` trait.
-pub(crate) struct BufferedRead {
+/// Takes a stream apart into messages.
+pub(crate) struct Inbox {
     stream: Box<dyn AsyncRead + Unpin>,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    buffer: BytesMut,
+    max_message_bytes: usize,
     signs: SignsOfLife,
 }
 
-impl BufferedRead {
-    pub(crate) fn new(stream: Box<dyn AsyncRead + Unpin>, signs: SignsOfLife) -> BufferedRead {
-        BufferedRead { stream, buffer: vec![0; READ_BUFFER_BYTES].into(), start: 0, end: 0, signs }
+impl Inbox {
+    pub(crate) fn new(
+        stream: Box<dyn AsyncRead + Unpin>,
+        max_message_bytes: usize,
+        signs: SignsOfLife,
+    ) -> Inbox {
+        Inbox { stream, buffer: BytesMut::new(), max_message_bytes, signs }
     }
-}
 
-impl futures::io::AsyncRead for BufferedRead {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if this.start == this.end {
-            if out.len() >= READ_BUFFER_BYTES {
-                // A large value goes straight to where it belongs.
-                let mut direct = ReadBuf::new(out);
-                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut direct))?;
-                this.signs.add();
-                return Poll::Ready(Ok(direct.filled().len()));
+    /// The next message, table of segments and all, if it is here as a whole.
+    ///
+    /// # Errors
+    /// What came is no message, or one that is too large.
+    pub(crate) fn take(&mut self) -> Result<Option<Bytes>, Error> {
+        match message_bytes(&self.buffer, self.max_message_bytes)? {
+            Some(whole) if self.buffer.len() >= whole => {
+                let message = self.buffer.split_to(whole).freeze();
+                if self.buffer.is_empty() && self.buffer.capacity() > KEEP_BYTES {
+                    self.buffer = BytesMut::new();
+                }
+                Ok(Some(aligned(message)))
             }
-            let mut buffer = ReadBuf::new(&mut this.buffer);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer))?;
-            this.signs.add();
-            this.start = 0;
-            this.end = buffer.filled().len();
+            _ => Ok(None),
         }
-        let count = out.len().min(this.end - this.start);
-        out[..count].copy_from_slice(&this.buffer[this.start..this.start + count]);
-        this.start += count;
-        Poll::Ready(Ok(count))
+    }
+
+    /// Waits for the next message. `None`: the stream ended after the last one.
+    ///
+    /// # Errors
+    /// Those of [`Inbox::take`], and the stream's.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            let have = self.buffer.len();
+            let missing = message_bytes(&self.buffer, self.max_message_bytes)?.unwrap_or(0).saturating_sub(have);
+            // Nobody gets much memory for a claim alone.
+            let room = missing.min(MOST_ROOM.max(have)).max(LEAST_ROOM);
+            if self.buffer.capacity() - have < room {
+                self.buffer.reserve(room.max(READ_BYTES));
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return match have {
+                    0 => Ok(None),
+                    _ => Err(Error::disconnected("the stream ended within a message".into())),
+                };
+            }
+            self.signs.add();
+        }
     }
 }
 
-/// Takes what is written into memory; [`Flusher`] brings it to the stream.
-pub(crate) struct DeferredWrite {
-    shared: Rc<RefCell<Shared>>,
+/// How long the message is that these bytes begin with, if they tell yet.
+fn message_bytes(bytes: &[u8], max: usize) -> Result<Option<usize>, Error> {
+    let Some(count) = number(bytes, 0) else { return Ok(None) };
+    let count = count.saturating_add(1);
+    if count > MAX_SEGMENTS {
+        return Err(Error::failed(format!("a message of {count} segments: at most {MAX_SEGMENTS}")));
+    }
+    let table = (4 + 4 * count).next_multiple_of(WORD_BYTES);
+    if bytes.len() < table {
+        return Ok(None);
+    }
+    let words = (1..=count).filter_map(|at| number(bytes, 4 * at)).sum::<usize>();
+    match words * WORD_BYTES {
+        segments if segments > max => {
+            Err(Error::failed(format!("a message of {segments} bytes: at most {max}")))
+        }
+        segments => Ok(Some(table + segments)),
+    }
 }
 
-/// Brings what was written to the stream, once an event loop's turn. The only one that polls the stream.
+fn number(bytes: &[u8], at: usize) -> Option<usize> {
+    let four = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*four) as usize)
+}
+
+/// The message at an address that its words can be read from. Buffers are allocated at such addresses, and messages are
+/// whole words: it is there already, unless the allocator does as it likes.
+fn aligned(message: Bytes) -> Bytes {
+    if message.as_ptr().align_offset(WORD_BYTES) == 0 {
+        return message;
+    }
+    let mut copy: Vec<u8> = Vec::with_capacity(message.len() + WORD_BYTES);
+    let skipped = copy.as_ptr().align_offset(WORD_BYTES);
+    copy.resize(skipped, 0);
+    copy.extend_from_slice(&message);
+    Bytes::from(copy).slice(skipped..)
+}
+
+/// Takes messages; [`Flusher`] brings them to the stream.
+#[derive(Clone, Default)]
+pub(crate) struct Outbox(Rc<RefCell<Outgoing>>);
+
+/// Brings what was sent to the stream, once an event loop's turn.
 pub(crate) struct Flusher {
-    shared: Rc<RefCell<Shared>>,
+    outbox: Outbox,
     stream: Box<dyn AsyncWrite + Unpin>,
     signs: SignsOfLife,
 }
 
 #[derive(Default)]
-struct Shared {
-    waiting: Vec<u8>,
-    failed: Option<io::ErrorKind>,
-    writer_gone: bool,
+struct Outgoing {
+    pieces: Pieces,
+    /// What is to be the flusher's outcome when everything is written.
+    end: Option<Result<(), Error>>,
+    /// Nothing is taken any more.
+    failed: bool,
     flusher: Option<Waker>,
-    blocked_writer: Option<Waker>,
 }
 
-impl Shared {
-    fn wake_flusher(&mut self) {
+impl Outbox {
+    /// Takes a message.
+    pub(crate) fn send(&self, message: &Rc<Message>) {
+        let mut outgoing = self.0.borrow_mut();
+        if !outgoing.failed {
+            outgoing.pieces.add(message);
+            outgoing.wake();
+        }
+    }
+
+    /// Nothing more is sent; when everything is written, the flusher returns this.
+    pub(crate) fn end(&self, outcome: Result<(), Error>) {
+        let mut outgoing = self.0.borrow_mut();
+        outgoing.end.get_or_insert(outcome);
+        outgoing.wake();
+    }
+}
+
+impl Outgoing {
+    fn wake(&mut self) {
         if let Some(waker) = self.flusher.take() {
             waker.wake();
         }
     }
 }
 
-pub(crate) fn deferred(stream: Box<dyn AsyncWrite + Unpin>, signs: SignsOfLife) -> (DeferredWrite, Flusher) {
-    let shared = Rc::new(RefCell::new(Shared::default()));
-    (DeferredWrite { shared: shared.clone() }, Flusher { shared, stream, signs })
+enum Piece {
+    /// Small messages, and tables of large ones.
+    Copied(Vec<u8>),
+    /// A large message's segments.
+    Large(Rc<Message>),
 }
 
-impl futures::io::AsyncWrite for DeferredWrite {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut shared = self.shared.borrow_mut();
-        if let Some(kind) = shared.failed {
-            return Poll::Ready(Err(kind.into()));
+/// What is to be written.
+#[derive(Default)]
+struct Pieces {
+    queue: VecDeque<Piece>,
+    /// How much of the first one is written.
+    written: usize,
+    /// For the next piece that is copied.
+    spare: Vec<u8>,
+}
+
+impl Pieces {
+    fn add(&mut self, message: &Rc<Message>) {
+        let segments = message.get_segments_for_output();
+        let spare = &mut self.spare;
+        if !matches!(self.queue.back(), Some(Piece::Copied(_))) {
+            self.queue.push_back(Piece::Copied(std::mem::take(spare)));
         }
-        if shared.waiting.len() >= HIGH_WATER_BYTES {
-            shared.blocked_writer = Some(cx.waker().clone());
-            shared.wake_flusher();
-            return Poll::Pending;
+        let Some(Piece::Copied(bytes)) = self.queue.back_mut() else { return };
+        bytes.extend_from_slice(&(segments.len() as u32 - 1).to_le_bytes());
+        for segment in &segments[..] {
+            bytes.extend_from_slice(&((segment.len() / WORD_BYTES) as u32).to_le_bytes());
         }
-        shared.waiting.extend_from_slice(bytes);
-        shared.wake_flusher();
-        Poll::Ready(Ok(bytes.len()))
+        if segments.len().is_multiple_of(2) {
+            bytes.extend_from_slice(&[0; 4]);
+        }
+        if message.size_in_words() * WORD_BYTES >= LARGE_BYTES {
+            self.queue.push_back(Piece::Large(message.clone()));
+        } else {
+            segments.iter().for_each(|segment| bytes.extend_from_slice(segment));
+        }
     }
 
-    /// Done at once: the flusher runs at the end of this turn.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// What to write next.
+    fn slices(&self) -> Vec<IoSlice<'_>> {
+        let mut slices = Vec::new();
+        let mut skip = self.written;
+        for piece in &self.queue {
+            match piece {
+                Piece::Copied(bytes) => add_slice(&mut slices, &mut skip, bytes),
+                Piece::Large(message) => {
+                    for segment in message.get_segments_for_output().iter() {
+                        add_slice(&mut slices, &mut skip, segment);
+                    }
+                }
+            }
+            if slices.len() == MAX_SLICES {
+                break;
+            }
+        }
+        slices
     }
 
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// So many bytes more are written.
+    fn advance(&mut self, count: usize) {
+        self.written += count;
+        while let Some(first) = self.queue.front_mut() {
+            let length = match first {
+                Piece::Copied(bytes) => bytes.len(),
+                Piece::Large(message) => message.size_in_words() * WORD_BYTES,
+            };
+            if self.written < length {
+                return;
+            }
+            self.written -= length;
+            if let Some(Piece::Copied(mut bytes)) = self.queue.pop_front()
+                && bytes.capacity() > self.spare.capacity()
+                && bytes.capacity() <= KEEP_BYTES
+            {
+                bytes.clear();
+                self.spare = bytes;
+            }
+        }
     }
 }
 
-impl Drop for DeferredWrite {
-    fn drop(&mut self) {
-        let mut shared = self.shared.borrow_mut();
-        shared.writer_gone = true;
-        shared.wake_flusher();
+/// Adds what is left of these bytes, if there is something left and room for it.
+fn add_slice<'a>(slices: &mut Vec<IoSlice<'a>>, skip: &mut usize, bytes: &'a [u8]) {
+    let rest = &bytes[(*skip).min(bytes.len())..];
+    *skip -= bytes.len() - rest.len();
+    if !rest.is_empty() && slices.len() < MAX_SLICES {
+        slices.push(IoSlice::new(rest));
     }
 }
 
@@ -154,49 +302,54 @@ async fn end_of_turn() {
 }
 
 impl Flusher {
-    /// Runs until the writer is gone and everything is written, or the stream fails.
-    pub(crate) async fn run(mut self) {
-        let mut writing = Vec::new();
+    pub(crate) fn new(stream: Box<dyn AsyncWrite + Unpin>, outbox: Outbox, signs: SignsOfLife) -> Flusher {
+        Flusher { outbox, stream, signs }
+    }
+
+    /// Runs until [`Outbox::end`] and everything is written, or the stream fails.
+    ///
+    /// # Errors
+    /// The stream's, or that which the outbox was ended with.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let mut pieces = Pieces::default();
         loop {
-            let more = std::future::poll_fn(|cx| {
-                let mut shared = self.shared.borrow_mut();
-                if !shared.waiting.is_empty() {
-                    return Poll::Ready(true);
+            let end = std::future::poll_fn(|cx| {
+                let mut outgoing = self.outbox.0.borrow_mut();
+                if !outgoing.pieces.queue.is_empty() {
+                    return Poll::Ready(None);
                 }
-                if shared.writer_gone {
-                    return Poll::Ready(false);
+                if outgoing.end.is_some() {
+                    return Poll::Ready(outgoing.end.take());
                 }
-                shared.flusher = Some(cx.waker().clone());
+                outgoing.flusher = Some(cx.waker().clone());
                 Poll::Pending
             })
             .await;
-            if !more {
-                return;
+            if let Some(end) = end {
+                self.outbox.0.borrow_mut().failed = true;
+                return end;
             }
             end_of_turn().await;
-            std::mem::swap(&mut writing, &mut self.shared.borrow_mut().waiting);
-            if let Err(error) = self.write_out(&writing).await {
-                self.shared.borrow_mut().failed = Some(error.kind());
-            }
-            writing.clear();
-            if writing.capacity() > KEEP_BYTES {
-                writing = Vec::new();
-            }
-            let mut shared = self.shared.borrow_mut();
-            if let Some(waker) = shared.blocked_writer.take() {
-                waker.wake();
-            }
-            if shared.failed.is_some() {
-                return;
+            std::mem::swap(&mut pieces, &mut self.outbox.0.borrow_mut().pieces);
+            if let Err(error) = self.write_out(&mut pieces).await {
+                let mut outgoing = self.outbox.0.borrow_mut();
+                outgoing.failed = true;
+                outgoing.pieces = Pieces::default();
+                return Err(error.into());
             }
         }
     }
 
-    async fn write_out(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
+    async fn write_out(&mut self, pieces: &mut Pieces) -> io::Result<()> {
+        while !pieces.queue.is_empty() {
             let mut was_full = false;
             let written = std::future::poll_fn(|cx| {
-                let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+                let slices = pieces.slices();
+                let stream = Pin::new(&mut self.stream);
+                let polled = match &slices[..] {
+                    [only] => stream.poll_write(cx, only),
+                    several => stream.poll_write_vectored(cx, several),
+                };
                 was_full |= polled.is_pending();
                 polled
             })
@@ -207,7 +360,7 @@ impl Flusher {
             if was_full {
                 self.signs.add();
             }
-            bytes = &bytes[written..];
+            pieces.advance(written);
         }
         std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await
     }

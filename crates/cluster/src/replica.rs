@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_core::codec::{CodecError, Record, decode_object, encode_object};
+use quorate_core::codec::{CodecError, LargeValues, Record, decode_object, decode_unread, encode_object};
 use quorate_core::event::EventKind;
 use quorate_core::hint::hint_key;
-use quorate_core::object::{MAX_OBJECT_BYTES, MergeRule, Write, WriteLimits, WriteRefusal};
+use quorate_core::object::{MAX_OBJECT_BYTES, MergeRule, Version, Write, WriteLimits, WriteRefusal};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::request::{
     PeerError, PeerReply, PeerResult, PeerWrite, Reap, ScanPage, ScanPartition, WritePurpose,
@@ -429,6 +429,18 @@ impl Merge {
         let change = TreeChange { key: self.key.clone(), old: old.map(Held::of), new: Some(Held::of(new)) };
         self.change = Some(change);
     }
+
+    /// What was here can't be read any more, which is a lost disk for this key: what others hold takes its place, the actor
+    /// that may be forgotten with it never speaks again, and until enough others were asked this replica answers no reads
+    /// of the partition.
+    fn replace_damaged(&mut self, error: CodecError) -> Change {
+        self.acking.damaged(&self.key, error);
+        self.acking.renew_actor(self.key.partition());
+        self.acking.shared.lost_something_of(self.key.partition());
+        let object = std::mem::take(&mut self.record.object);
+        self.changing(None, &object);
+        Change::Put(self.encoded.clone())
+    }
 }
 
 impl Update for Merge {
@@ -452,24 +464,19 @@ impl Update for Merge {
         if stored == self.encoded {
             return Ok(Change::Keep);
         }
-        let stored = match decode_object(&stored) {
+        let (stored, values) = match decode_unread(&stored) {
             Ok(record) => record,
             // Not damaged, only beyond this build: it stays as it is.
             Err(error @ CodecError::NewerVersion { .. }) => {
                 return Err(self.acking.damaged(&self.key, error));
             }
-            // What was here can't be read any more, which is a lost disk for this key: what others hold takes its
-            // place, the actor that may be forgotten with it never speaks again, and until enough others were asked
-            // this replica answers no reads of the partition.
-            Err(error) => {
-                self.acking.damaged(&self.key, error);
-                self.acking.renew_actor(self.key.partition());
-                shared.lost_something_of(self.key.partition());
-                let object = std::mem::take(&mut self.record.object);
-                self.changing(None, &object);
-                return Ok(Change::Put(self.encoded.clone()));
-            }
+            Err(error) => return Ok(self.replace_damaged(error)),
         };
+        if !self.record.object.replaces_all_of(&stored.object)
+            && let Err(error) = values.check()
+        {
+            return Ok(self.replace_damaged(error));
+        }
         if planted(Bug::RepairOverwrites) && !self.is_repair {
             let object = std::mem::take(&mut self.record.object);
             self.changing(Some(&stored.object), &object);
@@ -590,12 +597,10 @@ impl Update for ClientWrite {
         if self.acking.shared.environment.monotonic_ms() > self.expires_ms {
             return Err(self.acking.reject(WriteFailure::Expired, "deadline passed".into()));
         }
-        let mut object = match &stored {
-            None => Object::default(),
-            Some(bytes) => match decode_object(bytes) {
-                Ok(record) => record.object,
-                Err(error) => return Err(self.acking.damaged(&self.at, error)),
-            },
+        let (mut object, values) = match stored.as_ref().map(decode_unread) {
+            None => (Object::default(), LargeValues::default()),
+            Some(Ok((record, values))) => (record.object, values),
+            Some(Err(error)) => return Err(self.acking.damaged(&self.at, error)),
         };
         let old = stored.as_ref().map(|bytes| (Held::of(&object), bytes.len()));
         let shared = self.acking.shared.clone();
@@ -605,6 +610,12 @@ impl Update for ClientWrite {
         match object.write(&self.write, self.rule, self.limits, now_ms, mint) {
             Ok(written) => {
                 let fresh = written.fresh;
+                let is_old = |version: &Version| version.request != self.write.request;
+                if (!fresh || object.live().iter().any(is_old))
+                    && let Err(error) = values.check()
+                {
+                    return Err(self.acking.damaged(&self.at, error));
+                }
                 let encoded = match stored {
                     Some(stored) if !fresh => stored,
                     _ => encode_object(&object, self.long_key.as_deref()),

@@ -14,9 +14,16 @@ use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 /// The version of the encoding that this build writes, and the newest it reads.
 pub const FORMAT_VERSION: u8 = 1;
 
+/// Flags of a record.
 const LONG_KEY: u8 = 1;
+const APART: u8 = 2;
+/// Kinds of versions.
 const TOMBSTONE: u8 = 0;
 const VALUE: u8 = 1;
+const VALUE_APART: u8 = 2;
+/// A larger value lies behind the rest of the record and has a checksum of its own: what only has to know whether it is
+/// replaced need not read it.
+const LARGEST_WITHIN: usize = 1_024;
 const HEADER_BYTES: usize = 10;
 const DOT_BYTES: usize = 16;
 /// Most dots of a context that a client may send: far above any that a node gives out.
@@ -62,13 +69,18 @@ pub struct Record {
 
 /// Encodes an object. `long_key` is the client's full key if the storage key does not hold it.
 pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
-    let values: usize = object.live().iter().map(|version| version.payload.len() + 30).sum();
+    let values: usize = object.live().iter().map(|version| version.payload.len() + 38).sum();
     let context = object.replaced();
     let dots = context.vector().len() + context.extra().len() + object.replaced_requests().len();
     let mut out =
         Vec::with_capacity(HEADER_BYTES + 8 + dots * DOT_BYTES + values + long_key.map_or(0, <[u8]>::len));
-    out.extend_from_slice(&[FORMAT_VERSION, if long_key.is_some() { LONG_KEY } else { 0 }]);
+    let any_apart = object.live().iter().any(|version| version.payload.len() > LARGEST_WITHIN);
+    let flags = if long_key.is_some() { LONG_KEY } else { 0 } | if any_apart { APART } else { 0 };
+    out.extend_from_slice(&[FORMAT_VERSION, flags]);
     out.extend_from_slice(&[0; 8]);
+    if any_apart {
+        out.extend_from_slice(&[0; 4]);
+    }
 
     put_context(&mut out, context);
     put_varint(&mut out, object.replaced_requests().len() as u64);
@@ -83,6 +95,11 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
         put_u64(&mut out, version.request.0);
         match &version.payload {
             Payload::Tombstone => out.push(TOMBSTONE),
+            Payload::Value(value) if value.len() > LARGEST_WITHIN => {
+                out.push(VALUE_APART);
+                put_varint(&mut out, value.len() as u64);
+                put_u64(&mut out, xxh3_64(value));
+            }
             Payload::Value(value) => {
                 out.push(VALUE);
                 put_bytes(&mut out, value);
@@ -92,9 +109,36 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
     if let Some(key) = long_key {
         put_bytes(&mut out, key);
     }
+    if any_apart {
+        let head = out.len() as u32;
+        out[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&head.to_le_bytes());
+    }
     let checksum = checksum_of(&out);
     out[2..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    for version in object.live() {
+        if let Payload::Value(value) = &version.payload
+            && value.len() > LARGEST_WITHIN
+        {
+            out.extend_from_slice(value);
+        }
+    }
     Bytes::from(out)
+}
+
+/// Values that a record's own checksum does not cover, and what their own has to be.
+#[derive(Default)]
+#[must_use = "what these are is only known after a check"]
+pub struct LargeValues(Vec<(Bytes, u64)>);
+
+impl LargeValues {
+    /// Whether they are those that were written.
+    ///
+    /// # Errors
+    /// [`CodecError::Checksum`].
+    pub fn check(&self) -> Result<(), CodecError> {
+        let is_whole = |(value, checksum): &(Bytes, u64)| xxh3_64(value) == *checksum;
+        self.0.iter().all(is_whole).then_some(()).ok_or(CodecError::Checksum)
+    }
 }
 
 /// Decodes a record; values share `bytes`' memory.
@@ -102,6 +146,16 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
 /// # Errors
 /// [`CodecError`] for anything that [`encode_object`] did not write.
 pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
+    let (record, values) = decode_unread(bytes)?;
+    values.check()?;
+    Ok(record)
+}
+
+/// As [`decode_object`], but without reading large values: for who replaces them. Whoever keeps one checks them.
+///
+/// # Errors
+/// Those of [`decode_object`] for everything but the bytes of large values.
+pub fn decode_unread(bytes: &Bytes) -> Result<(Record, LargeValues), CodecError> {
     let mut reader = Reader::new(bytes);
     let version = reader.byte()?;
     if version > FORMAT_VERSION {
@@ -109,12 +163,19 @@ pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
     }
     let flags = reader.byte()?;
     let checksum = reader.u64()?;
-    if checksum != checksum_of(bytes) {
+    let head = if flags & APART != 0 { reader.u32()? as usize } else { bytes.len() };
+    if head < HEADER_BYTES || head > bytes.len() {
+        return Err(CodecError::Truncated);
+    }
+    if checksum != checksum_of(&bytes[..head]) {
         return Err(CodecError::Checksum);
     }
-    if version != FORMAT_VERSION || flags > LONG_KEY {
+    if version != FORMAT_VERSION || flags > LONG_KEY | APART {
         return Err(CodecError::NotCanonical);
     }
+    let mut reader = reader.until(head)?;
+    let mut apart = Vec::new();
+    let mut end_of_apart = head;
 
     let replaced = take_context(&mut reader)?;
     let count = reader.count(DOT_BYTES)?;
@@ -136,18 +197,36 @@ pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
             VALUE => {
                 let length = reader.bytes()?.len();
                 let end = reader.position();
+                if length > LARGEST_WITHIN {
+                    return Err(CodecError::NotCanonical);
+                }
                 Payload::Value(bytes.slice(end - length..end))
+            }
+            VALUE_APART => {
+                let length = usize::try_from(reader.varint()?).map_err(|_| CodecError::Truncated)?;
+                let checksum = reader.u64()?;
+                let begin = end_of_apart;
+                if length <= LARGEST_WITHIN || flags & APART == 0 {
+                    return Err(CodecError::NotCanonical);
+                }
+                if length > bytes.len() - begin {
+                    return Err(CodecError::Truncated);
+                }
+                end_of_apart += length;
+                let value = bytes.slice(begin..end_of_apart);
+                apart.push((value.clone(), checksum));
+                Payload::Value(value)
             }
             _ => return Err(CodecError::NotCanonical),
         };
         live.push(Version { dot, request, payload });
     }
     let long_key = if flags & LONG_KEY != 0 { Some(Bytes::copy_from_slice(reader.bytes()?)) } else { None };
-    if reader.remaining() != 0 {
+    if reader.remaining() != 0 || end_of_apart != bytes.len() || apart.is_empty() != (flags & APART == 0) {
         return Err(CodecError::NotCanonical);
     }
     let object = Object::from_parts(replaced, live, replaced_requests).ok_or(CodecError::NotCanonical)?;
-    Ok(Record { object, long_key })
+    Ok((Record { object, long_key }, LargeValues(apart)))
 }
 
 /// Encodes what a client has seen of the key with this hash. Never empty: no bytes at all mean the empty context.

@@ -234,6 +234,12 @@ impl Object {
         learnt
     }
 
+    /// True if a merge with the other keeps none of the other's versions, but those that are here, too.
+    pub fn replaces_all_of(&self, other: &Object) -> bool {
+        let is_here = |dot| self.live.binary_search_by_key(&dot, |version| version.dot).is_ok();
+        other.live.iter().all(|version| self.replaced.contains(version.dot) || is_here(version.dot))
+    }
+
     /// True if nothing is left of the key but that it was deleted: what may be reaped.
     pub fn is_tombstone(&self) -> bool {
         !self.live.is_empty() && self.live.iter().all(|version| version.payload == Payload::Tombstone)

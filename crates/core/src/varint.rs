@@ -59,6 +59,18 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(fixed))
     }
 
+    pub(crate) fn u32(&mut self) -> Result<u32, Short> {
+        let mut fixed = [0; 4];
+        fixed.copy_from_slice(self.take(4)?);
+        Ok(u32::from_le_bytes(fixed))
+    }
+
+    /// The same reader, with these as the last bytes.
+    pub(crate) fn until(mut self, end: usize) -> Result<Reader<'a>, Short> {
+        self.bytes = self.bytes.get(..end).filter(|_| end >= self.at).ok_or(Short)?;
+        Ok(self)
+    }
+
     pub(crate) fn varint(&mut self) -> Result<u64, Short> {
         let mut value = 0u64;
         for shift in (0..63).step_by(7) {

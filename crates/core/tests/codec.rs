@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use quorate_core::codec::{CodecError, decode_context, decode_object, encode_context, encode_object};
+use quorate_core::codec::{
+    CodecError, decode_context, decode_object, decode_unread, encode_context, encode_object,
+};
 use quorate_core::object::{ReplacedRequest, RequestId};
 use quorate_core::{Actor, CausalContext, Dot, Layout, Member, Object, Payload, Stamp, Version};
 
@@ -25,7 +27,8 @@ fn contexts() -> impl Strategy<Value = CausalContext> {
 }
 
 fn objects() -> impl Strategy<Value = Object> {
-    let payload = prop_oneof![Just(None), vec(any::<u8>(), 0..300).prop_map(Some)];
+    let large = vec(any::<u8>(), 1_000..1_100);
+    let payload = prop_oneof![Just(None), vec(any::<u8>(), 0..300).prop_map(Some), large.prop_map(Some)];
     let live = vec((dots(), any::<u64>(), payload), 0..5);
     let requests = btree_set(any::<u64>(), 0..10);
     (contexts(), live, requests).prop_map(|(replaced, live, requests)| {
@@ -82,6 +85,29 @@ proptest! {
         prop_assert!(decode_object(&bytes.into()).is_err());
     }
 
+    /// Who does not read large values sees nothing else wrong, and finds out what is once it does.
+    #[test]
+    fn only_large_values_may_be_wrong_for_who_does_not_read_them(
+        object in objects(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8u32,
+    ) {
+        let whole = encode_object(&object, None);
+        let mut bytes = whole.to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let lengths = object.live().iter().map(|version| version.payload.len());
+        let apart: usize = lengths.filter(|&length| length > 1_024).sum();
+        match decode_unread(&Bytes::from(bytes)) {
+            Err(_) => prop_assert!(at < whole.len() - apart),
+            Ok((record, values)) => {
+                prop_assert!(at >= whole.len() - apart);
+                prop_assert_eq!(values.check(), Err(CodecError::Checksum));
+                prop_assert_eq!(record.object.digest(), object.digest());
+            }
+        }
+    }
+
     #[test]
     fn hostile_bytes_are_errors(bytes in vec(any::<u8>(), 0..400)) {
         prop_assert!(decode_object(&Bytes::from(bytes.clone())).is_err());
@@ -91,10 +117,19 @@ proptest! {
 
     /// Bytes with a right checksum and anything behind it: an error or an object that encodes to the same, never a panic.
     #[test]
-    fn well_signed_nonsense_is_no_panic(body in vec(any::<u8>(), 0..200)) {
-        let mut bytes = vec![1, 0];
-        bytes.extend_from_slice(&(xxhash_rust::xxh3::xxh3_64(&body) ^ 256u64.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
+    fn well_signed_nonsense_is_no_panic(mut body in vec(any::<u8>(), 4..200), apart: bool, behind in 0..1_100usize) {
+        let flags = if apart { 2 } else { 0 };
+        let mut bytes = vec![1, flags];
+        if apart {
+            let head = 10 + body.len() as u32;
+            body[..4].copy_from_slice(&head.to_le_bytes());
+        }
+        let lead = (256 + u64::from(flags)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bytes.extend_from_slice(&(xxhash_rust::xxh3::xxh3_64(&body) ^ lead).to_le_bytes());
         bytes.extend_from_slice(&body);
+        if apart {
+            bytes.resize(bytes.len() + behind, 7);
+        }
         let bytes = Bytes::from(bytes);
         match decode_object(&bytes) {
             Err(CodecError::Checksum) => prop_assert!(false, "the test signs as the codec does"),

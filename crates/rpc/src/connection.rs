@@ -176,12 +176,7 @@ fn start(
     let outbox = Outbox::default();
     let inbox = Inbox::new(duplex.read, MAX_MESSAGE_BYTES, signs.clone());
     let flusher = Flusher::new(duplex.write, outbox.clone(), signs);
-    let connection = Connection {
-        side,
-        inbox: Rc::new(RefCell::new(Some(inbox))),
-        outbox,
-        room,
-    };
+    let connection = Connection { side, inbox: Rc::new(RefCell::new(Some(inbox))), outbox, room };
     let network = Two { side, connection, accepted: false, flusher: Some(flusher) };
     RpcSystem::new(Box::new(network), bootstrap)
 }

@@ -12,9 +12,9 @@ use quorate_core::seams::{Incoming, NodeService};
 use quorate_core::{RequestError, request};
 
 use crate::connection::{self, Room};
+use crate::convert::peer::PeerProtocol;
 use crate::convert::{client as client_wire, peer as peer_wire};
 use crate::generated::{client_capnp, peer_capnp};
-use crate::convert::peer::PeerProtocol;
 use crate::lane::{MAX_BATCH_OPERATIONS, Protocol};
 use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};

@@ -92,7 +92,8 @@ impl Inbox {
                 return Ok(Some(message));
             }
             let have = self.buffer.len();
-            let missing = message_bytes(&self.buffer, self.max_message_bytes)?.unwrap_or(0).saturating_sub(have);
+            let missing =
+                message_bytes(&self.buffer, self.max_message_bytes)?.unwrap_or(0).saturating_sub(have);
             // Nobody gets much memory for a claim alone.
             let room = missing.min(MOST_ROOM.max(have)).max(LEAST_ROOM);
             if self.buffer.capacity() - have < room {
@@ -365,3 +366,6 @@ impl Flusher {
         std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,14 +111,20 @@ impl Disk {
         }
     }
 
-    /// Puts something else in a record's place. False if there was none.
+    /// Changes a record's last byte, which is a value's mostly. False if there was none.
     pub fn damage(&self, key: &StorageKey) -> bool {
         let mut state = self.lock();
         match state.durable.get_mut(key.as_bytes()) {
-            Some(value) => *value = Bytes::from_static(b"\x01damaged"),
-            None => return false,
+            Some(value) => {
+                let mut bytes = value.to_vec();
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+                *value = bytes.into();
+                true
+            }
+            None => false,
         }
-        true
     }
 
     /// One record as of now.

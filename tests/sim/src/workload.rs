@@ -14,6 +14,8 @@ use crate::disk::Durability;
 use crate::random::Random;
 use crate::sim::{How, LAST_WINS, MAX_SKEW_MS, Options, Outcome, Over, REDEFINED, SIBLINGS, Sim, run};
 
+/// Padding of some values.
+const LARGE_VALUE_BYTES: usize = 1_100;
 const CLIENTS: usize = 5;
 /// Keys of a run, in the bucket that keeps siblings and in the other: few that are overwritten all the time, or many of
 /// which each write stands for long.
@@ -217,7 +219,9 @@ impl Client {
 
     fn value(&self) -> String {
         self.values.set(self.values.get() + 1);
-        format!("c{}-{}", self.number, self.values.get())
+        let value = format!("c{}-{}", self.number, self.values.get());
+        // Some are large enough to lie behind the rest of their record.
+        if self.values.get() % 8 == 0 { format!("{value}{}", ".".repeat(LARGE_VALUE_BYTES)) } else { value }
     }
 
     async fn act(&self) {

@@ -1293,19 +1293,62 @@ fn s25_partition_leaves_and_returns() {
 /// A record that can't be read is mended by the read that finds it, with nothing else about: no later write, no anti-entropy.
 #[test]
 fn a_damaged_record_is_mended_by_the_read_that_finds_it() {
-    for found_by_itself in [true, false] {
+    let large = large_value();
+    for value in ["v", &large] {
+        for found_by_itself in [true, false] {
+            play(SIBLINGS, strict(), async |s| {
+                s.put(s.a, value, Over::Nothing).await;
+                s.sim.sleep(500).await;
+                let (damaged, via) = if found_by_itself { (s.a, s.a) } else { (s.b, s.a) };
+                s.sim.damage(damaged, &s.k);
+                assert_eq!(s.sim.held(damaged, &s.k), None, "it can't be read");
+                assert_eq!(s.see(via).await.0, set(&[value]), "the others answer");
+                s.sim.sleep(2_000).await;
+                assert_eq!(s.sim.values(damaged, &s.k), set(&[value]));
+                assert_eq!(s.see(damaged).await.0, set(&[value]));
+            });
+        }
+    }
+}
+
+/// A value that lies behind the rest of its record, where it is not read by who replaces it.
+fn large_value() -> String {
+    "large ".repeat(200)
+}
+
+/// A large value that is damaged, with all that is known of it whole: who replaces it need not know, and nobody else learns
+/// of it; who would keep it beside another one does not pass on what can't be read.
+#[test]
+fn a_damaged_value_is_replaced_but_never_passed_on() {
+    let large = large_value();
+    for via_damaged in [true, false] {
         play(SIBLINGS, strict(), async |s| {
-            s.put(s.a, "v", Over::Nothing).await;
+            let context = s.put(s.a, &large, Over::Nothing).await;
             s.sim.sleep(500).await;
-            let (damaged, via) = if found_by_itself { (s.a, s.a) } else { (s.b, s.a) };
-            s.sim.damage(damaged, &s.k);
-            assert_eq!(s.sim.held(damaged, &s.k), None, "it can't be read");
-            assert_eq!(s.see(via).await.0, set(&["v"]), "the others answer");
-            s.sim.sleep(2_000).await;
-            assert_eq!(s.sim.values(damaged, &s.k), set(&["v"]));
-            assert_eq!(s.see(damaged).await.0, set(&["v"]));
+            s.sim.damage(s.b, &s.k);
+            let via = if via_damaged { s.b } else { s.a };
+            let request = s.sim.new_request();
+            let over = Over::Exactly(context);
+            let put = s.sim.attempt(via, &s.k, value("new"), &over, request, How::default()).await;
+            assert!(matches!(put, Some(Ok(_))), "{put:?}");
+            s.sim.sleep(500).await;
+            assert_eq!(s.sim.values(s.b, &s.k), set(&["new"]));
         });
     }
+    play(SIBLINGS, strict(), async |s| {
+        s.put(s.a, &large, Over::Nothing).await;
+        s.sim.sleep(500).await;
+        s.sim.damage(s.b, &s.k);
+        let request = s.sim.new_request();
+        let put = s.sim.attempt(s.b, &s.k, value("beside"), &Over::Nothing, request, How::default()).await;
+        assert!(matches!(put, Some(Err(RequestError::Storage { .. }))), "{put:?}");
+        s.put(s.a, "beside", Over::Nothing).await;
+        s.sim.sleep(2_000).await;
+        for node in [s.a, s.b, s.c] {
+            assert_eq!(s.see(node).await.0, set(&[&large, "beside"]));
+            assert_eq!(s.sim.values(node, &s.k), set(&[&large, "beside"]));
+        }
+    });
 }
 
 // 7. Buckets

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quorate_core::codec::decode_object;
+use quorate_core::codec::decode_unread;
 use quorate_core::event::EventKind;
 use quorate_core::key::end_of_prefix;
 use quorate_core::planted::{Bug, planted};
@@ -63,7 +63,7 @@ pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
     if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
         return false;
     }
-    if !drop_all(shared, &newest, &left).await {
+    if !drop_all(node, &newest, &left).await {
         return false;
     }
     if leftovers(shared, &newest).is_none_or(|left| !left.is_empty()) {
@@ -114,18 +114,19 @@ pub(crate) async fn drop_copies(node: &Rc<Node>) {
         return;
     }
     drop(view);
-    drop_all(shared, &newest, &left).await;
+    drop_all(node, &newest, &left).await;
 }
 
 /// Drops what is left, some partitions side by side. False if a newer layout comes meanwhile, or the engine fails.
-async fn drop_all(shared: &Arc<Shared>, newest: &Layout, left: &[Leftover]) -> bool {
+async fn drop_all(node: &Node, newest: &Layout, left: &[Leftover]) -> bool {
+    let shared = &node.shared;
     for some in left.chunks(DROPPED_TOGETHER) {
         // A newer layout may make it this node's own again: not while it is being dropped.
         let dropped = shared.without_change(async || {
             if shared.layouts.look(|layouts| layouts.newest().digest()) != newest.digest() {
                 return false;
             }
-            let all = some.iter().map(|leftover| drop_records(shared, newest, leftover));
+            let all = some.iter().map(|leftover| drop_records(node, newest, leftover));
             futures::future::join_all(all).await.iter().all(Result::is_ok)
         });
         if !dropped.await {
@@ -137,11 +138,8 @@ async fn drop_all(shared: &Arc<Shared>, newest: &Layout, left: &[Leftover]) -> b
 }
 
 /// Drops what is left of a partition, and if that is all of it, its actor.
-async fn drop_records(
-    shared: &Arc<Shared>,
-    layout: &Layout,
-    leftover: &Leftover,
-) -> Result<(), StorageError> {
+async fn drop_records(node: &Node, layout: &Layout, leftover: &Leftover) -> Result<(), StorageError> {
+    let shared = &node.shared;
     let mut start = StorageKey::partition_start(leftover.partition);
     let end = end_of_prefix(&start);
     let mut after = false;
@@ -154,20 +152,24 @@ async fn drop_records(
             limit: DROP_RECORDS,
             max_bytes: PAGE_BYTES as usize,
         };
-        let page = shared.engine.scan(range)?;
-        let mut dropped = Vec::with_capacity(page.records.len());
-        let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
-        for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
-            if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
-                continue;
+        let mut dropped = Vec::new();
+        let drop_page = || {
+            let page = shared.engine.scan(range)?;
+            let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
+            for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
+                if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
+                    continue;
+                }
+                let (done, gone) = oneshot::channel();
+                dropped.push(gone);
+                let shared = shared.clone();
+                updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
             }
-            let (done, gone) = oneshot::channel();
-            dropped.push(gone);
-            let shared = shared.clone();
-            updates.push(Box::new(DropRecord { key, shared, change: None, applied: false, done }));
-        }
-        shared.engine.update(updates);
-        shared.engine.flush();
+            shared.engine.update(updates);
+            shared.engine.flush();
+            Ok::<_, StorageError>(page)
+        };
+        let page = node.look(drop_page).await?;
         for gone in dropped {
             let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
             gone.await.map_err(lost)??;
@@ -202,8 +204,8 @@ impl Update for DropRecord {
 
     fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
         let Some(stored) = stored else { return Ok(Change::Keep) };
-        if let Ok(record) = decode_object(&stored) {
-            let old = Some(Held::of(&record.object));
+        if let Ok(unread) = decode_unread(&stored) {
+            let old = Some(Held::of(&unread.unchecked().object));
             self.change = Some(TreeChange { key: self.key.clone(), old, new: None });
         }
         Ok(Change::Remove)

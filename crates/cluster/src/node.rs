@@ -17,6 +17,7 @@ use quorate_core::request::{
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
 use quorate_core::transition::{Layouts, View};
 use quorate_core::{Member, NodeId, RequestError, RequestId};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::coordinator;
@@ -45,6 +46,7 @@ pub struct Node {
     faults: Option<FaultSwitch>,
     in_flight: Cell<usize>,
     stopping: Cell<bool>,
+    turns: Semaphore,
 }
 
 impl Node {
@@ -62,6 +64,7 @@ impl Node {
             faults,
             in_flight: Cell::new(0),
             stopping: Cell::new(false),
+            turns: Semaphore::new(1),
         })
     }
 
@@ -346,6 +349,19 @@ impl NodeService for Service {
 }
 
 impl Node {
+    /// Looks at many records, a page of them: such looks take turns, and what came meanwhile comes between any two.
+    pub(crate) async fn look<T>(&self, look: impl FnOnce() -> T) -> T {
+        let _turn = self.turns.acquire().await;
+        let found = look();
+        tokio::task::yield_now().await;
+        found
+    }
+
+    fn look_soon(self: &Rc<Self>, look: impl FnOnce(&Node) + 'static) {
+        let node = self.clone();
+        tokio::task::spawn_local(async move { node.look(|| look(&node)).await });
+    }
+
     /// Answers what a peer, or this node itself, asks.
     pub(crate) fn answer_peer(
         self: &Rc<Self>,
@@ -364,7 +380,9 @@ impl Node {
             }
             PeerRequest::Fetch(key) => reply.send(self.replica.fetch(&key)),
             PeerRequest::Write(write) => self.replica.take(vec![ToStore { write, timeout, reply }]),
-            PeerRequest::ScanPartition(scan) => reply.send(self.replica.scan(&scan)),
+            PeerRequest::ScanPartition(scan) => {
+                self.look_soon(move |node| reply.send(node.replica.scan(&scan)));
+            }
             PeerRequest::Forward(request) => {
                 let answer = ReplyTo::new(Rc::new(Forwarded(Cell::new(Some(reply)))), 0);
                 self.begin(request, timeout, true, answer);
@@ -377,9 +395,9 @@ impl Node {
             PeerRequest::Leaves(_) => {
                 reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
             }
-            PeerRequest::Digests(wanted) => {
-                reply.send(sync::digest_page(shared, &wanted).map(PeerReply::Digests));
-            }
+            PeerRequest::Digests(wanted) => self.look_soon(move |node| {
+                reply.send(sync::digest_page(&node.shared, &wanted).map(PeerReply::Digests));
+            }),
             PeerRequest::HeldDurably(keys) => self.replica.held_durably(keys, reply),
             PeerRequest::MayReap { keys, layout } => reply.send(reaper::may_reap(shared, &keys, layout)),
             PeerRequest::Reap(reap) => self.replica.reap(reap, reply),

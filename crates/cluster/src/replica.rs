@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_core::codec::{CodecError, LargeValues, Record, decode_object, decode_unread, encode_object};
+use quorate_core::codec::{CodecError, Record, Unread, decode_object, decode_unread, encode_object};
 use quorate_core::event::EventKind;
 use quorate_core::hint::hint_key;
 use quorate_core::object::{MAX_OBJECT_BYTES, MergeRule, Version, Write, WriteLimits, WriteRefusal};
@@ -464,7 +464,7 @@ impl Update for Merge {
         if stored == self.encoded {
             return Ok(Change::Keep);
         }
-        let (stored, values) = match decode_unread(&stored) {
+        let unread = match decode_unread(&stored) {
             Ok(record) => record,
             // Not damaged, only beyond this build: it stays as it is.
             Err(error @ CodecError::NewerVersion { .. }) => {
@@ -472,8 +472,9 @@ impl Update for Merge {
             }
             Err(error) => return Ok(self.replace_damaged(error)),
         };
+        let stored = unread.unchecked();
         if !self.record.object.replaces_all_of(&stored.object)
-            && let Err(error) = values.check()
+            && let Err(error) = unread.check()
         {
             return Ok(self.replace_damaged(error));
         }
@@ -597,11 +598,11 @@ impl Update for ClientWrite {
         if self.acking.shared.environment.monotonic_ms() > self.expires_ms {
             return Err(self.acking.reject(WriteFailure::Expired, "deadline passed".into()));
         }
-        let (mut object, values) = match stored.as_ref().map(decode_unread) {
-            None => (Object::default(), LargeValues::default()),
-            Some(Ok((record, values))) => (record.object, values),
-            Some(Err(error)) => return Err(self.acking.damaged(&self.at, error)),
+        let mut unread = match stored.as_ref().map(decode_unread).transpose() {
+            Ok(unread) => unread,
+            Err(error) => return Err(self.acking.damaged(&self.at, error)),
         };
+        let mut object = unread.as_mut().map(Unread::take_unchecked).unwrap_or_default();
         let old = stored.as_ref().map(|bytes| (Held::of(&object), bytes.len()));
         let shared = self.acking.shared.clone();
         let tenure = self.tenure();
@@ -612,7 +613,7 @@ impl Update for ClientWrite {
                 let fresh = written.fresh;
                 let is_old = |version: &Version| version.request != self.write.request;
                 if (!fresh || object.live().iter().any(is_old))
-                    && let Err(error) = values.check()
+                    && let Some(Err(error)) = unread.map(|unread| unread.check())
                 {
                     return Err(self.acking.damaged(&self.at, error));
                 }

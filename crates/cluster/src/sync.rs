@@ -28,8 +28,8 @@ use crate::trees::describe;
 /// How long a peer may take for one question.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Records that one page of digests looks at.
-const PAGE_RECORDS: usize = 1_024;
-const PAGE_BYTES: usize = 512 * 1024;
+const PAGE_RECORDS: usize = 256;
+const PAGE_BYTES: usize = 128 * 1024;
 /// Trees compared side by side.
 const TREES_TOGETHER: usize = 16;
 /// Keys exchanged together, and side by side by all trees: each may be a large object.
@@ -182,7 +182,7 @@ async fn exchange_tree(
         if !theirs.next.is_empty() && theirs.next <= after {
             return Err(unexpected());
         }
-        let ours = digests_up_to(&node.shared, tree, leaves, after, &theirs.next)?;
+        let ours = digests_up_to(node, tree, leaves, after, &theirs.next).await?;
         let differing = differing_keys(tree, &ours, &theirs);
         keys += differing.len() as u64;
         for chunk in differing.chunks(KEYS_TOGETHER) {
@@ -294,8 +294,8 @@ fn storage_failed(error: StorageError) -> PeerError {
 }
 
 /// All of this node's keys under some leaves, after one key and up to another, included; empty: to the end.
-fn digests_up_to(
-    shared: &Shared,
+async fn digests_up_to(
+    node: &Node,
     tree: TreeName,
     leaves: u64,
     mut after: Bytes,
@@ -303,7 +303,7 @@ fn digests_up_to(
 ) -> Result<BTreeMap<Bytes, Digest>, PeerError> {
     let mut found = BTreeMap::new();
     loop {
-        let page = digest_page(shared, &DigestsOf { tree, leaves, after })?;
+        let page = node.look(|| digest_page(&node.shared, &DigestsOf { tree, leaves, after })).await?;
         let last = page.next.is_empty() || (!until.is_empty() && page.next >= *until);
         let within = |key: &Bytes| until.is_empty() || key <= until;
         found.extend(page.entries.into_iter().filter(|(key, _)| within(key)));

@@ -68,6 +68,24 @@ struct Partition {
     trees: Vec<(u8, HashTree)>,
     /// Keys that are deleted.
     tombstones: BTreeSet<StorageKey>,
+    /// Keys whose records could not be read: they are in no tree, whatever replaces them says of them.
+    unreadable: BTreeSet<StorageKey>,
+}
+
+/// What a scan found of a partition.
+#[derive(Default)]
+struct Scanned {
+    held: Vec<(StorageKey, Held)>,
+    unreadable: Vec<StorageKey>,
+}
+
+impl Scanned {
+    fn add(&mut self, key: StorageKey, object: &Bytes) {
+        match decode_object(object) {
+            Ok(record) => self.held.push((key, Held::of(&record.object))),
+            Err(_) => self.unreadable.push(key),
+        }
+    }
 }
 
 impl Partition {
@@ -80,6 +98,13 @@ impl Partition {
             }
         };
         self.trees[at].1.toggle(key.as_bytes(), held.digest);
+    }
+
+    fn forget(&mut self) {
+        self.built = false;
+        self.trees.clear();
+        self.tombstones.clear();
+        self.unreadable.clear();
     }
 
     fn add(&mut self, key: StorageKey, n: u8, held: Held) {
@@ -107,12 +132,15 @@ impl Trees {
 
     /// Called as the engine applies the change: in order for each record.
     pub(crate) fn apply(&self, change: &TreeChange) {
-        if change.old == change.new {
-            return;
-        }
         let mut partition = self.lock(change.key.partition());
+        if partition.unreadable.contains(&change.key) {
+            partition.forget();
+        }
         if !partition.built {
             partition.written.insert(change.key.clone(), change.new);
+            return;
+        }
+        if change.old == change.new {
             return;
         }
         let n = self.n_of(&change.key);
@@ -171,21 +199,20 @@ impl Trees {
 
     /// Forgets the partition's trees: they are built again from what is stored.
     pub(crate) fn reset(&self, partition: PartitionId) {
-        let mut partition = self.lock(partition);
-        partition.built = false;
-        partition.trees.clear();
-        partition.tombstones.clear();
+        self.lock(partition).forget();
     }
 
     fn is_built(&self, partition: PartitionId) -> bool {
         self.lock(partition).built
     }
 
-    fn finish(&self, partition: PartitionId, scanned: Vec<(StorageKey, Held)>) {
+    fn finish(&self, partition: PartitionId, scanned: Scanned) {
         let mut partition = self.lock(partition);
         let written = std::mem::take(&mut partition.written);
         partition.built = true;
-        for (key, held) in scanned {
+        partition.unreadable =
+            scanned.unreadable.into_iter().filter(|key| !written.contains_key(key)).collect();
+        for (key, held) in scanned.held {
             if !written.contains_key(&key) {
                 let n = self.n_of(&key);
                 partition.add(key, n, held);
@@ -204,7 +231,7 @@ impl Trees {
 async fn build(shared: &Shared) {
     let partitions = shared.partitions();
     let mut next = 0u32;
-    let mut scanned: Vec<(StorageKey, Held)> = Vec::new();
+    let mut scanned = Scanned::default();
     let mut start = vec![Table::Objects as u8];
     let end = end_of_prefix(&start);
     let mut after = false;
@@ -220,12 +247,12 @@ async fn build(shared: &Shared) {
             }
         };
         for (key, object) in &page.records {
-            let Some((key, held)) = describe(shared, key, object) else { continue };
+            let Some(key) = key_of(shared, key) else { continue };
             while next < u32::from(key.partition().0) {
                 shared.trees.finish(PartitionId(next as u16), std::mem::take(&mut scanned));
                 next += 1;
             }
-            scanned.push((key, held));
+            scanned.add(key, object);
         }
         match page.records.last() {
             Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
@@ -295,13 +322,17 @@ impl Update for Barrier {
 async fn rebuild(shared: &Shared, partition: PartitionId) {
     let mut start = StorageKey::partition_start(partition);
     let end = end_of_prefix(&start);
-    let mut scanned = Vec::new();
+    let mut scanned = Scanned::default();
     let mut after = false;
     loop {
         let range =
             Range { start: &start, after, end: end.as_deref(), limit: PAGE_RECORDS, max_bytes: PAGE_BYTES };
         let Ok(page) = shared.engine.scan(range) else { return };
-        scanned.extend(page.records.iter().filter_map(|(key, object)| describe(shared, key, object)));
+        for (key, object) in &page.records {
+            if let Some(key) = key_of(shared, key) {
+                scanned.add(key, object);
+            }
+        }
         match page.records.last() {
             Some((last, _)) if page.more => (start, after) = (last.to_vec(), true),
             _ => break,
@@ -313,10 +344,65 @@ async fn rebuild(shared: &Shared, partition: PartitionId) {
 
 /// A damaged record counts as absent: then the others offer theirs, and it is mended.
 pub(crate) fn describe(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, Held)> {
-    let key = StorageKey::from_peer(key)?;
-    if u32::from(key.partition().0) >= shared.partitions() {
-        return None;
-    }
+    let key = key_of(shared, key)?;
     let record = decode_object(object).ok()?;
     Some((key, Held::of(&record.object)))
+}
+
+fn key_of(shared: &Shared, key: &Bytes) -> Option<StorageKey> {
+    StorageKey::from_peer(key).filter(|key| u32::from(key.partition().0) < shared.partitions())
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_core::Key;
+
+    use super::*;
+
+    const PARTITION: PartitionId = PartitionId(0);
+
+    fn held(digest: u64) -> Held {
+        Held { digest: Digest(digest), tombstone: false }
+    }
+
+    fn fresh() -> (Trees, StorageKey) {
+        let key = StorageKey::of(PARTITION, &Key::new(b"b", b"k").unwrap());
+        (Trees::new(1, Arc::new(ArcSwap::from_pointee(Buckets::default()))), key)
+    }
+
+    fn roots(trees: &Trees) -> Option<Vec<u64>> {
+        let partition = trees.lock(PARTITION);
+        partition.built.then(|| partition.trees.iter().map(|(_, tree)| tree.root()).collect())
+    }
+
+    /// A record that a scan could not read is in no tree. Who replaces it without reading its value says that it was: the tree
+    /// is built again, and says what is there.
+    #[test]
+    fn a_record_that_was_not_readable_is_counted_once_it_is_replaced() {
+        let expected = {
+            let (trees, key) = fresh();
+            trees.finish(PARTITION, Scanned { held: vec![(key, held(2))], ..Scanned::default() });
+            roots(&trees).unwrap()
+        };
+        for old in [held(1), held(2)] {
+            for finished_first in [true, false] {
+                let (trees, key) = fresh();
+                let unreadable = || Scanned { unreadable: vec![key.clone()], ..Scanned::default() };
+                let change = TreeChange { key: key.clone(), old: Some(old), new: Some(held(2)) };
+                if finished_first {
+                    trees.finish(PARTITION, unreadable());
+                    trees.apply(&change);
+                    assert_eq!(roots(&trees), None, "it has to be built again");
+                    trees.finish(
+                        PARTITION,
+                        Scanned { held: vec![(key.clone(), held(2))], ..Scanned::default() },
+                    );
+                } else {
+                    trees.apply(&change);
+                    trees.finish(PARTITION, unreadable());
+                }
+                assert_eq!(roots(&trees).as_ref(), Some(&expected));
+            }
+        }
+    }
 }

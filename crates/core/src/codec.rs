@@ -11,8 +11,12 @@ use crate::clock::Stamp;
 use crate::object::{MAX_REPLACED_REQUESTS, Object, Payload, ReplacedRequest, RequestId, Version};
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
-/// The version of the encoding that this build writes, and the newest it reads.
-pub const FORMAT_VERSION: u8 = 1;
+/// The version of the encoding of records that this build writes, and the newest it reads.
+pub const FORMAT_VERSION: u8 = 2;
+/// In the first one all values were within.
+const ALL_WITHIN: u8 = 1;
+/// The version of the encoding of contexts.
+const CONTEXT_VERSION: u8 = 1;
 
 /// Flags of a record.
 const LONG_KEY: u8 = 1;
@@ -39,7 +43,7 @@ pub enum CodecError {
     #[error("checksum does not match: the record is damaged")]
     Checksum,
     /// Written by a newer build.
-    #[error("record has format version {version}, this build reads up to {FORMAT_VERSION}")]
+    #[error("it has format version {version}, newer than this build reads")]
     NewerVersion {
         /// The record's version.
         version: u8,
@@ -125,19 +129,31 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
     Bytes::from(out)
 }
 
-/// Values that a record's own checksum does not cover, and what their own has to be.
-#[derive(Default)]
-#[must_use = "what these are is only known after a check"]
-pub struct LargeValues(Vec<(Bytes, u64)>);
+/// A record whose large values nobody has looked at yet.
+pub struct Unread {
+    record: Record,
+    /// The values that the record's own checksum does not cover, and what their own has to be.
+    values: Vec<(Bytes, u64)>,
+}
 
-impl LargeValues {
-    /// Whether they are those that were written.
+impl Unread {
+    /// The record, for who replaces its values: what is kept of it has to be checked.
+    pub fn unchecked(&self) -> &Record {
+        &self.record
+    }
+
+    /// Takes the object out, to be changed.
+    pub fn take_unchecked(&mut self) -> Object {
+        std::mem::take(&mut self.record.object)
+    }
+
+    /// Whether its values are those that were written.
     ///
     /// # Errors
     /// [`CodecError::Checksum`].
     pub fn check(&self) -> Result<(), CodecError> {
         let is_whole = |(value, checksum): &(Bytes, u64)| xxh3_64(value) == *checksum;
-        self.0.iter().all(is_whole).then_some(()).ok_or(CodecError::Checksum)
+        self.values.iter().all(is_whole).then_some(()).ok_or(CodecError::Checksum)
     }
 }
 
@@ -146,16 +162,16 @@ impl LargeValues {
 /// # Errors
 /// [`CodecError`] for anything that [`encode_object`] did not write.
 pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
-    let (record, values) = decode_unread(bytes)?;
-    values.check()?;
-    Ok(record)
+    let unread = decode_unread(bytes)?;
+    unread.check()?;
+    Ok(unread.record)
 }
 
-/// As [`decode_object`], but without reading large values: for who replaces them. Whoever keeps one checks them.
+/// As [`decode_object`], but without reading large values.
 ///
 /// # Errors
 /// Those of [`decode_object`] for everything but the bytes of large values.
-pub fn decode_unread(bytes: &Bytes) -> Result<(Record, LargeValues), CodecError> {
+pub fn decode_unread(bytes: &Bytes) -> Result<Unread, CodecError> {
     let mut reader = Reader::new(bytes);
     let version = reader.byte()?;
     if version > FORMAT_VERSION {
@@ -170,7 +186,8 @@ pub fn decode_unread(bytes: &Bytes) -> Result<(Record, LargeValues), CodecError>
     if checksum != checksum_of(&bytes[..head]) {
         return Err(CodecError::Checksum);
     }
-    if version != FORMAT_VERSION || flags > LONG_KEY | APART {
+    let most_flags = if version == ALL_WITHIN { LONG_KEY } else { LONG_KEY | APART };
+    if version < ALL_WITHIN || flags > most_flags {
         return Err(CodecError::NotCanonical);
     }
     let mut reader = reader.until(head)?;
@@ -197,7 +214,7 @@ pub fn decode_unread(bytes: &Bytes) -> Result<(Record, LargeValues), CodecError>
             VALUE => {
                 let length = reader.bytes()?.len();
                 let end = reader.position();
-                if length > LARGEST_WITHIN {
+                if length > LARGEST_WITHIN && version != ALL_WITHIN {
                     return Err(CodecError::NotCanonical);
                 }
                 Payload::Value(bytes.slice(end - length..end))
@@ -226,14 +243,14 @@ pub fn decode_unread(bytes: &Bytes) -> Result<(Record, LargeValues), CodecError>
         return Err(CodecError::NotCanonical);
     }
     let object = Object::from_parts(replaced, live, replaced_requests).ok_or(CodecError::NotCanonical)?;
-    Ok((Record { object, long_key }, LargeValues(apart)))
+    Ok(Unread { record: Record { object, long_key }, values: apart })
 }
 
 /// Encodes what a client has seen of the key with this hash. Never empty: no bytes at all mean the empty context.
 pub fn encode_context(context: &CausalContext, key_hash: u64) -> Vec<u8> {
     let dots = context.vector().len() + context.extra().len();
     let mut out = Vec::with_capacity(HEADER_BYTES + 10 + dots * DOT_BYTES);
-    out.extend_from_slice(&[FORMAT_VERSION, 0]);
+    out.extend_from_slice(&[CONTEXT_VERSION, 0]);
     out.extend_from_slice(&[0; 8]);
     put_u64(&mut out, key_hash);
     put_context(&mut out, context);
@@ -252,7 +269,7 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
     }
     let mut reader = Reader::new(bytes);
     let version = reader.byte()?;
-    if version > FORMAT_VERSION {
+    if version > CONTEXT_VERSION {
         return Err(CodecError::NewerVersion { version });
     }
     let flags = reader.byte()?;
@@ -264,7 +281,7 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
     }
     let context = take_context(&mut reader)?;
     let dots = context.vector().len() + context.extra().len();
-    if version != FORMAT_VERSION || flags != 0 || reader.remaining() != 0 || dots > MAX_CLIENT_DOTS {
+    if version != CONTEXT_VERSION || flags != 0 || reader.remaining() != 0 || dots > MAX_CLIENT_DOTS {
         return Err(CodecError::NotCanonical);
     }
     Ok(context)

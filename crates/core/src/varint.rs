@@ -77,7 +77,8 @@ impl<'a> Reader<'a> {
             let byte = self.byte()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                return Ok(value);
+                // Only as short as it is written.
+                return if byte == 0 && shift > 0 { Err(Short) } else { Ok(value) };
             }
         }
         Err(Short)

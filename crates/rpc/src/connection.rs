@@ -5,11 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use capnp::Error;
 use capnp::any_pointer;
 use capnp::capability::{FromClientHook, Promise};
 use capnp::message::{HeapAllocator, Reader, ReaderOptions};
 use capnp::serialize::BufferSegments;
+use capnp::{Error, ErrorKind};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
 
@@ -53,7 +53,6 @@ struct Two {
     side: Side,
     connection: Connection,
     accepted: bool,
-    flusher: Option<Flusher>,
 }
 
 impl VatNetwork<Side> for Two {
@@ -69,10 +68,8 @@ impl VatNetwork<Side> for Two {
     }
 
     fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
-        match self.flusher.take() {
-            Some(flusher) => Promise::from_future(flusher.run()),
-            None => Promise::from_future(std::future::pending()),
-        }
+        // The flusher runs beside it: a task of its own puts itself behind all others that are ready.
+        Promise::from_future(std::future::pending())
     }
 }
 
@@ -101,20 +98,25 @@ impl capnp_rpc::Connection<Side> for Connection {
             return Promise::err(Error::failed("a message is waited for already".into()));
         };
         let place = self.inbox.clone();
-        match inbox.take() {
-            Ok(None) => Promise::from_future(async move {
-                let came = inbox.next().await?;
-                *place.borrow_mut() = Some(inbox);
-                came.map(incoming).transpose()
-            }),
-            came => {
-                *place.borrow_mut() = Some(inbox);
-                match came.and_then(|bytes| bytes.map(incoming).transpose()) {
-                    Ok(message) => Promise::ok(message),
-                    Err(error) => Promise::err(error),
-                }
-            }
+        // Who asks and does not read the answers is asked to wait. Who was asked always reads, or two could wait for each other.
+        let held_up = (self.side == Side::Server && self.outbox.is_full()).then(|| self.outbox.clone());
+        if held_up.is_none()
+            && let Some(came) = inbox.take().transpose()
+        {
+            *place.borrow_mut() = Some(inbox);
+            return match came.and_then(incoming) {
+                Ok(message) => Promise::ok(Some(message)),
+                Err(error) => Promise::err(error),
+            };
         }
+        Promise::from_future(async move {
+            if let Some(outbox) = held_up {
+                outbox.has_room().await;
+            }
+            let came = inbox.next().await?;
+            *place.borrow_mut() = Some(inbox);
+            came.map(incoming).transpose()
+        })
     }
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), Error> {
@@ -166,19 +168,25 @@ impl OutgoingMessage for Outgoing {
     }
 }
 
+/// Both run together until one of them ends.
+struct Connected {
+    system: RpcSystem<Side>,
+    flusher: Flusher,
+}
+
 fn start(
     duplex: Duplex,
     side: Side,
     bootstrap: Option<capnp::capability::Client>,
     signs: SignsOfLife,
     room: Room,
-) -> RpcSystem<Side> {
+) -> Connected {
     let outbox = Outbox::default();
     let inbox = Inbox::new(duplex.read, MAX_MESSAGE_BYTES, signs.clone());
     let flusher = Flusher::new(duplex.write, outbox.clone(), signs);
-    let connection = Connection { side, inbox: Rc::new(RefCell::new(Some(inbox))), outbox, room };
-    let network = Two { side, connection, accepted: false, flusher: Some(flusher) };
-    RpcSystem::new(Box::new(network), bootstrap)
+    let inbox = Rc::new(RefCell::new(Some(inbox)));
+    let network = Two { side, connection: Connection { side, inbox, outbox, room }, accepted: false };
+    Connected { system: RpcSystem::new(Box::new(network), bootstrap), flusher }
 }
 
 /// Serves `bootstrap` until the other side is gone. Returns why, if it was not a plain end.
@@ -187,7 +195,7 @@ pub(crate) async fn serve(
     bootstrap: capnp::capability::Client,
     room: Room,
 ) -> Option<String> {
-    run(start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), room)).await
+    start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), room).run().await
 }
 
 /// Opens the client's side: the port to call, and the future that drives the connection until it ends.
@@ -196,11 +204,45 @@ pub(crate) fn dial<C: FromClientHook>(
     signs: SignsOfLife,
     room: Room,
 ) -> (C, impl Future<Output = Option<String>>) {
-    let mut system = start(duplex, Side::Client, None, signs, room);
-    let port = system.bootstrap(Side::Server);
-    (port, run(system))
+    let mut connected = start(duplex, Side::Client, None, signs, room);
+    let port = connected.system.bootstrap(Side::Server);
+    (port, connected.run())
 }
 
-async fn run(system: RpcSystem<Side>) -> Option<String> {
-    system.await.err().map(|error| error.to_string())
+impl Connected {
+    async fn run(mut self) -> Option<String> {
+        let ended = tokio::select! {
+            biased;
+            ended = &mut self.system => ended,
+            ended = self.flusher.run() => ended,
+        };
+        ended.err().filter(|error| error.kind != ErrorKind::Disconnected).map(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use capnp_rpc::Connection as _;
+
+    use super::*;
+
+    /// A call whose size is foretold is one piece; the next one knows nothing of it.
+    #[test]
+    fn a_message_has_its_room_from_the_beginning() {
+        let room = Room::default();
+        let mut connection = Connection {
+            side: Side::Client,
+            inbox: Rc::default(),
+            outbox: Outbox::default(),
+            room: room.clone(),
+        };
+        room.expect(1024 * 1024);
+        for (bytes, segments) in [(1024 * 1024, 1), (2_000, 2)] {
+            let mut message = connection.new_outgoing_message(1024);
+            let mut list = message.get_body().unwrap().initn_as::<capnp::data_list::Builder<'_>>(1);
+            list.reborrow().set(0, &vec![7; bytes]);
+            let (_, message) = message.send();
+            assert_eq!(message.get_segments_for_output().len(), segments);
+        }
+    }
 }

@@ -274,7 +274,12 @@ impl<P: Protocol> Lane<P> {
         let answer = P::exchange(&self.port, batch);
         let lane = self.clone();
         tokio::task::spawn_local(async move {
-            let answer = answer.await;
+            // What is dropped with its connection is not answered.
+            let answer = tokio::select! {
+                biased;
+                answer = answer => answer,
+                _ = lane.until_closed() => return,
+            };
             lane.calls.set(lane.calls.get() - 1);
             match answer {
                 Ok(results) => {

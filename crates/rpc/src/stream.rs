@@ -23,12 +23,14 @@ const READ_BYTES: usize = 64 * 1024;
 const LEAST_ROOM: usize = 8 * 1024;
 /// A message that claims to be larger gets room as it comes.
 const MOST_ROOM: usize = 1024 * 1024;
-/// Most segments of a message, as everybody's reader has it.
-const MAX_SEGMENTS: usize = 512;
+/// Most segments of a message: the library reads no more either.
+const MAX_SEGMENTS: usize = 511;
 /// A message of this size is written from where it was built. Smaller ones are put together.
 const LARGE_BYTES: usize = 8 * 1024;
 /// Pieces written by one system call.
 const MAX_SLICES: usize = 64;
+/// Who serves reads nothing more while so much waits to be written to the other side.
+const MOST_WAITING: usize = 16 * 1024 * 1024;
 /// A buffer that grew larger than this is given back when it is empty.
 const KEEP_BYTES: usize = 256 * 1024;
 const WORD_BYTES: usize = 8;
@@ -162,36 +164,56 @@ pub(crate) struct Flusher {
 #[derive(Default)]
 struct Outgoing {
     pieces: Pieces,
-    /// What is to be the flusher's outcome when everything is written.
+    /// Bytes sent and not written yet.
+    waiting: usize,
+    /// Nothing more is sent: the flusher's outcome.
     end: Option<Result<(), Error>>,
-    /// Nothing is taken any more.
-    failed: bool,
+    /// Nobody writes any more.
+    is_gone: bool,
     flusher: Option<Waker>,
+    /// Who waits for less to wait.
+    held_up: Option<Waker>,
 }
 
 impl Outbox {
     /// Takes a message.
     pub(crate) fn send(&self, message: &Rc<Message>) {
         let mut outgoing = self.0.borrow_mut();
-        if !outgoing.failed {
-            outgoing.pieces.add(message);
-            outgoing.wake();
+        if !outgoing.is_gone && outgoing.end.is_none() {
+            outgoing.waiting += outgoing.pieces.add(message);
+            wake(&mut outgoing.flusher);
         }
     }
 
-    /// Nothing more is sent; when everything is written, the flusher returns this.
+    /// Nothing more is sent. The flusher returns this once everything is written, or the stream takes no more at once: who
+    /// ends has been told by the other side that it is gone.
     pub(crate) fn end(&self, outcome: Result<(), Error>) {
         let mut outgoing = self.0.borrow_mut();
         outgoing.end.get_or_insert(outcome);
-        outgoing.wake();
+        wake(&mut outgoing.flusher);
+    }
+
+    /// Waits while too much waits to be written. For one task.
+    pub(crate) async fn has_room(&self) {
+        std::future::poll_fn(|cx| {
+            let mut outgoing = self.0.borrow_mut();
+            if outgoing.waiting <= MOST_WAITING || outgoing.is_gone {
+                return Poll::Ready(());
+            }
+            outgoing.held_up = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.borrow().waiting > MOST_WAITING
     }
 }
 
-impl Outgoing {
-    fn wake(&mut self) {
-        if let Some(waker) = self.flusher.take() {
-            waker.wake();
-        }
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
     }
 }
 
@@ -213,13 +235,15 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn add(&mut self, message: &Rc<Message>) {
+    /// Adds a message; returns how many bytes it takes.
+    fn add(&mut self, message: &Rc<Message>) -> usize {
         let segments = message.get_segments_for_output();
         let spare = &mut self.spare;
         if !matches!(self.queue.back(), Some(Piece::Copied(_))) {
             self.queue.push_back(Piece::Copied(std::mem::take(spare)));
         }
-        let Some(Piece::Copied(bytes)) = self.queue.back_mut() else { return };
+        let Some(Piece::Copied(bytes)) = self.queue.back_mut() else { return 0 };
+        let before = bytes.len();
         bytes.extend_from_slice(&(segments.len() as u32 - 1).to_le_bytes());
         for segment in &segments[..] {
             bytes.extend_from_slice(&((segment.len() / WORD_BYTES) as u32).to_le_bytes());
@@ -227,11 +251,14 @@ impl Pieces {
         if segments.len().is_multiple_of(2) {
             bytes.extend_from_slice(&[0; 4]);
         }
-        if message.size_in_words() * WORD_BYTES >= LARGE_BYTES {
+        let table = bytes.len() - before;
+        let length = message.size_in_words() * WORD_BYTES;
+        if length >= LARGE_BYTES {
             self.queue.push_back(Piece::Large(message.clone()));
         } else {
             segments.iter().for_each(|segment| bytes.extend_from_slice(segment));
         }
+        table + length
     }
 
     /// What to write next.
@@ -307,7 +334,7 @@ impl Flusher {
         Flusher { outbox, stream, signs }
     }
 
-    /// Runs until [`Outbox::end`] and everything is written, or the stream fails.
+    /// Runs until [`Outbox::end`], or the stream fails.
     ///
     /// # Errors
     /// The stream's, or that which the outbox was ended with.
@@ -320,50 +347,76 @@ impl Flusher {
                     return Poll::Ready(None);
                 }
                 if outgoing.end.is_some() {
-                    return Poll::Ready(outgoing.end.take());
+                    return Poll::Ready(outgoing.end.clone());
                 }
                 outgoing.flusher = Some(cx.waker().clone());
                 Poll::Pending
             })
             .await;
             if let Some(end) = end {
-                self.outbox.0.borrow_mut().failed = true;
                 return end;
             }
             end_of_turn().await;
             std::mem::swap(&mut pieces, &mut self.outbox.0.borrow_mut().pieces);
-            if let Err(error) = self.write_out(&mut pieces).await {
-                let mut outgoing = self.outbox.0.borrow_mut();
-                outgoing.failed = true;
-                outgoing.pieces = Pieces::default();
-                return Err(error.into());
+            if let Some(end) = self.write_out(&mut pieces).await? {
+                return end;
             }
         }
     }
 
-    async fn write_out(&mut self, pieces: &mut Pieces) -> io::Result<()> {
+    /// Writes all of these. The end, if it comes while the stream is full.
+    async fn write_out(&mut self, pieces: &mut Pieces) -> io::Result<Option<Result<(), Error>>> {
         while !pieces.queue.is_empty() {
             let mut was_full = false;
+            let outbox = &self.outbox.0;
+            let stream = &mut self.stream;
             let written = std::future::poll_fn(|cx| {
                 let slices = pieces.slices();
-                let stream = Pin::new(&mut self.stream);
+                let stream = Pin::new(&mut *stream);
                 let polled = match &slices[..] {
                     [only] => stream.poll_write(cx, only),
                     several => stream.poll_write_vectored(cx, several),
                 };
-                was_full |= polled.is_pending();
-                polled
+                if let Poll::Ready(written) = polled {
+                    return Poll::Ready(written.map(Ok));
+                }
+                was_full = true;
+                let mut outgoing = outbox.borrow_mut();
+                if let Some(end) = &outgoing.end {
+                    return Poll::Ready(Ok(Err(end.clone())));
+                }
+                outgoing.flusher = Some(cx.waker().clone());
+                Poll::Pending
             })
             .await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            let written = match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(end) => return Ok(Some(end)),
+            };
             if was_full {
                 self.signs.add();
             }
             pieces.advance(written);
+            let mut outgoing = self.outbox.0.borrow_mut();
+            outgoing.waiting -= written;
+            if outgoing.waiting <= MOST_WAITING {
+                wake(&mut outgoing.held_up);
+            }
         }
-        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await
+        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await?;
+        Ok(None)
+    }
+}
+
+impl Drop for Flusher {
+    /// What is not written never will be; whoever still sends sends to nobody.
+    fn drop(&mut self) {
+        let mut outgoing = self.outbox.0.borrow_mut();
+        outgoing.is_gone = true;
+        outgoing.pieces = Pieces::default();
+        outgoing.waiting = 0;
+        wake(&mut outgoing.held_up);
     }
 }
 

@@ -1316,6 +1316,46 @@ fn large_value() -> String {
     "large ".repeat(200)
 }
 
+/// A retry finds that its value was stored, and damaged since: it is no source for others.
+#[test]
+fn a_retry_does_not_pass_on_a_damaged_value() {
+    let large = large_value();
+    play(SIBLINGS, strict(), async |s| {
+        let request = s.sim.new_request();
+        let attempt = || s.sim.attempt(s.a, &s.k, value(&large), &Over::Nothing, request, How::default());
+        assert!(matches!(attempt().await, Some(Ok(_))));
+        s.sim.sleep(500).await;
+        s.sim.damage(s.a, &s.k);
+        let again = attempt().await;
+        assert!(matches!(again, Some(Err(RequestError::StorageFailed { .. }))), "{again:?}");
+        assert_eq!(s.sim.values(s.b, &s.k), set(&[&large]));
+        assert_eq!(s.see(s.a).await.0, set(&[&large]));
+    });
+}
+
+/// What rots while a node is down is mended by anti-entropy, or replaced.
+#[test]
+fn a_value_that_was_damaged_while_its_node_was_down_is_mended() {
+    let large = large_value();
+    for overwritten in [true, false] {
+        play(SIBLINGS, strict(), async |s| {
+            let context = s.put(s.a, &large, Over::Nothing).await;
+            s.sim.sleep(500).await;
+            s.sim.stop(s.b).await;
+            s.sim.damage(s.b, &s.k);
+            s.sim.start(s.b);
+            s.sim.until_ready().await;
+            if overwritten {
+                s.put(s.a, "new", Over::Exactly(context)).await;
+            }
+            s.sim.whole_round(s.b).await;
+            s.sim.sleep(1_000).await;
+            let expected = if overwritten { "new" } else { &large };
+            assert_eq!(s.sim.values(s.b, &s.k), set(&[expected]));
+        });
+    }
+}
+
 /// A large value that is damaged, with all that is known of it whole: who replaces it need not know, and nobody else learns
 /// of it; who would keep it beside another one does not pass on what can't be read.
 #[test]
@@ -1341,7 +1381,7 @@ fn a_damaged_value_is_replaced_but_never_passed_on() {
         s.sim.damage(s.b, &s.k);
         let request = s.sim.new_request();
         let put = s.sim.attempt(s.b, &s.k, value("beside"), &Over::Nothing, request, How::default()).await;
-        assert!(matches!(put, Some(Err(RequestError::Storage { .. }))), "{put:?}");
+        assert!(matches!(put, Some(Err(RequestError::StorageFailed { .. }))), "{put:?}");
         s.put(s.a, "beside", Over::Nothing).await;
         s.sim.sleep(2_000).await;
         for node in [s.a, s.b, s.c] {

@@ -59,7 +59,7 @@ fn planted_bugs_are_found() {
 /// From `make sim-bugs`.
 const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::HintDeletedBeforeAck, 0),
-    (Bug::ChangedHintDeleted, 12),
+    (Bug::ChangedHintDeleted, 33),
     (Bug::ReapingIgnoresHints, 297),
     (Bug::ReapingAsksOnce, 110),
     (Bug::ReapingIgnoresTheDead, 297),

@@ -99,8 +99,7 @@ impl AsyncRead for Trickle {
     }
 }
 
-/// Messages of all sizes arrive in order and whole, however the stream cuts them; the flusher ends as it was told to when all
-/// of them are written.
+/// Messages of all sizes arrive in order and whole, however the stream cuts them; the flusher ends as it was told to.
 #[tokio::test]
 async fn messages_arrive_whole() {
     let sizes: [(&[usize], u32); 9] = [
@@ -121,9 +120,11 @@ async fn messages_arrive_whole() {
     let mut inbox = inbox(Trickle { stream: theirs, step: 5 });
     let reads = async {
         let mut found = Vec::new();
-        while let Some(message) = inbox.next().await.unwrap() {
-            found.push(lengths_in(message));
+        while found.len() < sizes.len() {
+            found.push(lengths_in(inbox.next().await.unwrap().unwrap()));
         }
+        outbox.end(Err(Error::disconnected("done".into())));
+        assert!(inbox.next().await.unwrap().is_none(), "the end comes between messages");
         found
     };
     let writes = async {
@@ -133,13 +134,153 @@ async fn messages_arrive_whole() {
                 tokio::task::yield_now().await;
             }
         }
-        outbox.end(Err(Error::disconnected("done".into())));
     };
     let (found, ended, ()) = tokio::join!(reads, flusher.run(), writes);
     assert_eq!(found, sizes.map(|(lengths, _)| lengths.to_vec()));
     assert_eq!(ended.unwrap_err().kind, capnp::ErrorKind::Disconnected);
     outbox.send(&message(&[1], 1));
     assert!(outbox.0.borrow().pieces.queue.is_empty(), "who ended takes nothing more");
+}
+
+/// Counts what is written, and how often; takes nothing any more after so many bytes.
+#[derive(Clone, Default)]
+struct Sink {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    writes: Rc<Cell<usize>>,
+    room: Option<usize>,
+    fails: bool,
+}
+
+impl AsyncWrite for Sink {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let before = self.bytes.borrow().len();
+        let room = self.room.map_or(usize::MAX, |room| room - before);
+        if room == 0 {
+            return if self.fails {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            } else {
+                Poll::Pending
+            };
+        }
+        assert!(slices.len() <= MAX_SLICES);
+        self.writes.set(self.writes.get() + 1);
+        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(room).collect();
+        self.bytes.borrow_mut().extend_from_slice(&all);
+        Poll::Ready(Ok(all.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn flusher(sink: &Sink, outbox: &Outbox) -> Flusher {
+    Flusher::new(Box::new(sink.clone()), outbox.clone(), SignsOfLife::default())
+}
+
+/// What several tasks send in one turn is one write, also if the first of them woke the flusher.
+#[tokio::test]
+async fn what_is_sent_in_one_turn_is_written_together() {
+    let local = tokio::task::LocalSet::new();
+    let (sink, outbox) = (Sink::default(), Outbox::default());
+    let running = local.spawn_local(flusher(&sink, &outbox).run());
+    local.run_until(tokio::task::yield_now()).await;
+    for at in 0..5 {
+        let outbox = outbox.clone();
+        local.spawn_local(async move { outbox.send(&message(&[at], 10)) });
+    }
+    local
+        .run_until(async {
+            while sink.writes.get() == 0 {
+                tokio::task::yield_now().await
+            }
+        })
+        .await;
+    assert_eq!(sink.writes.get(), 1);
+    outbox.end(Ok(()));
+    local.run_until(running).await.unwrap().unwrap();
+    let expected: Vec<u8> = (0..5).flat_map(|at| framed(&message(&[at], 10))).collect();
+    assert_eq!(*sink.bytes.borrow(), expected);
+}
+
+/// More large messages than one system call takes.
+#[tokio::test]
+async fn many_large_messages_go_out_in_order() {
+    let (sink, outbox) = (Sink::default(), Outbox::default());
+    let messages: Vec<_> = (0..100).map(|at| message(&[10_000 + at, 1, 9_000], 1)).collect();
+    messages.iter().for_each(|message| outbox.send(message));
+    outbox.end(Ok(()));
+    flusher(&sink, &outbox).run().await.unwrap();
+    assert!(sink.writes.get() > 1);
+    let expected: Vec<u8> = messages.iter().flat_map(|message| framed(message)).collect();
+    assert!(*sink.bytes.borrow() == expected);
+}
+
+/// A stream that fails, and a flusher that is dropped as it waits, keep nothing; nothing is kept of what is sent later.
+#[tokio::test]
+async fn nothing_is_kept_for_a_stream_that_is_gone() {
+    for fails in [true, false] {
+        let (mut sink, outbox) = (Sink::default(), Outbox::default());
+        (sink.room, sink.fails) = (Some(10), fails);
+        let large = message(&[20_000], 1);
+        outbox.send(&large);
+        let ended =
+            tokio::time::timeout(std::time::Duration::from_millis(20), flusher(&sink, &outbox).run()).await;
+        assert_eq!(ended.is_ok_and(|ended| ended.is_err()), fails);
+        outbox.send(&large);
+        assert_eq!(Rc::strong_count(&large), 1);
+        outbox.has_room().await;
+    }
+}
+
+/// Who ends does not wait for a stream that takes nothing.
+#[tokio::test]
+async fn an_end_does_not_wait_for_a_full_stream() {
+    let (mut sink, outbox) = (Sink::default(), Outbox::default());
+    sink.room = Some(10);
+    outbox.send(&message(&[20_000], 1));
+    let ends = async {
+        tokio::task::yield_now().await;
+        outbox.end(Ok(()));
+    };
+    let (ended, ()) = tokio::join!(flusher(&sink, &outbox).run(), ends);
+    ended.unwrap();
+}
+
+/// Who serves waits while too much waits to be written, and goes on when there is room.
+#[tokio::test]
+async fn who_does_not_read_is_asked_to_wait() {
+    let (ours, mut theirs) = tokio::io::duplex(1024);
+    let outbox = Outbox::default();
+    let flusher = Flusher::new(Box::new(ours), outbox.clone(), SignsOfLife::default());
+    assert!(!outbox.is_full());
+    for _ in 0..=MOST_WAITING / 1_000_000 {
+        outbox.send(&message(&[1_000_000], 1));
+    }
+    assert!(outbox.is_full());
+    let reads = async {
+        let mut read = 0;
+        let mut buffer = vec![0; 64 * 1024];
+        while read < 2_000_000 {
+            read += theirs.read(&mut buffer).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = flusher.run() => panic!("there is more to write"),
+        ((), ()) = async { tokio::join!(outbox.has_room(), reads) } => {}
+    }
 }
 
 /// What is written is what the library itself writes.

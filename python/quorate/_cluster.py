@@ -376,21 +376,28 @@ class LocalCluster:
             QuorateError: one still is; with how far it is and whom it waits for.
         """
         deadline = time.monotonic() + seconds(timeout)
-        while True:
-            layouts, changes = set(), []
-            for node in self.nodes:
-                if node.running and not node._paused:
-                    with connect(node.address, timeout=5.0, follow=False) as client:
-                        report = json.loads(client._native.cluster("show"))
-                    layouts.add(report["digest"])
-                    changes += [f"{node.name}: {report['change']}"] if report["change"] else []
-            if len(layouts) <= 1 and not changes:
-                return
-            if time.monotonic() > deadline:
-                raise QuorateError(
-                    f"a change of layout is under way after {timeout} s: {'; '.join(changes) or layouts}"
-                )
-            time.sleep(0.05)
+        pause = 0.02
+        with contextlib.ExitStack() as open_clients:
+            clients: dict[str, Client] = {}
+            while True:
+                layouts, changes = set(), []
+                for node in self.nodes:
+                    if node.running and not node._paused:
+                        if node.address not in clients:
+                            client = connect(node.address, timeout=5.0, follow=False)
+                            clients[node.address] = open_clients.enter_context(client)
+                        report = json.loads(clients[node.address]._native.cluster("show"))
+                        layouts.add(report["digest"])
+                        changes += [f"{node.name}: {report['change']}"] if report["change"] else []
+                if len(layouts) <= 1 and not changes:
+                    return
+                if time.monotonic() > deadline:
+                    raise QuorateError(
+                        f"a change of layout is under way after {timeout} s: {'; '.join(changes) or layouts}"
+                    )
+                # Whoever waits long is not to be what the nodes are busy with.
+                time.sleep(pause)
+                pause = min(1.5 * pause, 0.5)
 
     @property
     def url(self) -> str:

@@ -22,6 +22,7 @@ use crate::sync::{Way, sync};
 use crate::transfer::{PAGE_BYTES, add_progress, begin_progress, end_progress, leave_time_for_clients};
 use crate::transition::agree;
 use crate::trees::{Held, TreeChange, all_committed};
+use crate::turns::cost_of;
 
 /// Records dropped together, and partitions side by side.
 const DROP_RECORDS: usize = 32;
@@ -144,7 +145,6 @@ async fn drop_records(node: &Node, layout: &Layout, leftover: &Leftover) -> Resu
     let end = end_of_prefix(&start);
     let mut after = false;
     loop {
-        let begun = Instant::now();
         let range = Range {
             start: &start,
             after,
@@ -153,8 +153,14 @@ async fn drop_records(node: &Node, layout: &Layout, leftover: &Leftover) -> Resu
             max_bytes: PAGE_BYTES as usize,
         };
         let mut dropped = Vec::new();
+        let mut begun = Instant::now();
         let drop_page = || {
-            let page = shared.engine.scan(range)?;
+            // What it waited for its turn is not what it takes from clients.
+            begun = Instant::now();
+            let page = match shared.engine.scan(range) {
+                Ok(page) => page,
+                Err(error) => return (Err(error), 0),
+            };
             let mut updates: Vec<Box<dyn Update>> = Vec::with_capacity(page.records.len());
             for key in page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key)) {
                 if !leftover.sizes.contains(&shared.n_of(key.bucket())) {
@@ -167,9 +173,10 @@ async fn drop_records(node: &Node, layout: &Layout, leftover: &Leftover) -> Resu
             }
             shared.engine.update(updates);
             shared.engine.flush();
-            Ok::<_, StorageError>(page)
+            let cost = cost_of(&page.records);
+            (Ok(page), cost)
         };
-        let page = node.look(drop_page).await?;
+        let page = node.turns.look(drop_page).await?;
         for gone in dropped {
             let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
             gone.await.map_err(lost)??;

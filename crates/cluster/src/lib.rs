@@ -33,6 +33,7 @@ mod sync;
 mod transfer;
 mod transition;
 mod trees;
+mod turns;
 
 pub use node::Node;
 pub use settings::Settings;

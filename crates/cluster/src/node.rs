@@ -17,13 +17,13 @@ use quorate_core::request::{
 use quorate_core::seams::{Incoming, NodeService, PeerTransport, ReplySink, ReplyTo};
 use quorate_core::transition::{Layouts, View};
 use quorate_core::{Member, NodeId, RequestError, RequestId};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::coordinator;
 use crate::fingerprint::fingerprint;
 use crate::replica::{Replica, ToStore};
 use crate::shared::Shared;
+use crate::turns::{Turns, cost_of};
 use crate::{administer, clocks, gossip, hints, reaper, recovery, repair, sync, transition, trees};
 
 /// Puts a node's faults into effect, where its configuration allows any.
@@ -46,7 +46,8 @@ pub struct Node {
     faults: Option<FaultSwitch>,
     in_flight: Cell<usize>,
     stopping: Cell<bool>,
-    turns: Semaphore,
+    /// Whose turn it is to look at many records.
+    pub(crate) turns: Turns,
 }
 
 impl Node {
@@ -64,7 +65,7 @@ impl Node {
             faults,
             in_flight: Cell::new(0),
             stopping: Cell::new(false),
-            turns: Semaphore::new(1),
+            turns: Turns::default(),
         })
     }
 
@@ -349,17 +350,27 @@ impl NodeService for Service {
 }
 
 impl Node {
-    /// Looks at many records, a page of them: such looks take turns, and what came meanwhile comes between any two.
-    pub(crate) async fn look<T>(&self, look: impl FnOnce() -> T) -> T {
-        let _turn = self.turns.acquire().await;
-        let found = look();
-        tokio::task::yield_now().await;
-        found
-    }
-
-    fn look_soon(self: &Rc<Self>, look: impl FnOnce(&Node) + 'static) {
+    /// Answers with what a look finds, unless its turn comes too late.
+    fn look_soon(
+        self: &Rc<Self>,
+        timeout: Duration,
+        reply: ReplyTo<PeerResult>,
+        look: impl FnOnce(&Node) -> (PeerResult, usize) + 'static,
+    ) {
         let node = self.clone();
-        tokio::task::spawn_local(async move { node.look(|| look(&node)).await });
+        let deadline = Instant::now() + timeout;
+        tokio::task::spawn_local(async move {
+            let in_time = || match Instant::now() < deadline {
+                true => look(&node),
+                false => (Err(PeerError::Expired), 0),
+            };
+            let tell = || {
+                let (answer, cost) = in_time();
+                reply.send(answer);
+                ((), cost)
+            };
+            node.turns.look(tell).await;
+        });
     }
 
     /// Answers what a peer, or this node itself, asks.
@@ -381,7 +392,14 @@ impl Node {
             PeerRequest::Fetch(key) => reply.send(self.replica.fetch(&key)),
             PeerRequest::Write(write) => self.replica.take(vec![ToStore { write, timeout, reply }]),
             PeerRequest::ScanPartition(scan) => {
-                self.look_soon(move |node| reply.send(node.replica.scan(&scan)));
+                self.look_soon(timeout, reply, move |node| {
+                    let answer = node.replica.scan(&scan);
+                    let cost = match &answer {
+                        Ok(PeerReply::Page(page)) => cost_of(&page.records),
+                        _ => 0,
+                    };
+                    (answer, cost)
+                });
             }
             PeerRequest::Forward(request) => {
                 let answer = ReplyTo::new(Rc::new(Forwarded(Cell::new(Some(reply)))), 0);
@@ -395,8 +413,9 @@ impl Node {
             PeerRequest::Leaves(_) => {
                 reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
             }
-            PeerRequest::Digests(wanted) => self.look_soon(move |node| {
-                reply.send(sync::digest_page(&node.shared, &wanted).map(PeerReply::Digests));
+            PeerRequest::Digests(wanted) => self.look_soon(timeout, reply, move |node| {
+                let (page, cost) = sync::digest_page(&node.shared, &wanted);
+                (page.map(PeerReply::Digests), cost)
             }),
             PeerRequest::HeldDurably(keys) => self.replica.held_durably(keys, reply),
             PeerRequest::MayReap { keys, layout } => reply.send(reaper::may_reap(shared, &keys, layout)),

@@ -24,6 +24,7 @@ use crate::gather::Gather;
 use crate::node::Node;
 use crate::shared::Shared;
 use crate::trees::describe;
+use crate::turns::cost_of;
 
 /// How long a peer may take for one question.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -303,7 +304,7 @@ async fn digests_up_to(
 ) -> Result<BTreeMap<Bytes, Digest>, PeerError> {
     let mut found = BTreeMap::new();
     loop {
-        let page = node.look(|| digest_page(&node.shared, &DigestsOf { tree, leaves, after })).await?;
+        let page = node.turns.look(|| digest_page(&node.shared, &DigestsOf { tree, leaves, after })).await?;
         let last = page.next.is_empty() || (!until.is_empty() && page.next >= *until);
         let within = |key: &Bytes| until.is_empty() || key <= until;
         found.extend(page.entries.into_iter().filter(|(key, _)| within(key)));
@@ -314,8 +315,13 @@ async fn digests_up_to(
     }
 }
 
-/// A page of keys and digests of this node.
-pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Result<DigestPage, PeerError> {
+/// A page of keys and digests of this node, and what it cost.
+pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> (Result<DigestPage, PeerError>, usize) {
+    let mut cost = 0;
+    (read_digests(shared, wanted, &mut cost), cost)
+}
+
+fn read_digests(shared: &Shared, wanted: &DigestsOf, cost: &mut usize) -> Result<DigestPage, PeerError> {
     let begin = StorageKey::partition_start(wanted.tree.partition);
     if !wanted.after.is_empty() && !wanted.after.starts_with(&begin) {
         return Err(PeerError::Refused { detail: "digests of one partition at a time".into() });
@@ -330,6 +336,7 @@ pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Result<DigestP
         max_bytes: PAGE_BYTES,
     };
     let page = shared.engine.scan(range).map_err(storage_failed)?;
+    *cost = cost_of(&page.records);
     let mut entries = Vec::new();
     for (key, object) in &page.records {
         if wanted.leaves & (1 << leaf_of(key)) == 0 {

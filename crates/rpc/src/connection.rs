@@ -2,7 +2,9 @@
 //! [`stream`](crate::stream)'s inbox and outbox.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use capnp::any_pointer;
@@ -11,7 +13,7 @@ use capnp::message::{HeapAllocator, Reader, ReaderOptions};
 use capnp::serialize::BufferSegments;
 use capnp::{Error, ErrorKind};
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
+use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
 
 use crate::network::Duplex;
 use crate::stream::{Flusher, Inbox, Message, Outbox, SignsOfLife};
@@ -98,7 +100,7 @@ impl capnp_rpc::Connection<Side> for Connection {
             return Promise::err(Error::failed("a message is waited for already".into()));
         };
         let place = self.inbox.clone();
-        // Who asks and does not read the answers is asked to wait. Who was asked always reads, or two could wait for each other.
+        // Who asks and does not read the answers is asked to wait. Who asks always reads, or two could wait for each other.
         let held_up = (self.side == Side::Server && self.outbox.is_full()).then(|| self.outbox.clone());
         if held_up.is_none()
             && let Some(came) = inbox.take().transpose()
@@ -209,8 +211,19 @@ pub(crate) fn dial<C: FromClientHook>(
     (port, connected.run())
 }
 
+/// Lets go of calls that are not answered, which otherwise keep each other and their connection.
+struct Disconnects(Disconnector<Side>);
+
+impl Drop for Disconnects {
+    fn drop(&mut self) {
+        // It does so when it is first asked; that it is done is of no interest.
+        let _ = Pin::new(&mut self.0).poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
 impl Connected {
     async fn run(mut self) -> Option<String> {
+        let _ends = Disconnects(self.system.get_disconnector());
         let ended = tokio::select! {
             biased;
             ended = &mut self.system => ended,

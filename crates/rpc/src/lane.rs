@@ -274,12 +274,7 @@ impl<P: Protocol> Lane<P> {
         let answer = P::exchange(&self.port, batch);
         let lane = self.clone();
         tokio::task::spawn_local(async move {
-            // What is dropped with its connection is not answered.
-            let answer = tokio::select! {
-                biased;
-                answer = answer => answer,
-                _ = lane.until_closed() => return,
-            };
+            let answer = answer.await;
             lane.calls.set(lane.calls.get() - 1);
             match answer {
                 Ok(results) => {
@@ -370,5 +365,49 @@ impl<P: Protocol> Lane<P> {
 impl<P: Protocol> Drop for Lane<P> {
     fn drop(&mut self) {
         self.close("dropped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_core::request::{ClientRequest, ClientResult};
+    use quorate_core::seams::ReplySink;
+
+    use super::*;
+    use crate::ClientProtocol;
+
+    #[derive(Default)]
+    struct Answers(RefCell<Vec<Option<ClientResult>>>);
+
+    impl ReplySink<Option<ClientResult>> for Answers {
+        fn reply(&self, _: u64, answer: Option<Option<ClientResult>>) {
+            self.0.borrow_mut().extend(answer);
+        }
+    }
+
+    /// A peer that never says anything: what waits is answered, and nothing of the connection is kept.
+    #[tokio::test]
+    async fn nothing_is_left_of_a_lane_to_a_silent_peer() {
+        let local = tokio::task::LocalSet::new();
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let (read, write) = tokio::io::split(ours);
+        let answers = Rc::new(Answers::default());
+        let asked = answers.clone();
+        let lane = local
+            .run_until(async move {
+                let lane =
+                    Lane::<ClientProtocol>::open(Duplex { read: Box::new(read), write: Box::new(write) });
+                lane.send(ClientRequest::Ping, Duration::from_secs(9), ReplyTo::new(asked, 0));
+                lane.until_closed().await;
+                let weak = Rc::downgrade(&lane);
+                drop(lane);
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                weak
+            })
+            .await;
+        assert_eq!(*answers.0.borrow(), [None], "nobody knows what became of it");
+        assert!(lane.upgrade().is_none(), "something still holds it");
     }
 }

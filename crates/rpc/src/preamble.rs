@@ -1,7 +1,7 @@
 //! What is said on a connection before Cap'n Proto begins: who we are, and whether we belong together.
 //!
-//! Short, bounded, under a deadline of its own, and before any byte is given to a library that allocates what a header
-//! claims: strangers are refused cheaply. `schema/preamble.md` describes the bytes.
+//! Short, bounded, under a deadline of its own, and before any byte is given to a library: strangers are refused cheaply.
+//! `schema/preamble.md` describes the bytes.
 
 use std::io;
 use std::time::Duration;

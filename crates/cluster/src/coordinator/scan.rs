@@ -160,7 +160,7 @@ async fn read_partition(
 }
 
 async fn read_pages(
-    node: &Node,
+    node: &Rc<Node>,
     live: Vec<NodeId>,
     scan: &ScanPartition,
     required: u8,
@@ -172,11 +172,12 @@ async fn read_pages(
     let gather = Gather::default();
     let ask = |replica: NodeId| {
         let slot = gather.slot(replica);
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let request = PeerRequest::ScanPartition(scan.clone());
         if replica == node.shared.node() {
-            slot.send(node.replica.scan(scan));
+            node.answer_peer(request, timeout, slot);
         } else {
-            let timeout = deadline.saturating_duration_since(Instant::now());
-            node.transport.send(replica, PeerRequest::ScanPartition(scan.clone()), timeout, slot);
+            node.transport.send(replica, request, timeout, slot);
         }
     };
     for &replica in quorum.first_asked() {

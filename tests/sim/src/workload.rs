@@ -221,7 +221,11 @@ impl Client {
         self.values.set(self.values.get() + 1);
         let value = format!("c{}-{}", self.number, self.values.get());
         // Some are large enough to lie behind the rest of their record.
-        if self.values.get() % 8 == 0 { format!("{value}{}", ".".repeat(LARGE_VALUE_BYTES)) } else { value }
+        if self.values.get().is_multiple_of(8) {
+            format!("{value}{}", ".".repeat(LARGE_VALUE_BYTES))
+        } else {
+            value
+        }
     }
 
     async fn act(&self) {

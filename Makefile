@@ -39,7 +39,7 @@ sim-bugs:
 	cargo run --quiet --locked --package quorate-sim -- bugs --seeds 1000
 
 bench: $(VENV)/.built
-	cargo build --release --locked -p quorate-node -p quorate-example-fjall
+	cargo build --release --locked -p quorate-server -p quorate-example-fjall
 	$(BIN)/python bench/run.py
 
 # What docs/reliability.md has figures for, measured into it.
@@ -52,7 +52,7 @@ transfer: $(VENV)/.built
 
 # Where the time goes, into the same page. Needs perf.
 profile: $(VENV)/.built
-	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --locked -p quorate-node
+	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --locked -p quorate-server
 	$(BIN)/python bench/profile.py
 
 # What must hold before a change is proposed.

@@ -42,7 +42,7 @@ PARTS = [
     ("lanes, sessions, streams", r"quorate_rpc"),
     ("coordinator and replica", r"quorate_cluster"),
     ("client: routes, attempts", r"quorate_client"),
-    ("the generator itself", r"quorate_node::bench|hdrhistogram|rand"),
+    ("the generator itself", r"quorate_server::bench|hdrhistogram|rand"),
     ("scheduling: tokio, futures, timers", r"tokio|mio::|futures"),
 ]
 

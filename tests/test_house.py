@@ -27,10 +27,10 @@ ALLOWED = {
     "quorate-cluster": {"quorate-core"},
     "quorate-rpc": {"quorate-core"},
     "quorate-client": {"quorate-core", "quorate-rpc"},
-    "quorate-node": {"quorate-core", "quorate-cluster", "quorate-rpc", "quorate-client", *PLUGINS.values()},
-    "quorate-python": {"quorate-client", "quorate-node"},
+    "quorate-server": {"quorate-core", "quorate-cluster", "quorate-rpc", "quorate-client", *PLUGINS.values()},
+    "quorate-python": {"quorate-client", "quorate-server"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
-    **{example: {"quorate-core", "quorate-node"} for example in EXAMPLES.values()},
+    **{example: {"quorate-core", "quorate-server"} for example in EXAMPLES.values()},
     # The whole node but its shell, and no storage: it brings its own.
     "quorate-sim": {"quorate-core", "quorate-cluster", "quorate-rpc"}
     | {plugin for plugin in PLUGINS.values() if "storage" not in plugin},

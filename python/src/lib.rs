@@ -16,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<String>) -> u8 {
     py.detach(|| {
-        let code = quorate_node::run(quorate_node::Registry::built_in(), arguments);
+        let code = quorate_server::run(quorate_server::Registry::built_in(), arguments);
         // `ExitCode` shows its number in no other way than this.
         (0..=u8::MAX).find(|&number| std::process::ExitCode::from(number) == code).unwrap_or(u8::MAX)
     })

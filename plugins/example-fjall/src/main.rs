@@ -1,7 +1,7 @@
 //! A node with fjall beside the built-in engines: `[storage] engine = "fjall"`.
 
 fn main() -> std::process::ExitCode {
-    let mut registry = quorate_node::Registry::built_in();
+    let mut registry = quorate_server::Registry::built_in();
     registry.storage(quorate_example_fjall::NAME, quorate_example_fjall::open);
-    quorate_node::main(registry)
+    quorate_server::main(registry)
 }

@@ -1,7 +1,7 @@
 //! A node with this engine beside those that come with Quorate.
 
 fn main() -> std::process::ExitCode {
-    let mut registry = quorate_node::Registry::built_in();
+    let mut registry = quorate_server::Registry::built_in();
     registry.storage(my_engine::NAME, my_engine::open);
-    quorate_node::main(registry)
+    quorate_server::main(registry)
 }

@@ -5,5 +5,5 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    quorate_node::main(quorate_node::Registry::built_in())
+    quorate_server::main(quorate_server::Registry::built_in())
 }

@@ -4,9 +4,9 @@
 //!
 //! ```no_run
 //! fn main() -> std::process::ExitCode {
-//!     let mut registry = quorate_node::Registry::built_in();
+//!     let mut registry = quorate_server::Registry::built_in();
 //!     registry.storage("my-engine", |config: quorate_storage_memory::Config, _folder| quorate_storage_memory::open(config));
-//!     quorate_node::main(registry)
+//!     quorate_server::main(registry)
 //! }
 //! ```
 

@@ -40,7 +40,7 @@ PARTS = [
     ("Cap'n Proto: conversions", r"quorate_rpc::(convert|generated)|_capnp::"),
     ("Cap'n Proto: messages and calls", r"capnp"),
     ("lanes, sessions, streams", r"quorate_rpc"),
-    ("coordinator and replica", r"quorate_cluster"),
+    ("coordinator and replica", r"quorate_node"),
     ("client: routes, attempts", r"quorate_client"),
     ("the generator itself", r"quorate_server::bench|hdrhistogram|rand"),
     ("scheduling: tokio, futures, timers", r"tokio|mio::|futures"),

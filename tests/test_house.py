@@ -24,15 +24,15 @@ PLUGINS = {
 
 ALLOWED = {
     "quorate-core": set[str](),
-    "quorate-cluster": {"quorate-core"},
+    "quorate-node": {"quorate-core"},
     "quorate-rpc": {"quorate-core"},
     "quorate-client": {"quorate-core", "quorate-rpc"},
-    "quorate-server": {"quorate-core", "quorate-cluster", "quorate-rpc", "quorate-client", *PLUGINS.values()},
+    "quorate-server": {"quorate-core", "quorate-node", "quorate-rpc", "quorate-client", *PLUGINS.values()},
     "quorate-python": {"quorate-client", "quorate-server"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
     **{example: {"quorate-core", "quorate-server"} for example in EXAMPLES.values()},
     # The whole node but its shell, and no storage: it brings its own.
-    "quorate-sim": {"quorate-core", "quorate-cluster", "quorate-rpc"}
+    "quorate-sim": {"quorate-core", "quorate-node", "quorate-rpc"}
     | {plugin for plugin in PLUGINS.values() if "storage" not in plugin},
 }
 

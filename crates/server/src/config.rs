@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use quorate_cluster::Settings;
-use quorate_cluster::settings::TransferConfig;
+use quorate_node::Settings;
+use quorate_node::settings::TransferConfig;
 use quorate_core::key::MAX_BUCKET_BYTES;
 use quorate_core::layout::{LayoutError, MAX_MEMBER_TEXT};
 use quorate_core::membership::Founding;

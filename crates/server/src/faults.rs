@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use quorate_client::system::Tcp;
-use quorate_cluster::node::Fault;
+use quorate_node::node::Fault;
 use quorate_core::NodeId;
 use quorate_rpc::network::{Duplex, Network};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quorate_cluster::gossip::LAYOUT_FACT;
+use quorate_node::gossip::LAYOUT_FACT;
 use quorate_core::admission::Identity;
 use quorate_core::environment::Environment;
 use quorate_core::event::EventSink;

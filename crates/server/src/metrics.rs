@@ -15,7 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use quorate_cluster::Shared;
+use quorate_node::Shared;
 use quorate_core::event::{Event, EventKind, EventSink};
 use quorate_rpc::lane::PeerQueues;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

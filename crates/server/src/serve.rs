@@ -10,10 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quorate_client::system::{System, Tcp, duplex};
-use quorate_cluster::layouts::{layouts_fact, stored_layouts};
-use quorate_cluster::node::{FaultSwitch, Service};
-use quorate_cluster::shared::{Parts, recovering_fact};
-use quorate_cluster::{Node, Shared};
+use quorate_node::layouts::{layouts_fact, stored_layouts};
+use quorate_node::node::{FaultSwitch, Service};
+use quorate_node::shared::{Parts, recovering_fact};
+use quorate_node::{Node, Shared};
 use quorate_core::admission::Identity;
 use quorate_core::bucket::DEFAULT_BUCKET;
 use quorate_core::event::{Event, EventSink};

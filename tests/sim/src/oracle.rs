@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use quorate_cluster::layouts::layouts_fact;
+use quorate_node::layouts::layouts_fact;
 use quorate_core::codec::decode_object;
 use quorate_core::hint::parse_hint_key;
 use quorate_core::transition::{Layouts, Phase};

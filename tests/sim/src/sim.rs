@@ -10,10 +10,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_cluster::layouts::{layouts_fact, stored_layouts};
-use quorate_cluster::node::Service;
-use quorate_cluster::shared::Parts;
-use quorate_cluster::{Node, Settings, Shared};
+use quorate_node::layouts::{layouts_fact, stored_layouts};
+use quorate_node::node::Service;
+use quorate_node::shared::Parts;
+use quorate_node::{Node, Settings, Shared};
 use quorate_core::admission::Identity;
 use quorate_core::change::{Change, Staged, change_id};
 use quorate_core::codec::{decode_context, decode_object};

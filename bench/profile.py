@@ -39,10 +39,10 @@ PARTS = [
     ("codec and checksums", r"quorate_core::(codec|varint|key)|xxhash"),
     ("Cap'n Proto: conversions", r"quorate_rpc::(convert|generated)|_capnp::"),
     ("Cap'n Proto: messages and calls", r"capnp"),
-    ("lanes, sessions, streams", r"quorate_rpc"),
+    ("batches, reply buffers, streams", r"quorate_rpc"),
     ("coordinator and replica", r"quorate_node"),
     ("client: routes, attempts", r"quorate_client"),
-    ("the generator itself", r"quorate_server::bench|hdrhistogram|rand"),
+    ("the generator itself", r"quorate_server::cli::bench|hdrhistogram|rand"),
     ("scheduling: tokio, futures, timers", r"tokio|mio::|futures"),
 ]
 

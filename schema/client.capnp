@@ -62,14 +62,14 @@ struct Put {
   # A delete: value is empty.
   context @2 :Data;
   # What the client has seen of the key, or nothing.
-  replaces @3 :Replaces;
+  mode @3 :WriteMode;
   requestId @4 :UInt64;
   attempt @5 :UInt16;
   # 0 for the first one; later ones ask whether the write was applied before.
   sloppy @6 :Choice;
 
-  enum Replaces {
-    whatIsThere @0;
+  enum WriteMode {
+    overwrite @0;
     # Overwrite: what the coordinator holds, and what the context contains.
     exactly @1;
     # What the context contains, no more.
@@ -165,7 +165,7 @@ struct Failure {
   detail @5 :Text;
 
   enum Kind {
-    notAttempted @0;
+    unavailable @0;
     indeterminate @1;
     overloaded @2;
     deadlineExceeded @3;

@@ -25,18 +25,18 @@ struct Operation {
     roots @9 :List(TreeRoot);
     leaves @10 :Tree;
     digests @11 :DigestsOf;
-    heldDurably @12 :List(Data);
-    mayReap @13 :List(Data);
-    reap @14 :Reap;
+    durableDigests @12 :List(Data);
+    mayCollect @13 :List(Data);
+    collectTombstones @14 :CollectTombstones;
     clock @15 :Void;
     gossip @16 :Data;
     # A message of the membership plugin.
-    news @18 :Data;
+    layoutSummary @18 :Data;
     # schema/layout.md
     layouts @19 :Void;
   }
   layout @17 :UInt64;
-  # With read, write, scan and mayReap: the digest of the layout that the sender goes by.
+  # With read, write, scan and mayCollect: the digest of the layout that the sender goes by.
 }
 
 struct Write {
@@ -91,7 +91,7 @@ struct DigestPage {
   next @1 :Data;
 }
 
-struct Reap {
+struct CollectTombstones {
   entries @0 :List(Entry);
   validUntilMs @1 :UInt64;
 }
@@ -117,11 +117,11 @@ struct Result {
     trees @8 :List(TreeState);
     leaves @9 :List(UInt64);
     digests @10 :DigestPage;
-    held @11 :List(UInt64);
+    durableDigests @11 :List(UInt64);
     # Digests; 0: absent.
-    mayReap @12 :List(Bool);
+    mayCollect @12 :List(Bool);
     clock @13 :UInt64;
-    news @14 :Data;
+    layoutSummary @14 :Data;
     layouts @15 :Data;
   }
 }

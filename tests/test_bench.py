@@ -84,7 +84,7 @@ def test_errors_are_counted_by_type() -> None:
     with LocalCluster(nodes=3) as cluster:
         cluster[2].kill()
         got = report(cluster, "--w", "3", "--timeout", "0.3", *FAST)
-        assert got["errors"].keys() <= {"NotAttempted", "Indeterminate"} and got["errors"]
+        assert got["errors"].keys() <= {"Unavailable", "Indeterminate"} and got["errors"]
         assert got["operations"] == 0
 
 

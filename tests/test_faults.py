@@ -306,8 +306,8 @@ def test_nodes_of_another_cluster_are_refused() -> None:
             assert "cluster ids differ" in ours[0].log
             assert "cluster ids differ" in theirs[0].log
             with quorate.connect(ours[0].address, follow=False) as db:
-                trouble = [member["trouble"] for member in db.status()["members"] if member["state"] == "down"]
-                assert trouble and "cluster ids differ" in trouble[0]
+                errors = [member["last_error"] for member in db.status()["members"] if member["state"] == "down"]
+                assert errors and "cluster ids differ" in errors[0]
         with theirs.connect() as db:
             db.bucket("b").put("k", b"v")
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import quorate
-from quorate import LocalCluster
+import rust_imports
+from quorate import LocalCluster, _errors
 
 ROOT = Path(__file__).parent.parent
 # For strangers to start from: a plugin and a node with it, each in one crate.
@@ -67,6 +68,59 @@ def test_core_stays_pure_and_only_rpc_names_capnp() -> None:
         text = path.read_text()
         for impure in ["std::net", "std::fs", "std::thread", "SystemTime", "Instant"]:
             assert impure not in text, f"{path} uses {impure}"
+
+
+CRATES = sorted(path.parent for path in ROOT.glob("*/*/Cargo.toml")) + [ROOT / "python", ROOT / "schema" / "generator"]
+# The folders and files of crates/node, from the lowest stair to the highest: each imports only lower ones.
+STAIRS = [
+    "gather",
+    "state",
+    "replica",
+    "node",
+    "membership",
+    "repair",
+    "layout_change",
+    "coordinator",
+    "admin",
+    "service",
+    "lib",
+]
+
+
+@pytest.mark.parametrize("crate", sorted({path for path in CRATES if (path / "src").is_dir()}), ids=lambda path: path.name)
+def test_folders_import_each_other_in_no_circle(crate: Path) -> None:
+    between = rust_imports.rooms(rust_imports.imports(crate / "src"))
+    assert rust_imports.circles(between) == []
+    assert rust_imports.foreign_methods(crate / "src") == []
+
+
+def test_files_of_core_import_each_other_in_no_circle() -> None:
+    assert rust_imports.circles(rust_imports.imports(ROOT / "crates/core/src")) == []
+
+
+def test_folders_of_the_node_are_stairs() -> None:
+    between = rust_imports.rooms(rust_imports.imports(ROOT / "crates/node/src"))
+    assert set(between) == set(STAIRS), "a new folder has its place in STAIRS and in crates/node/src/lib.rs"
+    for room, imported in between.items():
+        above = {other for other in imported if STAIRS.index(other) > STAIRS.index(room)}
+        assert not above, f"crates/node/src/{room} imports {above}, which are above it"
+    all_folders = {path.name for path in (ROOT / "crates/node/src").iterdir() if path.is_dir()}
+    knows_many = {room for room, imported in between.items() if len(imported & all_folders) > len(all_folders) - 2}
+    assert knows_many <= {"service", "lib"}
+
+
+def test_the_import_reader_finds_a_circle(tmp_path: Path) -> None:
+    """The reader of imports sees nested uses, paths in code and `super`, and no comments or unit tests."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "lib.rs").write_text("mod a; mod b; mod c;")
+    (tmp_path / "a/mod.rs").write_text("pub mod inner;")
+    (tmp_path / "a/inner.rs").write_text("use crate::{b::{self, Thing}, c};\nstruct Other;")
+    (tmp_path / "b.rs").write_text("struct Thing;\nfn f() { crate::a::inner::g() }\nimpl Other { }")
+    (tmp_path / "c.rs").write_text("// crate::a\n#[cfg(test)]\nmod tests {\n use crate::a;\n}")
+    graph = rust_imports.imports(tmp_path)
+    assert graph["a/inner.rs"] == {"b.rs", "c.rs"} and graph["b.rs"] == {"a/inner.rs"} and graph["c.rs"] == set()
+    assert rust_imports.circles(rust_imports.rooms(graph)) == [["a", "b"]]
+    assert rust_imports.foreign_methods(tmp_path) == ["b.rs: impl Other"]
 
 
 def test_every_dependency_is_explained() -> None:
@@ -132,24 +186,42 @@ def test_the_readme_commands_run(tmp_path: Path) -> None:
 
 
 def test_errors_have_the_same_names_everywhere() -> None:
-    table = (ROOT / "docs/errors.md").read_text()
+    """The variants in Rust, the wire's kinds, the exit codes, the exceptions and the documented table are one list."""
     rust = (ROOT / "crates/core/src/error.rs").read_text()
-    schema = (ROOT / "schema/client.capnp").read_text()
-    names = re.findall(r"RequestError::(\w+) \{ \.\. \} => \"\1\"", rust)
+    [variants] = re.findall(r"pub enum RequestError \{(.*?)\n\}", rust, re.DOTALL)
+    names = re.findall(r"^    (\w+) \{$", variants, re.MULTILINE)
     assert len(names) == 7
-    for name in names:
-        assert f"`{name}`" in table
-        assert name[0].lower() + name[1:] in schema
-    for python in [
-        quorate.Unavailable,
-        quorate.Indeterminate,
-        quorate.Overloaded,
-        quorate.DeadlineExceeded,
-        quorate.TooManySiblings,
-        quorate.StorageFailed,
-        quorate.InvalidRequest,
-    ]:
-        assert issubclass(python, quorate.QuorateError) and f"`{python.__name__}`" in table
+    assert re.findall(r'RequestError::(\w+) \{ \.\. \} => "(\w+)"', rust) == [(name, name) for name in names]
+    [kinds] = re.findall(r"enum Kind \{(.*?)\}", (ROOT / "schema/client.capnp").read_text().split("struct Failure")[1], re.DOTALL)
+    assert sorted(re.findall(r"(\w+) @\d+;", kinds)) == sorted(name[0].lower() + name[1:] for name in names)
+    exits = re.findall(r"RequestError::(\w+) \{ \.\. \}\)+ => (\d)", (ROOT / "crates/server/src/cli/exit.rs").read_text())
+    assert {name for name, _ in exits} == set(names)
+    assert set(_errors._BY_NAME) == set(names)
+    for name, exception in _errors._BY_NAME.items():
+        assert exception.__name__ == name and getattr(quorate, name) is exception
+    rows = re.findall(r"^\|[^|]*\| `(\w+)` \| `(\w+)`[^|]*\| (\d) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert sorted((name, code) for name, _, code in rows) == sorted(exits)
+    assert all(name == exception for name, exception, _ in rows)
+
+
+STEPS = {"put": 12, "get": 9}
+
+
+@pytest.mark.parametrize("verb", STEPS)
+def test_the_steps_of_a_request_exist(verb: str) -> None:
+    """ARCHITECTURE.md lists the functions that a request runs through. Each exists, and they are in few files."""
+    architecture = (ROOT / "ARCHITECTURE.md").read_text()
+    [section] = re.findall(rf"^## A {verb}, step by step$(.*?)^## ", architecture, re.DOTALL | re.MULTILINE)
+    steps = re.findall(r"^(\d+)\. `([\w/.-]+\.rs)::([\w:]+)`", section, re.MULTILINE)
+    assert [int(number) for number, _, _ in steps] == list(range(1, len(steps) + 1)) and len(steps) > 5
+    assert len(steps) == len(re.findall(r"^\d+\. ", section, re.MULTILINE))
+    for _, path, function in steps:
+        code = (ROOT / path).read_text()
+        *types, name = function.split("::")
+        assert re.search(rf"\bfn {name}\b", code), f"{path} has no function {name}"
+        assert all(re.search(rf"\b(?:impl|trait)\b[^{{]*\b{kind}\b", code) for kind in types), f"{path}: {function}"
+    files = {path for _, path, _ in steps if path.startswith("crates/node/")}
+    assert len(files) <= STEPS[verb], files
 
 
 def test_json_of_status_is_plain() -> None:

@@ -266,23 +266,23 @@ def test_hints_over_budget_are_refused_and_repair_brings_what_they_would_have() 
             cluster.wait_converged(timeout=20.0)
 
 
-def test_deleted_keys_are_reaped_when_everybody_is_there() -> None:
+def test_deleted_keys_are_collected_when_all_nodes_are_up() -> None:
     config = {
         "coordinator": {"max_request_timeout_ms": 1_000, "max_clock_skew_ms": 200},
-        "reaping": {"interval_ms": 200, "grace_ms": 6_500},
+        "tombstone_gc": {"interval_ms": 200, "grace_ms": 6_500},
     }
     with LocalCluster(nodes=3, storage="lmdb", config=config) as cluster, cluster.connect(timeout=5.0) as db:
         bucket = db.bucket("b")
         for number in range(50):
             bucket.put(f"k{number}", b"v", w="all")
             bucket.delete(f"k{number}")
-        waiting = sum(int(status(node.address)["reaping"]["waiting"]) for node in cluster.nodes)
+        waiting = sum(int(status(node.address)["tombstone_gc"]["waiting"]) for node in cluster.nodes)
         assert waiting == 50
         cluster[2].pause()
-        until(lambda: any(status(cluster[n].address)["reaping"]["blocked_by"] for n in (0, 1)))
+        until(lambda: any(status(cluster[n].address)["tombstone_gc"]["blocked_by"] for n in (0, 1)))
         cluster[2].resume()
         cluster.wait_connected()
-        until(lambda: sum(int(status(node.address)["reaping"]["waiting"]) for node in cluster.nodes) == 0, timeout=60.0)
+        until(lambda: sum(int(status(node.address)["tombstone_gc"]["waiting"]) for node in cluster.nodes) == 0, timeout=60.0)
         for node in cluster.nodes:
             with quorate.connect(node.address, follow=False) as client:
                 assert client._native.fingerprint() == []

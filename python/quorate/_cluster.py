@@ -441,7 +441,7 @@ class LocalCluster:
                     missing.append(f"{node.name} is recovering ({status['recovering']} partitions)")
                 for member in status["members"]:
                     if member["name"] in names and member["state"] != "up":
-                        missing.append(f"{node.name} does not reach {member['name']} ({member['trouble']})")
+                        missing.append(f"{node.name} does not reach {member['name']} ({member['last_error']})")
         return missing
 
     def partition(self, *groups: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ class QuorateError(Exception):
 
 
 class Unavailable(QuorateError, ConnectionError):
-    """Too few live replicas, or no node at all, in sight ("not attempted"): nothing was written."""
+    """Too few live replicas, or no node at all, in sight: nothing was written."""
 
     def __init__(self, message: str, *, needed: int = 0, received: int = 0) -> None:
         super().__init__(message)
@@ -93,7 +93,7 @@ class PartialError(QuorateError):
 
 
 _BY_NAME: dict[str, type[QuorateError]] = {
-    "NotAttempted": Unavailable,
+    "Unavailable": Unavailable,
     "Indeterminate": Indeterminate,
     "DeadlineExceeded": DeadlineExceeded,
     "Overloaded": Overloaded,

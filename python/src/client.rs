@@ -6,13 +6,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
-use quorate_client::core::change::Change;
+use quorate_client::core::change::LayoutChange;
 use quorate_client::core::key::BucketName;
-use quorate_client::core::request::{
-    ClusterRequest, GetReply, PutReply, QuorumSize, ScanEntry, Sibling, scan_cursor,
-};
+use quorate_client::core::quorum::QuorumSize;
+use quorate_client::core::request::{ClusterRequest, GetReply, PutReply, ScanEntry, Sibling, scan_cursor};
 use quorate_client::core::{BucketDefinition, Key, Payload, RequestError, StorageKey};
-use quorate_client::{ClientConfig, ClientError, ReadOptions, Replacing, ScanOptions, WriteOptions};
+use quorate_client::{ClientConfig, ClientError, EncodedWriteMode, ReadOptions, ScanOptions, WriteOptions};
 
 use crate::call::Handle;
 use crate::error::{instance, raise};
@@ -78,10 +77,9 @@ impl Client {
     ) -> PyResult<Written<'py>> {
         let key = named(py, bucket, key)?;
         let options = WriteOptions { w: quorum(py, "w", w)?, sloppy, timeout: timeout.map(duration) };
-        let (payload, replacing) = (payload(value), replacing(context, exact));
-        let reply = self
-            .handle
-            .call(py, |client| async move { client.put(&key, payload, replacing, &options).await })?;
+        let (payload, mode) = (payload(value), write_mode(context, exact));
+        let reply =
+            self.handle.call(py, |client| async move { client.put(&key, payload, mode, &options).await })?;
         Ok(written(py, &reply))
     }
 
@@ -129,12 +127,12 @@ impl Client {
         for (key, value, context, exact) in items {
             let value = value.as_ref().map(|value| value.as_bytes());
             let key = named(py, bucket, key.as_bytes())?;
-            writes.push((key, payload(value), replacing(context.as_bytes(), exact)));
+            writes.push((key, payload(value), write_mode(context.as_bytes(), exact)));
         }
         let replies = self.handle.call(py, |client| async move {
-            let puts = writes.into_iter().map(|(key, payload, replacing)| {
+            let puts = writes.into_iter().map(|(key, payload, mode)| {
                 let client = client.clone();
-                async move { client.put(&key, payload, replacing, &options).await }
+                async move { client.put(&key, payload, mode, &options).await }
             });
             Ok(futures::stream::iter(puts).buffered(MANY_IN_FLIGHT).collect::<Vec<_>>().await)
         })?;
@@ -224,9 +222,9 @@ impl Client {
         let request = match verb {
             "show" => Err(ClusterRequest::Show),
             "drain" => Err(ClusterRequest::Drain),
-            "join" => Ok(Change::Join { name, address, zone, weight: number }),
-            "leave" => Ok(Change::Leave { name }),
-            "remove" => Ok(Change::Remove { name }),
+            "join" => Ok(LayoutChange::Join { name, address, zone, weight: number }),
+            "leave" => Ok(LayoutChange::Leave { name }),
+            "remove" => Ok(LayoutChange::Remove { name }),
             other => {
                 let detail = format!("{other:?} is nothing that a cluster can be asked");
                 return Err(raise(py, &ClientError::Request(RequestError::invalid(detail))));
@@ -285,9 +283,9 @@ fn payload(value: Option<&[u8]>) -> Payload {
     value.map_or(Payload::Tombstone, |value| Payload::Value(Bytes::copy_from_slice(value)))
 }
 
-fn replacing(context: &[u8], exact: bool) -> Replacing {
+fn write_mode(context: &[u8], exact: bool) -> EncodedWriteMode {
     let context = Bytes::copy_from_slice(context);
-    if exact { Replacing::Exactly { context } } else { Replacing::WhatIsThere { seen: context } }
+    if exact { EncodedWriteMode::Exactly { context } } else { EncodedWriteMode::Overwrite { seen: context } }
 }
 
 fn siblings<'py>(py: Python<'py>, siblings: &[Sibling]) -> Vec<Bound<'py, PyBytes>> {

@@ -15,10 +15,10 @@ pub(crate) fn raise(py: Python<'_>, error: &ClientError) -> PyErr {
 /// The exception's instance, for results of many keys.
 pub(crate) fn instance<'py>(py: Python<'py>, error: &ClientError) -> PyResult<Bound<'py, PyAny>> {
     let (name, needed, received) = match error {
-        ClientError::Unreachable { .. } => ("NotAttempted", 0, 0),
+        ClientError::Unreachable { .. } => ("Unavailable", 0, 0),
         ClientError::Request(request) => {
             let (needed, received) = match request {
-                RequestError::NotAttempted { needed, reachable } => (*needed, *reachable),
+                RequestError::Unavailable { needed, reachable } => (*needed, *reachable),
                 RequestError::Indeterminate { needed, received }
                 | RequestError::DeadlineExceeded { needed, received, .. } => (*needed, *received),
                 _ => (0, 0),

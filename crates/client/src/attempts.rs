@@ -3,14 +3,14 @@
 //! A write keeps its request id over all attempts. Each attempt has a deadline of its own, and after one that may have
 //! been applied the next begins only when that deadline is over: two attempts are never under way together.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use quorate_core::RequestError;
 use quorate_core::environment::Environment;
 use quorate_core::request::{ClientReply, ClientRequest, ClientResult};
-use quorate_core::seams::{ReplySink, ReplyTo};
+use quorate_core::seams::ReplyTo;
+use quorate_rpc::ClientAnswer;
 use quorate_rpc::network::Network;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -150,20 +150,23 @@ impl Attempts<'_> {
     }
 
     async fn attempt(&self, route: &Rc<Route>, request: &ClientRequest, deadline: Instant) -> Outcome {
-        let lane = match route.lane(&**self.network, deadline).await {
-            Ok(lane) => lane,
+        let sender = match route.sender(&**self.network, deadline).await {
+            Ok(sender) => sender,
             Err(reason) => return Outcome::Unreachable(reason),
         };
-        let (slot, answer) = Slot::new();
+        let (arrived, answer) = oneshot::channel();
+        let reply = ReplyTo::call(move |answer| {
+            let _ = arrived.send(answer);
+        });
         // The node's deadline is a little earlier than ours, so that its own word (who acked, who did not) arrives.
         let timeout = deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
-        lane.send(request.clone(), timeout, ReplyTo::new(slot, 0));
+        sender.send(request.clone(), timeout, reply);
         match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(Some(result))) => {
+            Ok(Ok(ClientAnswer::Result(result))) => {
                 route.answered();
                 Outcome::Answered(result)
             }
-            Ok(Ok(None)) | Ok(Err(_)) | Err(_) => Outcome::Lost,
+            Ok(Ok(ClientAnswer::ConnectionLost) | Err(_)) | Err(_) => Outcome::Lost,
         }
     }
 
@@ -176,7 +179,7 @@ impl Attempts<'_> {
             None if !known.unreachable.is_empty() => {
                 ClientError::Unreachable { detail: known.unreachable.join("; ") }
             }
-            None if is_write => RequestError::NotAttempted { needed: 1, reachable: 0 }.into(),
+            None if is_write => RequestError::Unavailable { needed: 1, reachable: 0 }.into(),
             None => {
                 let after_ms = self.timeout.as_millis() as u32;
                 RequestError::DeadlineExceeded { needed: 1, received: 0, after_ms }.into()
@@ -195,23 +198,5 @@ impl Known {
 fn count_up(request: &mut ClientRequest) {
     if let ClientRequest::Put(put) = request {
         put.attempt = put.attempt.saturating_add(1);
-    }
-}
-
-/// One answer, awaited once.
-pub(crate) struct Slot(RefCell<Option<oneshot::Sender<Option<ClientResult>>>>);
-
-impl Slot {
-    pub(crate) fn new() -> (Rc<Slot>, oneshot::Receiver<Option<ClientResult>>) {
-        let (sender, receiver) = oneshot::channel();
-        (Rc::new(Slot(RefCell::new(Some(sender)))), receiver)
-    }
-}
-
-impl ReplySink<Option<ClientResult>> for Slot {
-    fn reply(&self, _: u64, answer: Option<Option<ClientResult>>) {
-        if let Some(sender) = self.0.borrow_mut().take() {
-            let _ = sender.send(answer.flatten());
-        }
     }
 }

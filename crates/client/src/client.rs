@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_core::change::{Change, Staged, change_id};
+use quorate_core::change::{LayoutChange, StagedChange, change_id};
 use quorate_core::environment::Environment;
 use quorate_core::key::{BucketName, MAX_VALUE_BYTES};
 use quorate_core::object::RequestId;
+use quorate_core::quorum::QuorumSize;
+use quorate_core::report::{BucketsReport, Explanation, RepairStatus, Status};
 use quorate_core::request::{
-    BucketsReport, ClientReply, ClientRequest, ClusterRequest, Explanation, GetReply, GetRequest,
-    PartitionFingerprint, PutReply, PutRequest, QuorumSize, RepairStatus, Replacing, ScanReply, ScanRequest,
-    Status,
+    ClientReply, ClientRequest, ClusterRequest, EncodedWriteMode, GetReply, GetRequest, PartitionFingerprint,
+    PutReply, PutRequest, ScanReply, ScanRequest,
 };
 use quorate_core::{BucketDefinition, Key, Layout, Payload, RequestError};
 use quorate_rpc::network::Network;
@@ -135,7 +136,7 @@ impl Client {
         &self,
         key: &Key,
         payload: Payload,
-        replacing: Replacing,
+        mode: EncodedWriteMode,
         options: &WriteOptions,
     ) -> Result<PutReply, ClientError> {
         if payload.len() > MAX_VALUE_BYTES {
@@ -148,7 +149,7 @@ impl Client {
         let request = ClientRequest::Put(PutRequest {
             key: key.clone(),
             payload,
-            replacing,
+            mode,
             request: self.request_ids.next(),
             w: options.w,
             sloppy: options.sloppy,
@@ -182,7 +183,7 @@ impl Client {
             None => self.get(key, &read).await?.context,
         };
         let options = WriteOptions { timeout: Some(timeout.saturating_sub(begun.elapsed())), ..*options };
-        self.put(key, Payload::Tombstone, Replacing::Exactly { context }, &options).await
+        self.put(key, Payload::Tombstone, EncodedWriteMode::Exactly { context }, &options).await
     }
 
     /// Reads one page of a bucket.
@@ -229,7 +230,7 @@ impl Client {
     }
 
     /// Asks about the cluster's layout, or changes it. The answer is a JSON document: a
-    /// [`quorate_core::request::ClusterReport`], or, of a plan, a [`quorate_core::request::PlanReport`].
+    /// [`quorate_core::report::ClusterReport`], or, of a plan, a [`quorate_core::report::PlanReport`].
     ///
     /// # Errors
     /// [`ClientError`]; `InvalidRequest` if a change does not fit.
@@ -238,10 +239,10 @@ impl Client {
     }
 
     /// Names a change of the layout, once for all attempts: one that is asked for again is not made again.
-    pub fn staged(&self, change: Change) -> Staged {
+    pub fn staged(&self, change: LayoutChange) -> StagedChange {
         let id = change_id(self.environment.wall_ms(), self.environment.random(), self.last_change.get());
         self.last_change.set(id);
-        Staged { id, change }
+        StagedChange { id, change }
     }
 
     async fn cluster_within(

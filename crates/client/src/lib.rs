@@ -5,12 +5,12 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quorate_client::ClientError> {
-//! use quorate_client::{Client, ClientConfig, ReadOptions, Replacing, WriteOptions};
+//! use quorate_client::{Client, ClientConfig, ReadOptions, EncodedWriteMode, WriteOptions};
 //! use quorate_core::{Key, Payload};
 //!
 //! let client = Client::connect(ClientConfig::new("127.0.0.1:7400")?).await?;
 //! let key = Key::new(b"carts", b"ann")?;
-//! client.put(&key, Payload::Value("milk".into()), Replacing::WhatIsThere { seen: "".into() }, &WriteOptions::default()).await?;
+//! client.put(&key, Payload::Value("milk".into()), EncodedWriteMode::Overwrite { seen: "".into() }, &WriteOptions::default()).await?;
 //! let read = client.get(&key, &ReadOptions::default()).await?;
 //! assert_eq!(read.siblings[0].value, "milk");
 //! # Ok(())
@@ -27,4 +27,4 @@ pub use client::{Client, ReadOptions, ScanOptions, WriteOptions};
 pub use config::{ClientConfig, ClientError};
 /// The vocabulary of requests and replies.
 pub use quorate_core as core;
-pub use quorate_core::request::Replacing;
+pub use quorate_core::request::EncodedWriteMode;

@@ -8,14 +8,12 @@ use std::time::Duration;
 use quorate_core::request::ClientRequest;
 use quorate_core::seams::ReplyTo;
 use quorate_core::{Layout, PartitionId};
-use quorate_rpc::ClientProtocol;
-use quorate_rpc::lane::Lane;
+use quorate_rpc::batch_sender::BatchSender;
 use quorate_rpc::network::Network;
 use quorate_rpc::preamble::introduce;
-use tokio::sync::Mutex;
+use quorate_rpc::{ClientAnswer, ClientProtocol};
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
-
-use crate::attempts::Slot;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,7 +24,7 @@ const LONGEST_AVOIDANCE: Duration = Duration::from_secs(2);
 /// A node as this client knows it.
 pub(crate) struct Route {
     pub(crate) address: String,
-    lane: RefCell<Option<Rc<Lane<ClientProtocol>>>>,
+    sender: RefCell<Option<Rc<BatchSender<ClientProtocol>>>>,
     /// Set when it did not answer, until it does again: no request goes to it while another node is there. From this
     /// moment on it may be looked for.
     look_again_at: Cell<Option<Instant>>,
@@ -39,42 +37,42 @@ impl Route {
     fn new(address: String) -> Rc<Route> {
         Rc::new(Route {
             address,
-            lane: RefCell::new(None),
+            sender: RefCell::new(None),
             look_again_at: Cell::new(None),
             avoidance: Cell::new(FIRST_AVOIDANCE),
             connecting: Mutex::new(()),
         })
     }
 
-    fn open_lane(&self) -> Option<Rc<Lane<ClientProtocol>>> {
-        self.lane.borrow().clone().filter(|lane| lane.closed().is_none())
+    fn open_sender(&self) -> Option<Rc<BatchSender<ClientProtocol>>> {
+        self.sender.borrow().clone().filter(|sender| sender.closed().is_none())
     }
 
     /// The open connection, or a new one. Nothing has been sent if this fails.
-    pub(crate) async fn lane(
+    pub(crate) async fn sender(
         &self,
         network: &dyn Network,
         deadline: Instant,
-    ) -> Result<Rc<Lane<ClientProtocol>>, String> {
-        if let Some(lane) = self.open_lane() {
-            return Ok(lane);
+    ) -> Result<Rc<BatchSender<ClientProtocol>>, String> {
+        if let Some(sender) = self.open_sender() {
+            return Ok(sender);
         }
         let _one = self.connecting.lock().await;
-        if let Some(lane) = self.open_lane() {
-            return Ok(lane);
+        if let Some(sender) = self.open_sender() {
+            return Ok(sender);
         }
         let until = deadline.min(Instant::now() + CONNECT_TIMEOUT);
         let opened = tokio::time::timeout_at(until, async {
             let mut duplex = network.connect(&self.address, None).await.map_err(|error| error.to_string())?;
             introduce(&mut duplex, None).await.map_err(|error| error.to_string())?;
-            Ok::<_, String>(Lane::open(duplex))
+            Ok::<_, String>(BatchSender::open(duplex))
         });
         let opened = opened.await.unwrap_or_else(|_| Err("no connection in time".to_owned()));
         match opened {
-            Ok(lane) => {
-                *self.lane.borrow_mut() = Some(lane.clone());
+            Ok(sender) => {
+                *self.sender.borrow_mut() = Some(sender.clone());
                 self.answered();
-                Ok(lane)
+                Ok(sender)
             }
             Err(reason) => {
                 self.avoid();
@@ -114,14 +112,17 @@ impl Route {
         self.look_again_at.set(Some(until));
         let (route, network) = (self.clone(), network.clone());
         tokio::task::spawn_local(async move {
-            let Some(lane) = route.open_lane() else {
-                let _ = route.lane(&*network, until).await;
+            let Some(sender) = route.open_sender() else {
+                let _ = route.sender(&*network, until).await;
                 return;
             };
-            let (slot, answer) = Slot::new();
-            lane.send(ClientRequest::Ping, CONNECT_TIMEOUT, ReplyTo::new(slot, 0));
+            let (arrived, answer) = oneshot::channel();
+            let reply = ReplyTo::call(move |answer| {
+                let _ = arrived.send(answer);
+            });
+            sender.send(ClientRequest::Ping, CONNECT_TIMEOUT, reply);
             match tokio::time::timeout_at(until, answer).await {
-                Ok(Ok(Some(_))) => route.answered(),
+                Ok(Ok(ClientAnswer::Result(_))) => route.answered(),
                 _ => route.avoid(),
             }
         });
@@ -182,7 +183,7 @@ impl Routes {
         let layout = self.layout.borrow();
         let partition = layout.as_ref()?.partition_of(key_hash);
         let route = first.get(partition.0 as usize)?.as_ref()?;
-        (route.look_again_at.get().is_none() && route.open_lane().is_some()).then(|| route.clone())
+        (route.look_again_at.get().is_none() && route.open_sender().is_some()).then(|| route.clone())
     }
 
     /// The nodes to try for a key (or for anything), best first: its replicas in order, then the others; those that did
@@ -211,8 +212,8 @@ impl Routes {
 
     pub(crate) fn close(&self) {
         for route in self.known.borrow().values() {
-            if let Some(lane) = route.lane.borrow_mut().take() {
-                lane.close("the client was closed");
+            if let Some(sender) = route.sender.borrow_mut().take() {
+                sender.close("the client was closed");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Whether two that meet on a connection belong together: a pure comparison of what they say of themselves.
 
-use crate::layout::NodeId;
+use crate::member::NodeId;
 
 /// Oldest protocol version that this build speaks.
 pub const OLDEST_PROTOCOL: u16 = 1;

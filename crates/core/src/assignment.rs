@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::flow::Flow;
 use crate::key::PartitionId;
-use crate::layout::{Member, NodeId};
+use crate::member::{Member, NodeId};
 
 /// For every partition its replicas in order, as positions in `members`. `previous` gives a partition's replicas so far.
 ///

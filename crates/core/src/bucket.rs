@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RequestError;
 use crate::key::BucketName;
-use crate::layout::LayoutError;
-use crate::request::QuorumSize;
-use crate::varint::{Reader, Short, put_bytes, put_varint};
+use crate::layout_error::LayoutError;
+use crate::quorum::QuorumSize;
+use crate::varint::{Reader, put_bytes, put_varint};
 
 /// The bucket whose definition those take that have none.
 pub const DEFAULT_BUCKET: &str = "default";
@@ -230,26 +230,24 @@ impl BucketDefinition {
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<BucketDefinition, LayoutError> {
-        let short = |_: Short| LayoutError::Malformed;
-        let n = match reader.take(2).map_err(short)? {
+        let n = match reader.take(2)? {
             [0, 0] => None,
             [1, n] => Some(*n),
             _ => return Err(LayoutError::Malformed),
         };
         let (r, w) = (read_size(reader)?, read_size(reader)?);
         let resolver = reader.text()?.to_owned();
-        let sloppy = match reader.byte().map_err(short)? {
+        let sloppy = match reader.byte()? {
             flag @ 0..=1 => flag == 1,
             _ => return Err(LayoutError::Malformed),
         };
-        let read_repair = match reader.byte().map_err(short)? {
+        let read_repair = match reader.byte()? {
             0 => ReadRepair::Blocking,
             1 => ReadRepair::Background,
             2 => ReadRepair::Off,
             _ => return Err(LayoutError::Malformed),
         };
-        let mut number =
-            || u32::try_from(reader.varint().map_err(short)?).map_err(|_| LayoutError::Malformed);
+        let mut number = || u32::try_from(reader.varint()?).map_err(|_| LayoutError::Malformed);
         let (max_siblings, max_value_bytes) = (number()?, number()?);
         Ok(BucketDefinition { n, r, w, resolver, sloppy, read_repair, max_siblings, max_value_bytes })
     }

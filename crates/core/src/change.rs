@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 
 use crate::bucket::{BucketDefinition, DEFAULT_BUCKET, check};
-use crate::layout::{DEFAULT_WEIGHT, Departure, LayoutError, MAX_MEMBER_TEXT, Member, WEIGHTS};
-use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
+use crate::layout_error::LayoutError;
+use crate::member::{DEFAULT_WEIGHT, Departure, MAX_MEMBER_TEXT, Member, WEIGHTS};
+use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 
 /// One change.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
+pub enum LayoutChange {
     /// A node becomes a member.
     Join {
         /// Its name.
@@ -63,11 +64,11 @@ pub enum Change {
 /// A change that waits for its commit, under a number of its own: whoever asks for it again, also at another node, gives the
 /// same number.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Staged {
+pub struct StagedChange {
     /// Names it, wherever it is known, and says its place among others: see [`change_id`].
     pub id: u64,
     /// What is to change.
-    pub change: Change,
+    pub change: LayoutChange,
 }
 
 /// Names a change: later ones of one source have larger names, those of others as far as clocks agree.
@@ -78,22 +79,22 @@ pub fn change_id(wall_ms: u64, random: u64, last: u64) -> u64 {
     ((wall_ms << 16) | (random & 0xffff)).max(last.saturating_add(1))
 }
 
-impl std::fmt::Display for Change {
+impl std::fmt::Display for LayoutChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Change::Join { name, address, zone, weight } => {
+            LayoutChange::Join { name, address, zone, weight } => {
                 write!(f, "join {name} at {address}")?;
                 if !zone.is_empty() {
                     write!(f, " in zone {zone}")?;
                 }
                 if *weight != DEFAULT_WEIGHT { write!(f, " with weight {weight}") } else { Ok(()) }
             }
-            Change::Leave { name } => write!(f, "leave {name}"),
-            Change::Remove { name } => write!(f, "remove {name} (its disk is lost)"),
-            Change::Weight { name, weight } => write!(f, "weight of {name} = {weight}"),
-            Change::Zone { name, zone } => write!(f, "zone of {name} = {zone:?}"),
-            Change::Replicas { count } => write!(f, "replicas = {count}"),
-            Change::Bucket { name, definition } => {
+            LayoutChange::Leave { name } => write!(f, "leave {name}"),
+            LayoutChange::Remove { name } => write!(f, "remove {name} (its disk is lost)"),
+            LayoutChange::Weight { name, weight } => write!(f, "weight of {name} = {weight}"),
+            LayoutChange::Zone { name, zone } => write!(f, "zone of {name} = {zone:?}"),
+            LayoutChange::Replicas { count } => write!(f, "replicas = {count}"),
+            LayoutChange::Bucket { name, definition } => {
                 write!(f, "bucket {name}, resolver {}", definition.resolver)?;
                 definition.n.map_or(Ok(()), |n| write!(f, ", n = {n}"))
             }
@@ -101,16 +102,18 @@ impl std::fmt::Display for Change {
     }
 }
 
-impl Change {
+impl LayoutChange {
     fn parts(&self) -> (u8, [&str; 3], u64) {
         match self {
-            Change::Join { name, address, zone, weight } => (0, [name, address, zone], u64::from(*weight)),
-            Change::Leave { name } => (1, [name, "", ""], 0),
-            Change::Remove { name } => (2, [name, "", ""], 0),
-            Change::Weight { name, weight } => (3, [name, "", ""], u64::from(*weight)),
-            Change::Zone { name, zone } => (4, [name, "", zone], 0),
-            Change::Replicas { count } => (5, ["", "", ""], u64::from(*count)),
-            Change::Bucket { name, .. } => (6, [name, "", ""], 0),
+            LayoutChange::Join { name, address, zone, weight } => {
+                (0, [name, address, zone], u64::from(*weight))
+            }
+            LayoutChange::Leave { name } => (1, [name, "", ""], 0),
+            LayoutChange::Remove { name } => (2, [name, "", ""], 0),
+            LayoutChange::Weight { name, weight } => (3, [name, "", ""], u64::from(*weight)),
+            LayoutChange::Zone { name, zone } => (4, [name, "", zone], 0),
+            LayoutChange::Replicas { count } => (5, ["", "", ""], u64::from(*count)),
+            LayoutChange::Bucket { name, .. } => (6, [name, "", ""], 0),
         }
     }
 
@@ -126,7 +129,7 @@ impl Change {
         out.push(kind);
         texts.iter().for_each(|text| put_bytes(out, text.as_bytes()));
         put_varint(out, number);
-        if let Change::Bucket { definition, .. } = self {
+        if let LayoutChange::Bucket { definition, .. } = self {
             definition.encode(out);
         }
     }
@@ -135,33 +138,32 @@ impl Change {
     ///
     /// # Errors
     /// [`LayoutError`] for anything else, and for what no layout may have.
-    pub fn decode(bytes: &[u8]) -> Result<Change, LayoutError> {
+    pub fn decode(bytes: &[u8]) -> Result<LayoutChange, LayoutError> {
         let mut reader = Reader::new(bytes);
-        let change = Change::read(&mut reader)?;
+        let change = LayoutChange::read(&mut reader)?;
         if reader.remaining() == 0 { Ok(change) } else { Err(LayoutError::Malformed) }
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Change, LayoutError> {
-        let short = |_: Short| LayoutError::Malformed;
-        let kind = reader.byte().map_err(short)?;
+    fn read(reader: &mut Reader<'_>) -> Result<LayoutChange, LayoutError> {
+        let kind = reader.byte()?;
         let (name, address, zone) =
             (reader.text()?.to_owned(), reader.text()?.to_owned(), reader.text()?.to_owned());
-        let number = reader.varint().map_err(short)?;
+        let number = reader.varint()?;
         let weight = u16::try_from(number).map_err(|_| LayoutError::Malformed);
         Ok(match kind {
-            0 => Change::Join { name, address, zone, weight: weight? },
-            1 => Change::Leave { name },
-            2 => Change::Remove { name },
-            3 => Change::Weight { name, weight: weight? },
-            4 => Change::Zone { name, zone },
-            5 => Change::Replicas { count: u8::try_from(number).map_err(|_| LayoutError::Malformed)? },
-            6 => Change::Bucket { name, definition: BucketDefinition::decode(reader)? },
+            0 => LayoutChange::Join { name, address, zone, weight: weight? },
+            1 => LayoutChange::Leave { name },
+            2 => LayoutChange::Remove { name },
+            3 => LayoutChange::Weight { name, weight: weight? },
+            4 => LayoutChange::Zone { name, zone },
+            5 => LayoutChange::Replicas { count: u8::try_from(number).map_err(|_| LayoutError::Malformed)? },
+            6 => LayoutChange::Bucket { name, definition: BucketDefinition::decode(reader)? },
             _ => return Err(LayoutError::Malformed),
         })
     }
 }
 
-impl Staged {
+impl StagedChange {
     /// As bytes, for a request.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -178,15 +180,15 @@ impl Staged {
     ///
     /// # Errors
     /// [`LayoutError`] for anything else, and for what no layout may have.
-    pub fn decode(bytes: &[u8]) -> Result<Staged, LayoutError> {
+    pub fn decode(bytes: &[u8]) -> Result<StagedChange, LayoutError> {
         let mut reader = Reader::new(bytes);
-        let staged = Staged::read(&mut reader)?;
+        let staged = StagedChange::read(&mut reader)?;
         if reader.remaining() == 0 { Ok(staged) } else { Err(LayoutError::Malformed) }
     }
 
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Staged, LayoutError> {
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<StagedChange, LayoutError> {
         let id = reader.u64().map_err(|_| LayoutError::Malformed)?;
-        Ok(Staged { id, change: Change::read(reader)? })
+        Ok(StagedChange { id, change: LayoutChange::read(reader)? })
     }
 }
 
@@ -202,10 +204,10 @@ pub(crate) struct Outline {
 
 impl Outline {
     /// Makes a change.
-    pub(crate) fn apply(&mut self, change: &Change) -> Result<(), LayoutError> {
+    pub(crate) fn apply(&mut self, change: &LayoutChange) -> Result<(), LayoutError> {
         let refused = |detail: String| Err(LayoutError::Change { detail });
         match change {
-            Change::Join { name, address, zone, weight } => {
+            LayoutChange::Join { name, address, zone, weight } => {
                 if self.members.iter().any(|member| member.name == *name) {
                     return refused(format!("{name:?} is a member already"));
                 }
@@ -225,8 +227,8 @@ impl Outline {
                 }
                 self.members.push(Member { weight: *weight, ..Member::new(name, address, zone) });
             }
-            Change::Leave { name } | Change::Remove { name } => {
-                let lost = matches!(change, Change::Remove { .. });
+            LayoutChange::Leave { name } | LayoutChange::Remove { name } => {
+                let lost = matches!(change, LayoutChange::Remove { .. });
                 if lost && matches!(self.gone.get(name), Some(Departure::Lost { .. })) {
                     return refused(format!("{name:?} was declared lost already"));
                 }
@@ -245,18 +247,18 @@ impl Outline {
                 };
                 self.gone.insert(name.clone(), how);
             }
-            Change::Weight { name, weight } => {
+            LayoutChange::Weight { name, weight } => {
                 check_weight(name, *weight)?;
                 self.find(name)?.weight = *weight;
             }
-            Change::Zone { name, zone } => {
+            LayoutChange::Zone { name, zone } => {
                 if zone.len() > MAX_MEMBER_TEXT {
                     return refused(format!("zone {zone:?}: use up to {MAX_MEMBER_TEXT} bytes"));
                 }
                 self.find(name)?.zone = zone.clone();
             }
-            Change::Replicas { count } => self.replicas = *count,
-            Change::Bucket { name, definition } => match self.buckets.get(name) {
+            LayoutChange::Replicas { count } => self.replicas = *count,
+            LayoutChange::Bucket { name, definition } => match self.buckets.get(name) {
                 _ if name == DEFAULT_BUCKET => {
                     return refused(format!(
                         "bucket {name:?} is what buckets go by that have no definition of their own: \
@@ -308,24 +310,25 @@ mod tests {
     #[test]
     fn changes_round_trip() {
         let (name, zone) = ("n1".to_owned(), "z".to_owned());
-        let join = Change::Join { name: name.clone(), address: "h:1".into(), zone: zone.clone(), weight: 7 };
+        let join =
+            LayoutChange::Join { name: name.clone(), address: "h:1".into(), zone: zone.clone(), weight: 7 };
         let changes = [
             join,
-            Change::Leave { name: name.clone() },
-            Change::Remove { name: name.clone() },
-            Change::Weight { name: name.clone(), weight: 300 },
-            Change::Zone { name, zone },
-            Change::Replicas { count: 5 },
-            Change::Bucket {
+            LayoutChange::Leave { name: name.clone() },
+            LayoutChange::Remove { name: name.clone() },
+            LayoutChange::Weight { name: name.clone(), weight: 300 },
+            LayoutChange::Zone { name, zone },
+            LayoutChange::Replicas { count: 5 },
+            LayoutChange::Bucket {
                 name: "carts".into(),
                 definition: BucketDefinition { n: Some(2), ..BucketDefinition::default() },
             },
         ];
         for change in changes {
             let bytes = change.encode();
-            assert_eq!(Change::decode(&bytes), Ok(change));
+            assert_eq!(LayoutChange::decode(&bytes), Ok(change));
             for end in 0..bytes.len() {
-                assert!(Change::decode(&bytes[..end]).is_err());
+                assert!(LayoutChange::decode(&bytes[..end]).is_err());
             }
         }
     }

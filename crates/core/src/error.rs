@@ -6,7 +6,7 @@
 pub enum RequestError {
     /// Too few live replicas in sight: nothing was written. Safe to repeat.
     #[error("unavailable: needed {needed} replicas, {reachable} reachable; nothing was attempted")]
-    NotAttempted {
+    Unavailable {
         /// Replicas the request needs.
         needed: u8,
         /// Replicas in sight.
@@ -66,7 +66,7 @@ impl RequestError {
     /// The error's name, as the command line, the wire and Python write it.
     pub fn name(&self) -> &'static str {
         match self {
-            RequestError::NotAttempted { .. } => "NotAttempted",
+            RequestError::Unavailable { .. } => "Unavailable",
             RequestError::Indeterminate { .. } => "Indeterminate",
             RequestError::Overloaded { .. } => "Overloaded",
             RequestError::DeadlineExceeded { .. } => "DeadlineExceeded",
@@ -79,7 +79,7 @@ impl RequestError {
     /// True if the same request, sent again after a pause or to another node, may succeed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            RequestError::NotAttempted { .. }
+            RequestError::Unavailable { .. }
             | RequestError::Overloaded { .. }
             | RequestError::StorageFailed { .. }
             | RequestError::Indeterminate { .. }

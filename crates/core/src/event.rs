@@ -1,8 +1,8 @@
 //! What happens in a node, as one typed stream: logs, metrics, `explain` and the simulation's checker are fed from it.
 
-use crate::layout::NodeId;
+use crate::layout_change::Phase;
+use crate::member::NodeId;
 use crate::object::RequestId;
-use crate::transition::Phase;
 
 /// Something that happened. Nothing else logs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -117,7 +117,7 @@ pub enum EventKind {
         reason: String,
     },
     /// Tombstones that everybody held were deleted.
-    Reaped {
+    TombstonesCollected {
         /// How many.
         keys: usize,
     },

@@ -1,7 +1,7 @@
 //! Hints: objects that a fallback keeps for a replica that was unreachable.
 
 use crate::key::{StorageKey, Table};
-use crate::layout::NodeId;
+use crate::member::NodeId;
 
 /// Where the hint for `target` of an object's storage key is stored. Hints for one target lie side by side, and hints
 /// for one key merge.

@@ -129,8 +129,8 @@ pub enum Table {
     Objects = b'd',
     /// Objects kept for a replica that was unreachable.
     Hints = b'h',
-    /// The node's own few facts: format version, cluster.
-    Facts = b'm',
+    /// Metadata of the node itself: its owner, its layouts, its recovery.
+    NodeMetadata = b'm',
 }
 
 /// The name of a record in an engine, at most 511 bytes, the same on every engine: table, partition, bucket, 0, key.

@@ -1,150 +1,20 @@
 //! Who the replicas of a key are: an immutable, numbered, content-hashed value.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::assignment::{assign, rendezvous_order};
 use crate::bucket::{BucketDefinition, Buckets};
-use crate::change::{Outline, Staged};
+use crate::change::{Outline, StagedChange};
 use crate::key::PartitionId;
-use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
-
-/// Names a node for good: derived from its configured name, so that a restart, also at another address, is the same.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct NodeId(pub u64);
-
-impl NodeId {
-    /// The id of the node with this name.
-    pub fn of_name(name: &str) -> NodeId {
-        NodeId(xxh3_64(name.as_bytes()))
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node-{:04x}", self.0 >> 48)
-    }
-}
-
-/// A node of the cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// Its id.
-    pub id: NodeId,
-    /// Its configured name.
-    pub name: String,
-    /// Where it listens, "host:port".
-    pub address: String,
-    /// Its failure zone, or empty: replicas of a partition are spread over zones.
-    pub zone: String,
-    /// How much it is to hold, relative to the others' weights.
-    pub weight: u16,
-}
-
-/// The weight of a member that is given none.
-pub const DEFAULT_WEIGHT: u16 = 100;
-/// The weights a member may have.
-pub const WEIGHTS: std::ops::RangeInclusive<u16> = 1..=10_000;
-/// Longest name, address or zone of a member, in bytes.
-pub const MAX_MEMBER_TEXT: usize = 255;
-
-impl Member {
-    /// A member named so, listening there.
-    pub fn new(name: &str, address: &str, zone: &str) -> Member {
-        Member {
-            id: NodeId::of_name(name),
-            name: name.into(),
-            address: address.into(),
-            zone: zone.into(),
-            weight: DEFAULT_WEIGHT,
-        }
-    }
-}
+use crate::layout_error::LayoutError;
+use crate::member::{Departure, MAX_MEMBERS, Member, NodeId, WEIGHTS};
+use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 
 /// Fewest and most partitions of a ring.
 pub const PARTITIONS: std::ops::RangeInclusive<u32> = 1..=16_384;
-/// Most nodes of a layout.
-pub const MAX_MEMBERS: usize = 1_024;
-
-/// Why no layout can be made of these members, or bytes are no layout.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
-    /// Fewer members than replicas.
-    #[error(
-        "replicas = {replicas} but the cluster has {members} members: add nodes or lower [cluster] replicas"
-    )]
-    TooFewMembers {
-        /// Replicas wanted.
-        replicas: u8,
-        /// Members there are.
-        members: usize,
-    },
-    /// More members than a layout holds.
-    #[error("{members} members: a cluster has at most {MAX_MEMBERS}")]
-    TooManyMembers {
-        /// Members there are.
-        members: usize,
-    },
-    /// Q is no power of two in range.
-    #[error("partitions = {partitions}: use a power of two from 1 to 16384")]
-    Partitions {
-        /// What was given.
-        partitions: u32,
-    },
-    /// N is zero.
-    #[error("replicas = 0: use 1 or more")]
-    NoReplicas,
-    /// What is staged is not what was shown.
-    #[error(
-        "the plan is {now:016x} by now, not {shown:016x}: others staged or committed something, see `quorate cluster plan`"
-    )]
-    OtherPlan {
-        /// The digest that was shown.
-        shown: u64,
-        /// The digest of what would be committed.
-        now: u64,
-    },
-    /// A bucket's definition does not fit the cluster.
-    #[error("bucket {name:?}: {detail}")]
-    Bucket {
-        /// The bucket.
-        name: String,
-        /// What does not fit, and what to do.
-        detail: String,
-    },
-    /// As many changes are under way as may be.
-    #[error("{changes} changes are under way already: wait for them (quorate cluster transfers)")]
-    UnderWay {
-        /// How many.
-        changes: usize,
-    },
-    /// A change does not fit the layout it is made to.
-    #[error("{detail}")]
-    Change {
-        /// What does not fit, and what to do.
-        detail: String,
-    },
-    /// Two members have one name (or, very unlikely, one hash).
-    #[error("two members are called {name:?}: names must differ")]
-    SameName {
-        /// The name.
-        name: String,
-    },
-    /// A weight out of range.
-    #[error("{name:?}: weight = {weight}: use 1 to 10000")]
-    Weight {
-        /// The member.
-        name: String,
-        /// What was given.
-        weight: u16,
-    },
-    /// Not what [`Layout::encode`] writes.
-    #[error("malformed layout")]
-    Malformed,
-}
 
 /// The nodes of a cluster and, for every partition, its N replicas in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -159,27 +29,10 @@ pub struct Layout {
     /// Who was taken out, by name.
     gone: BTreeMap<String, Departure>,
     /// What made it of its parent.
-    changes: Vec<Staged>,
+    changes: Vec<StagedChange>,
     /// What buckets' keys are held to.
     buckets: Arc<Buckets>,
     digest: u64,
-}
-
-/// How a member was taken out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Departure {
-    /// It handed over what it held.
-    Left,
-    /// Its disk was declared lost by the layout of this number: nobody waits for it, and its old process is refused.
-    Lost {
-        /// By which layout.
-        by: u64,
-    },
-    /// So it was, and it has joined again since: with an empty disk, or not at all.
-    Returned {
-        /// By which layout it was declared lost.
-        lost_by: u64,
-    },
 }
 
 impl Layout {
@@ -230,7 +83,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError`], naming what does not fit: a change that does not, or what they come to together.
-    pub fn changed(&self, changes: &[Staged]) -> Result<Layout, LayoutError> {
+    pub fn changed(&self, changes: &[StagedChange]) -> Result<Layout, LayoutError> {
         let mut outline = self.outline();
         for staged in changes {
             outline.apply(&staged.change)?;
@@ -337,7 +190,7 @@ impl Layout {
     }
 
     /// The changes that made it of its parent.
-    pub fn changes(&self) -> &[Staged] {
+    pub fn changes(&self) -> &[StagedChange] {
         &self.changes
     }
 
@@ -439,37 +292,35 @@ impl Layout {
     /// # Errors
     /// [`LayoutError`] for anything else.
     pub fn decode(bytes: &[u8]) -> Result<Layout, LayoutError> {
-        let short = |_: Short| LayoutError::Malformed;
         let mut reader = Reader::new(bytes);
-        let number = reader.u64().map_err(short)?;
-        let parent = reader.u64().map_err(short)?;
-        let replicas = reader.byte().map_err(short)?;
+        let number = reader.u64()?;
+        let parent = reader.u64()?;
+        let replicas = reader.byte()?;
         let mut members = Vec::new();
-        for _ in 0..reader.count(4).map_err(short)? {
+        for _ in 0..reader.count(4)? {
             let (name, address, zone) = (reader.text()?, reader.text()?, reader.text()?);
-            let weight = reader.varint().map_err(short)?;
+            let weight = reader.varint()?;
             let weight = u16::try_from(weight).map_err(|_| LayoutError::Malformed)?;
             members.push(Member { weight, ..Member::new(name, address, zone) });
         }
-        let partitions =
-            u32::try_from(reader.varint().map_err(short)?).map_err(|_| LayoutError::Malformed)?;
+        let partitions = u32::try_from(reader.varint()?).map_err(|_| LayoutError::Malformed)?;
         if !members.windows(2).all(|w| w[0].id < w[1].id) {
             return Err(LayoutError::Malformed);
         }
         check(&members, partitions, replicas)?;
         let mut assignment = Vec::new();
-        reader.count_of(u64::from(partitions) * u64::from(replicas))?;
+        reader.check_count(u64::from(partitions) * u64::from(replicas))?;
         for _ in 0..partitions * u32::from(replicas) {
-            let at = reader.varint().map_err(short)? as usize;
+            let at = reader.varint()? as usize;
             assignment.push(members.get(at).ok_or(LayoutError::Malformed)?.id);
         }
         let distinct = assignment
             .chunks(replicas as usize)
             .all(|ids| ids.iter().enumerate().all(|(at, id)| !ids[..at].contains(id)));
         let mut gone = BTreeMap::new();
-        for _ in 0..reader.count(3).map_err(short)? {
+        for _ in 0..reader.count(3)? {
             let name = reader.text()?.to_owned();
-            let (kind, number) = (reader.byte().map_err(short)?, reader.varint().map_err(short)?);
+            let (kind, number) = (reader.byte()?, reader.varint()?);
             let how = match kind {
                 0 => Departure::Left,
                 1 => Departure::Lost { by: number },
@@ -479,11 +330,11 @@ impl Layout {
             gone.insert(name, how);
         }
         let mut changes = Vec::new();
-        for _ in 0..reader.count(9).map_err(short)? {
-            changes.push(Staged::read(&mut reader)?);
+        for _ in 0..reader.count(9)? {
+            changes.push(StagedChange::read(&mut reader)?);
         }
         let mut definitions = BTreeMap::new();
-        for _ in 0..reader.count(13).map_err(short)? {
+        for _ in 0..reader.count(13)? {
             definitions.insert(reader.text()?.to_owned(), BucketDefinition::decode(&mut reader)?);
         }
         if reader.remaining() != 0 || !distinct {

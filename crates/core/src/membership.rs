@@ -1,10 +1,10 @@
 //! The third plugin trait: who is in the cluster. Without IO: messages go in, messages come out.
 
-use crate::layout::{Member, NodeId};
+use crate::member::{Member, NodeId};
 
 /// A message that a membership plugin wants sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Outgoing {
+pub struct OutgoingMessage {
     /// To whom.
     pub to: NodeId,
     /// Opaque to everybody but the same plugin there.
@@ -31,12 +31,13 @@ pub struct MemberView {
     pub state: MemberState,
 }
 
-/// How a node without a layout finds or founds a cluster.
+/// The way in which a node without a layout finds a cluster, or initialises one.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Founding {
+pub struct ClusterInit {
     /// Addresses, "host:port", where members may be found.
     pub seeds: Vec<String>,
-    /// How many members make up a new cluster. 0: this node founds none, it waits until it finds one.
+    /// How many members make up a new cluster. 0: this node initialises none, it
+    /// waits until it finds one.
     pub expect: usize,
 }
 
@@ -50,24 +51,25 @@ pub struct Founding {
 /// - Each call returns a bounded number of messages, all of them to members of the view.
 pub trait Membership: Send + 'static {
     /// Time has passed; `now_ms` never goes back.
-    fn tick(&mut self, now_ms: u64) -> Vec<Outgoing>;
+    fn tick(&mut self, now_ms: u64) -> Vec<OutgoingMessage>;
 
     /// A message of the same plugin on another node.
-    fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<Outgoing>;
+    fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<OutgoingMessage>;
 
-    /// How a node without a layout finds or founds a cluster; `None`: the view is the cluster from the start.
-    fn founding(&self) -> Option<Founding> {
+    /// The way in which a node without a layout finds or initialises a cluster. `None`: the view is the
+    /// cluster from the start.
+    fn cluster_init(&self) -> Option<ClusterInit> {
         None
     }
 
     /// Everybody, as this node sees it.
     fn view(&self) -> Vec<MemberView>;
 
-    /// Tells the others a named fact about this node, in place of an earlier one of that name.
+    /// Publishes an entry of this node's metadata to the other nodes. It replaces an earlier one of that name.
     fn publish(&mut self, name: &str, value: &[u8]);
 
-    /// The facts that a member published, by name; none for an unknown member.
-    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)>;
+    /// The metadata that a member published, by name. Nothing for an unknown member.
+    fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)>;
 
     /// Adds a member, if this kind of membership can change while nodes run.
     ///

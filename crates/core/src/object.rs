@@ -106,9 +106,9 @@ pub struct Object {
 
 /// What a write replaces.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Replaces {
+pub enum WriteMode {
     /// Everything the coordinator holds, and what this client last saw of the key: "overwrite".
-    WhatIsThere {
+    Overwrite {
         /// What the client last saw, or the empty context.
         seen: CausalContext,
     },
@@ -116,12 +116,12 @@ pub enum Replaces {
     Exactly(CausalContext),
 }
 
-impl Replaces {
+impl WriteMode {
     /// What the client itself says it has seen.
     pub fn own_context(&self) -> &CausalContext {
         match self {
-            Replaces::WhatIsThere { seen } => seen,
-            Replaces::Exactly(context) => context,
+            WriteMode::Overwrite { seen } => seen,
+            WriteMode::Exactly(context) => context,
         }
     }
 }
@@ -134,7 +134,7 @@ pub struct Write {
     /// A value, or a tombstone.
     pub payload: Payload,
     /// What it replaces.
-    pub replaces: Replaces,
+    pub mode: WriteMode,
 }
 
 /// Bounds that a write is held to. They bind clients only, never merges.
@@ -250,9 +250,9 @@ impl Object {
     pub fn bare(&self, write: &Write) -> Object {
         let newest: Vec<Version> =
             self.live.iter().max_by_key(|version| version.dot.stamp).cloned().into_iter().collect();
-        let replaced = match &write.replaces {
-            Replaces::WhatIsThere { .. } => self.replaced.clone(),
-            Replaces::Exactly(context) => context.clone(),
+        let replaced = match &write.mode {
+            WriteMode::Overwrite { .. } => self.replaced.clone(),
+            WriteMode::Exactly(context) => context.clone(),
         };
         Object { replaced, live: newest, replaced_requests: Vec::new() }
     }
@@ -280,13 +280,13 @@ impl Object {
         if self.knows(write.request) && !planted(Bug::RequestIdIgnored) {
             return Ok(self.already_written(write));
         }
-        let replaces = match &write.replaces {
-            Replaces::WhatIsThere { seen } => {
+        let replaces = match &write.mode {
+            WriteMode::Overwrite { seen } => {
                 let mut all = self.context();
                 all.union(seen);
                 all
             }
-            Replaces::Exactly(context) => context.clone(),
+            WriteMode::Exactly(context) => context.clone(),
         };
         let siblings = self.siblings();
         if replaces.is_empty() && siblings >= limits.max_siblings && rule == MergeRule::KeepAll {
@@ -354,7 +354,7 @@ impl Object {
     /// The answer to a retry of a write that this object knows: the request's own context and nothing that its client
     /// has not seen.
     pub fn already_written(&self, write: &Write) -> Written {
-        let mut context = write.replaces.own_context().clone();
+        let mut context = write.mode.own_context().clone();
         let mut others = false;
         for version in &self.live {
             if version.request == write.request {

@@ -8,12 +8,12 @@ pub enum Bug {
     HintDeletedBeforeAck,
     /// A hint is deleted although it was changed after it was sent.
     ChangedHintDeleted,
-    /// Tombstones are reaped without asking anybody about hints.
-    ReapingIgnoresHints,
-    /// Tombstones are reaped after one agreement, not two.
-    ReapingAsksOnce,
-    /// Tombstones are reaped when the replicas that are up agree.
-    ReapingIgnoresTheDead,
+    /// Tombstones are collected without asking anybody about hints.
+    GcIgnoresHints,
+    /// Tombstones are collected after one agreement, not two.
+    GcAsksOnce,
+    /// Tombstones are collected when the replicas that are up agree.
+    GcIgnoresTheDead,
     /// A node goes on under its old actor after a start.
     ActorReusedAfterStart,
     /// Replicas are sent the new version alone, not the merged object.
@@ -53,9 +53,9 @@ impl Bug {
     pub const ALL: [Bug; 21] = [
         Bug::HintDeletedBeforeAck,
         Bug::ChangedHintDeleted,
-        Bug::ReapingIgnoresHints,
-        Bug::ReapingAsksOnce,
-        Bug::ReapingIgnoresTheDead,
+        Bug::GcIgnoresHints,
+        Bug::GcAsksOnce,
+        Bug::GcIgnoresTheDead,
         Bug::ActorReusedAfterStart,
         Bug::BareWriteReplicated,
         Bug::PutAnswersWholeVector,

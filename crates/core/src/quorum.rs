@@ -1,8 +1,95 @@
 //! When a request has enough answers: pure machines, fed with replies, that say what to do next.
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::layout::NodeId;
+use crate::member::NodeId;
+
+/// How many replicas a request asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum QuorumSize {
+    /// What the bucket says.
+    #[default]
+    Default,
+    /// This many.
+    Count(u8),
+    /// More than half of the key's replicas.
+    Majority,
+    /// All of the key's replicas.
+    All,
+}
+
+impl QuorumSize {
+    /// The number for a key with `n` replicas. `Default` counts as a majority.
+    pub fn of(self, n: u8) -> u8 {
+        match self {
+            QuorumSize::Count(count) => count,
+            QuorumSize::Majority | QuorumSize::Default => n / 2 + 1,
+            QuorumSize::All => n,
+        }
+    }
+}
+
+impl std::str::FromStr for QuorumSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "quorum" => Ok(QuorumSize::Majority),
+            "all" => Ok(QuorumSize::All),
+            number => match number.parse() {
+                Ok(count) if count > 0 => Ok(QuorumSize::Count(count)),
+                _ => Err(format!("{number:?}: use a number from 1, \"quorum\" or \"all\"")),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for QuorumSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            QuorumSize::Default => f.write_str("default"),
+            QuorumSize::Count(count) => write!(f, "{count}"),
+            QuorumSize::Majority => f.write_str("quorum"),
+            QuorumSize::All => f.write_str("all"),
+        }
+    }
+}
+
+impl Serialize for QuorumSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            QuorumSize::Count(count) => serializer.serialize_u8(*count),
+            other => serializer.collect_str(other),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for QuorumSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = QuorumSize;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number from 1, \"quorum\" or \"all\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<QuorumSize, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<QuorumSize, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<QuorumSize, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
 
 /// What to do after an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

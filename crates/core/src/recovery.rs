@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::layout::NodeId;
+use crate::member::NodeId;
 
 /// How many other replicas that have not forgotten anything a replica must merge with, so that it knows again of every
 /// write that W acked and of every value that R showed, whichever of them it had a part in.

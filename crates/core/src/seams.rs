@@ -1,10 +1,12 @@
 //! The two seams that join the crates: requests come in through [`NodeService`], requests go out through
 //! [`PeerTransport`]. Both are batch-shaped: many requests travel together, and each is answered by itself.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::layout::{Member, NodeId};
+use crate::member::{Member, NodeId};
 use crate::request::{ClientRequest, ClientResult, PeerRequest, PeerResult};
 
 /// Where answers of one kind go, each under the number of its request.
@@ -25,10 +27,34 @@ impl<A> ReplyTo<A> {
         ReplyTo { sink: Some(sink), id }
     }
 
+    /// The answer goes to `then`. An answer that never comes drops `then`.
+    pub fn call(then: impl FnOnce(A) + 'static) -> ReplyTo<A>
+    where
+        A: 'static,
+    {
+        ReplyTo { sink: Some(Rc::new(Call(Cell::new(Some(then)), PhantomData))), id: 0 }
+    }
+
+    /// The answer goes nowhere.
+    pub fn ignored() -> ReplyTo<A> {
+        ReplyTo { sink: None, id: 0 }
+    }
+
     /// Answers.
     pub fn send(mut self, answer: A) {
         if let Some(sink) = self.sink.take() {
             sink.reply(self.id, Some(answer));
+        }
+    }
+}
+
+/// The sink of [`ReplyTo::call`].
+struct Call<A, F>(Cell<Option<F>>, PhantomData<fn(A)>);
+
+impl<A, F: FnOnce(A)> ReplySink<A> for Call<A, F> {
+    fn reply(&self, _: u64, answer: Option<A>) {
+        if let (Some(then), Some(answer)) = (self.0.take(), answer) {
+            then(answer);
         }
     }
 }
@@ -75,8 +101,8 @@ pub trait PeerTransport: 'static {
     /// True if there is an open connection.
     fn is_up(&self, node: NodeId) -> bool;
 
-    /// Why the last connection to the node was refused, if it was.
-    fn trouble(&self, node: NodeId) -> Option<String>;
+    /// The reason why the last connection to the node was refused, if it was.
+    fn last_error(&self, node: NodeId) -> Option<String>;
 
     /// How long a reply of this node usually takes at most (95 of 100), once enough are known.
     fn usual_latency(&self, node: NodeId) -> Option<Duration>;

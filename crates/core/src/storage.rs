@@ -35,9 +35,9 @@ pub enum StorageError {
     },
 }
 
-/// What an update does to its record.
+/// The action of an update on its record.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
+pub enum RecordAction {
     /// Nothing.
     Keep,
     /// Store these bytes.
@@ -58,7 +58,7 @@ pub trait Update: Send {
     ///
     /// # Errors
     /// To leave the record alone and be `finished` with this error, without `applied`.
-    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError>;
+    fn change(&mut self, stored: Option<Bytes>) -> Result<RecordAction, StorageError>;
 
     /// The change is decided: updates of the record that follow see it. Readers do too if the engine lets replicas ack
     /// now (`!capability().ack_when_durable`), else when it is `finished`.

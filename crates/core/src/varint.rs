@@ -1,6 +1,6 @@
 //! LEB128 lengths and a bounds-checked reader, for the encodings of this crate.
 
-/// Input ended, or a number was too long, before the value was complete.
+/// Error of reading: the input ended early, a number was too long, or text was not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Short;
 
@@ -94,15 +94,14 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    /// Text, for layouts.
-    pub(crate) fn text(&mut self) -> Result<&'a str, crate::layout::LayoutError> {
-        let bytes = self.bytes().map_err(|_| crate::layout::LayoutError::Malformed)?;
-        std::str::from_utf8(bytes).map_err(|_| crate::layout::LayoutError::Malformed)
+    /// Reads a length and that many bytes of UTF-8.
+    pub(crate) fn text(&mut self) -> Result<&'a str, Short> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| Short)
     }
 
-    /// That many items of a byte or more can still come.
-    pub(crate) fn count_of(&self, items: u64) -> Result<(), crate::layout::LayoutError> {
-        if items > self.remaining() as u64 { Err(crate::layout::LayoutError::Malformed) } else { Ok(()) }
+    /// Checks that the rest of the input can hold `items` items of a byte or more.
+    pub(crate) fn check_count(&self, items: u64) -> Result<(), Short> {
+        if items > self.remaining() as u64 { Err(Short) } else { Ok(()) }
     }
 
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Short> {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use quorate_core::conformance;
-use quorate_core::membership::{MemberState, MemberView, Membership, Outgoing};
+use quorate_core::membership::{MemberState, MemberView, Membership, OutgoingMessage};
 use quorate_core::object::MergeRule;
 use quorate_core::resolver::ConflictResolver;
-use quorate_core::storage::{Capability, Change, Page, Range, StorageEngine, StorageError, Update};
+use quorate_core::storage::{Capability, Page, Range, RecordAction, StorageEngine, StorageError, Update};
 use quorate_core::{Member, NodeId, StorageKey, Version};
 
 /// What the storage engine below does wrong.
@@ -89,17 +89,17 @@ impl Engine {
         Bytes::copy_from_slice(&key.as_bytes()[..key.as_bytes().len().min(length)])
     }
 
-    fn apply(&self, records: &mut Records, name: Bytes, change: Change) -> Result<(), StorageError> {
+    fn apply(&self, records: &mut Records, name: Bytes, change: RecordAction) -> Result<(), StorageError> {
         *self.last.lock().unwrap() = Some(name.clone());
         match change {
-            Change::Keep if self.flaw == Flaw::KeepRemoves => drop(records.remove(&name)),
-            Change::Keep => {}
-            Change::Remove => {
+            RecordAction::Keep if self.flaw == Flaw::KeepRemoves => drop(records.remove(&name)),
+            RecordAction::Keep => {}
+            RecordAction::Remove => {
                 if records.remove(&name).is_none() && self.flaw == Flaw::RemoveFails {
                     return Err(StorageError::Io { detail: "not there".into() });
                 }
             }
-            Change::Put(mut value) => {
+            RecordAction::Put(mut value) => {
                 if self.flaw == Flaw::CutsLargeValues {
                     value.truncate(1024 * 1024);
                 }
@@ -120,7 +120,9 @@ impl Engine {
         let mut records = self.records.lock().unwrap();
         let stored = records.get(&name).cloned();
         match update.change(stored) {
-            Err(_) if self.flaw == Flaw::AppliesRejected => self.apply(&mut records, name, Change::Remove),
+            Err(_) if self.flaw == Flaw::AppliesRejected => {
+                self.apply(&mut records, name, RecordAction::Remove)
+            }
             Err(error) => Err(error),
             Ok(change) => self.apply(&mut records, name, change),
         }
@@ -220,7 +222,7 @@ fn passes(run: impl FnOnce()) -> bool {
 fn storage_passes(flaw: Flaw) -> bool {
     passes(|| {
         let disks = Disks::default();
-        conformance::storage::run(|folder| open(flaw, &disks, folder));
+        conformance::storage::run(|context| open(flaw, &disks, context.data_folder));
     })
 }
 
@@ -256,7 +258,7 @@ fn sorted(mut versions: Vec<&Version>) -> Vec<&Version> {
 #[test]
 fn every_broken_resolver_fails_the_suite() {
     let keep_all = |resolve| Resolver { resolve, rule: MergeRule::KeepAll };
-    assert!(passes(|| conformance::resolver::run(&keep_all(sorted))));
+    assert!(passes(|| conformance::resolver::run(|_| keep_all(sorted))));
     let broken: [(&str, Resolver); 5] = [
         ("shows nothing", keep_all(|_| Vec::new())),
         ("shows the first given", keep_all(|versions| versions.into_iter().take(1).collect())),
@@ -274,7 +276,10 @@ fn every_broken_resolver_fails_the_suite() {
         ("shows more than its replicas keep", Resolver { resolve: sorted, rule: MergeRule::KeepNewest }),
     ];
     for (what, resolver) in broken {
-        assert!(!passes(|| conformance::resolver::run(&resolver)), "a resolver that {what} was not noticed");
+        assert!(
+            !passes(|| conformance::resolver::run(|_| resolver)),
+            "a resolver that {what} was not noticed"
+        );
     }
 }
 
@@ -288,7 +293,7 @@ enum Lapse {
     AddsStrangers,
     AnswersStrangers,
     Floods,
-    KeepsOldFacts,
+    KeepsOldMetadata,
     CountsItsCalls,
     IsUnsorted,
 }
@@ -296,7 +301,7 @@ enum Lapse {
 struct Members {
     lapse: Lapse,
     members: Vec<Member>,
-    facts: Vec<(String, Vec<u8>)>,
+    metadata: Vec<(String, Vec<u8>)>,
     this: NodeId,
     silent: bool,
 }
@@ -304,12 +309,12 @@ struct Members {
 static CALLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 impl Membership for Members {
-    fn tick(&mut self, now_ms: u64) -> Vec<Outgoing> {
+    fn tick(&mut self, now_ms: u64) -> Vec<OutgoingMessage> {
         self.silent = now_ms > 30_000;
         let to_all = |message: Vec<u8>| {
             self.members
                 .iter()
-                .map(|member| Outgoing { to: member.id, message: message.clone() })
+                .map(|member| OutgoingMessage { to: member.id, message: message.clone() })
                 .collect::<Vec<_>>()
         };
         match self.lapse {
@@ -321,7 +326,7 @@ impl Membership for Members {
         }
     }
 
-    fn receive(&mut self, from: NodeId, message: &[u8], _now_ms: u64) -> Vec<Outgoing> {
+    fn receive(&mut self, from: NodeId, message: &[u8], _now_ms: u64) -> Vec<OutgoingMessage> {
         if self.lapse == Lapse::PanicsOnNonsense {
             let _first_eight: [u8; 8] = message[..8].try_into().unwrap();
         }
@@ -329,7 +334,7 @@ impl Membership for Members {
             self.members.push(Member { id: from, ..Member::new("stranger", "h:0", "") });
         }
         if self.lapse == Lapse::AnswersStrangers {
-            return vec![Outgoing { to: from, message: Vec::new() }];
+            return vec![OutgoingMessage { to: from, message: Vec::new() }];
         }
         Vec::new()
     }
@@ -350,14 +355,14 @@ impl Membership for Members {
     }
 
     fn publish(&mut self, name: &str, value: &[u8]) {
-        if self.lapse != Lapse::KeepsOldFacts {
-            self.facts.retain(|(known, _)| known != name);
+        if self.lapse != Lapse::KeepsOldMetadata {
+            self.metadata.retain(|(known, _)| known != name);
         }
-        self.facts.push((name.to_owned(), value.to_vec()));
+        self.metadata.push((name.to_owned(), value.to_vec()));
     }
 
-    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
-        if of == self.this { self.facts.clone() } else { Vec::new() }
+    fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
+        if of == self.this { self.metadata.clone() } else { Vec::new() }
     }
 
     fn join(&mut self, _: Member) -> Result<(), String> {
@@ -373,9 +378,9 @@ impl Membership for Members {
 fn every_broken_membership_fails_the_suite() {
     let run = |lapse| {
         passes(|| {
-            conformance::membership::run(|members| {
+            conformance::membership::run(|members, _| {
                 let (members, this) = (members.to_vec(), members[0].id);
-                Box::new(Members { lapse, members, facts: Vec::new(), this, silent: false })
+                Box::new(Members { lapse, members, metadata: Vec::new(), this, silent: false })
             });
         })
     };
@@ -387,7 +392,7 @@ fn every_broken_membership_fails_the_suite() {
         Lapse::AddsStrangers,
         Lapse::AnswersStrangers,
         Lapse::Floods,
-        Lapse::KeepsOldFacts,
+        Lapse::KeepsOldMetadata,
         Lapse::CountsItsCalls,
         Lapse::IsUnsorted,
     ];

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_core::clock::HybridClock;
 use quorate_core::object::RequestId;
-use quorate_core::object::{MergeRule, Replaces, Write, WriteLimits, WriteRefusal};
+use quorate_core::object::{MergeRule, Write, WriteLimits, WriteMode, WriteRefusal};
 use quorate_core::{Actor, CausalContext, Dot, Object, Payload, Stamp, Version};
 
 const HISTORIES: u64 = 12_000;
@@ -127,12 +127,12 @@ impl World {
             _ => Payload::Value(self.random.next().to_le_bytes().to_vec().into()),
         };
         let request = RequestId(self.random.next());
-        let (replaces, own) = match self.random.below(6) {
-            0 => (Replaces::Exactly(CausalContext::EMPTY), BTreeSet::new()),
-            1 | 2 => (Replaces::WhatIsThere { seen: seen.context }, seen.events),
-            _ => (Replaces::Exactly(seen.context), seen.events),
+        let (mode, own) = match self.random.below(6) {
+            0 => (WriteMode::Exactly(CausalContext::EMPTY), BTreeSet::new()),
+            1 | 2 => (WriteMode::Overwrite { seen: seen.context }, seen.events),
+            _ => (WriteMode::Exactly(seen.context), seen.events),
         };
-        let write = Write { request, payload, replaces };
+        let write = Write { request, payload, mode };
         let answered = self.random.below(4) > 0;
         if let Some(learnt) = self.apply(at, &write, &own)
             && answered
@@ -191,7 +191,7 @@ impl World {
                     "a stamp is beyond all that its write has seen"
                 );
                 let mut replaced = own.clone();
-                if matches!(write.replaces, Replaces::WhatIsThere { .. }) {
+                if matches!(write.mode, WriteMode::Overwrite { .. }) {
                     replaced.extend(&replica.events.seen);
                 }
                 replica.events.seen.extend(&replaced);
@@ -348,7 +348,7 @@ fn siblings_stay_bounded_under_read_then_write() {
         let write = Write {
             request: RequestId(round),
             payload: Payload::Value(round.to_le_bytes().to_vec().into()),
-            replaces: Replaces::Exactly(contexts[writer].clone()),
+            mode: WriteMode::Exactly(contexts[writer].clone()),
         };
         let mint = |newest| {
             let (stamp, next) = clock.mint(newest, round, 60_000);
@@ -374,7 +374,7 @@ fn unseen_siblings_survive_a_writer_that_never_reads() {
         let write = Write {
             request: RequestId(number),
             payload: Payload::Value(number.to_le_bytes().to_vec().into()),
-            replaces: Replaces::Exactly(context),
+            mode: WriteMode::Exactly(context),
         };
         object.write(&write, MergeRule::KeepAll, LIMITS, number, |newest| {
             let (stamp, next) = clock.mint(newest, number, 60_000);
@@ -423,7 +423,7 @@ fn last_write_wins_converges_and_respects_causality() {
             let write = Write {
                 request: RequestId(number),
                 payload: Payload::Value(number.to_le_bytes().to_vec().into()),
-                replaces: Replaces::WhatIsThere { seen: CausalContext::EMPTY },
+                mode: WriteMode::Overwrite { seen: CausalContext::EMPTY },
             };
             let mint = |newest| {
                 let (stamp, next) = clock.mint(newest, number + *skew, 60_000);

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use quorate_core::change::{Change, Staged};
-use quorate_core::layout::LayoutError;
+use quorate_core::change::{LayoutChange, StagedChange};
+use quorate_core::layout_error::LayoutError;
 use quorate_core::{Key, Layout, Member, NodeId, PartitionId};
 
 fn members(count: usize) -> Vec<Member> {
@@ -140,13 +140,13 @@ fn impossible_layouts_are_refused() {
     assert!(matches!(refused(twice, 64, 1), LayoutError::SameName { .. }));
 }
 
-fn staged(changes: Vec<Change>) -> Vec<Staged> {
-    changes.into_iter().enumerate().map(|(id, change)| Staged { id: id as u64, change }).collect()
+fn staged(changes: Vec<LayoutChange>) -> Vec<StagedChange> {
+    changes.into_iter().enumerate().map(|(id, change)| StagedChange { id: id as u64, change }).collect()
 }
 
-fn join(number: usize, weight: u16, zone: &str) -> Change {
+fn join(number: usize, weight: u16, zone: &str) -> LayoutChange {
     let (name, address) = (format!("node-{number}"), format!("127.0.0.1:{number}"));
-    Change::Join { name, address, zone: zone.into(), weight }
+    LayoutChange::Join { name, address, zone: zone.into(), weight }
 }
 
 /// The fewest replicas that any assignment must copy to get from these loads to others whose shares by weight are rounded.
@@ -176,8 +176,8 @@ proptest! {
         for (kind, which, weight) in steps {
             let some = which.get(layout.members()).name.clone();
             let change = match kind {
-                0 if layout.members().len() > 4 => Change::Leave { name: some },
-                1 => Change::Weight { name: some, weight },
+                0 if layout.members().len() > 4 => LayoutChange::Leave { name: some },
+                1 => LayoutChange::Weight { name: some, weight },
                 _ => {
                     next += 1;
                     join(next, weight, "")
@@ -243,17 +243,18 @@ fn loads_are_even_and_follow_the_weights() {
 #[test]
 fn replacements_and_other_numbers_of_replicas_move_the_least() {
     let layout = Layout::first(members(5), 256, 3).unwrap();
-    let replaced =
-        layout.changed(&staged(vec![Change::Leave { name: "node-2".into() }, join(9, 100, "")])).unwrap();
+    let replaced = layout
+        .changed(&staged(vec![LayoutChange::Leave { name: "node-2".into() }, join(9, 100, "")]))
+        .unwrap();
     let (old, new) = (NodeId::of_name("node-2"), NodeId::of_name("node-9"));
     for partition in (0..256).map(PartitionId) {
         let then: BTreeSet<NodeId> = replaced.replicas_of(partition, 3).iter().copied().collect();
         let renamed = |&id: &NodeId| if id == old { new } else { id };
         assert_eq!(then, layout.replicas_of(partition, 3).iter().map(renamed).collect());
     }
-    let more = layout.changed(&staged(vec![Change::Replicas { count: 4 }])).unwrap();
+    let more = layout.changed(&staged(vec![LayoutChange::Replicas { count: 4 }])).unwrap();
     assert_eq!((more.replicas(), moved(&layout, &more)), (4, 256));
-    let fewer = more.changed(&staged(vec![Change::Replicas { count: 2 }])).unwrap();
+    let fewer = more.changed(&staged(vec![LayoutChange::Replicas { count: 2 }])).unwrap();
     assert_eq!((fewer.replicas(), moved(&more, &fewer)), (2, 0));
 }
 
@@ -261,18 +262,19 @@ fn replacements_and_other_numbers_of_replicas_move_the_least() {
 #[test]
 fn changes_that_do_not_fit_are_refused() {
     let layout = Layout::first(members(3), 64, 3).unwrap();
-    let refused = |change: Change| layout.changed(&staged(vec![change])).unwrap_err().to_string();
+    let refused = |change: LayoutChange| layout.changed(&staged(vec![change])).unwrap_err().to_string();
     assert!(
-        refused(Change::Leave { name: "node-0".into() })
+        refused(LayoutChange::Leave { name: "node-0".into() })
             .contains("replicas = 3 but the cluster has 2 members")
     );
-    assert!(refused(Change::Leave { name: "nobody".into() }).contains("node-0, node-1, node-2"));
+    assert!(refused(LayoutChange::Leave { name: "nobody".into() }).contains("node-0, node-1, node-2"));
     assert!(refused(join(1, 100, "")).contains("already"));
     assert!(refused(join(7, 0, "")).contains("1 to 10000"));
-    assert!(refused(Change::Replicas { count: 4 }).contains("3 members"));
-    assert!(refused(Change::Replicas { count: 0 }).contains("use 1 or more"));
-    let gone =
-        layout.changed(&staged(vec![join(3, 100, ""), Change::Remove { name: "node-0".into() }])).unwrap();
+    assert!(refused(LayoutChange::Replicas { count: 4 }).contains("3 members"));
+    assert!(refused(LayoutChange::Replicas { count: 0 }).contains("use 1 or more"));
+    let gone = layout
+        .changed(&staged(vec![join(3, 100, ""), LayoutChange::Remove { name: "node-0".into() }]))
+        .unwrap();
     assert!(gone.is_lost(NodeId::of_name("node-0")));
     let back = gone.changed(&staged(vec![join(0, 100, "")])).unwrap();
     assert!(!back.is_lost(NodeId::of_name("node-0")));

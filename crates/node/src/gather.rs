@@ -1,4 +1,4 @@
-//! The answers of several replicas to one request, as they come.
+//! The answers of several nodes to one request, in the order of their arrival.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,21 +11,21 @@ use quorate_core::request::{PeerError, PeerResult};
 use quorate_core::seams::{ReplySink, ReplyTo};
 use tokio::time::{Instant, Sleep};
 
-/// Collects answers. Slots are handed out, one a node asked; answers come out in the order of their arrival.
+/// Collects answers of nodes. Each request is sent with its own [`Gather::reply_to`].
 #[derive(Default)]
 pub(crate) struct Gather {
-    inbox: Rc<Inbox>,
-    /// One timer a request, kept while its answers come.
+    replies: Rc<ArrivedReplies>,
+    /// The timer of this request, kept between answers.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
 #[derive(Default)]
-struct Inbox {
+struct ArrivedReplies {
     arrived: RefCell<VecDeque<(NodeId, PeerResult)>>,
     waker: RefCell<Option<Waker>>,
 }
 
-impl ReplySink<PeerResult> for Inbox {
+impl ReplySink<PeerResult> for ArrivedReplies {
     fn reply(&self, node: u64, answer: Option<PeerResult>) {
         let answer = answer.unwrap_or(Err(PeerError::Disconnected));
         self.arrived.borrow_mut().push_back((NodeId(node), answer));
@@ -36,18 +36,18 @@ impl ReplySink<PeerResult> for Inbox {
 }
 
 impl Gather {
-    /// Where the answer of `node` goes.
-    pub(crate) fn slot(&self, node: NodeId) -> ReplyTo<PeerResult> {
-        ReplyTo::new(self.inbox.clone(), node.0)
+    /// The sink for the answer of `node`.
+    pub(crate) fn reply_to(&self, node: NodeId) -> ReplyTo<PeerResult> {
+        ReplyTo::new(self.replies.clone(), node.0)
     }
 
     /// The next answer, or `None` once `until` has passed.
     pub(crate) async fn next(&self, until: Instant) -> Option<(NodeId, PeerResult)> {
         std::future::poll_fn(|cx| {
-            if let Some(answer) = self.inbox.arrived.borrow_mut().pop_front() {
+            if let Some(answer) = self.replies.arrived.borrow_mut().pop_front() {
                 return Poll::Ready(Some(answer));
             }
-            *self.inbox.waker.borrow_mut() = Some(cx.waker().clone());
+            *self.replies.waker.borrow_mut() = Some(cx.waker().clone());
             let mut timer = self.timer.borrow_mut();
             let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
             if timer.deadline() != until {

@@ -1,40 +1,63 @@
-//! How a node behaves: as coordinator of clients' requests, and as replica of its partitions.
+//! The behaviour of a node: as coordinator of clients' requests, and as replica of its partitions.
 //!
-//! Written only against `quorate_core`: it names no plugin, no wire format, no socket. Requests come in through
-//! `NodeService` ([`node`]), requests to peers go out through `PeerTransport`, records are kept by a `StorageEngine`.
+//! Written only against `quorate_core`: it names no plugin, no wire format, no socket. Requests come
+//! in through `NodeService` ([`service`]), requests to peers go out through `PeerTransport`, records
+//! are kept by a `StorageEngine`.
 //!
-//! What goes on without any client: [`hints`] are delivered, a replica that may have forgotten asks the others
-//! ([`recovery`]), replicas compare their hash [`trees`] and exchange what differs ([`repair`], [`sync`]), tombstones that
-//! everybody has go ([`reaper`]), and clocks are compared ([`clocks`]). When the layout changes ([`layouts`], [`transition`]),
-//! partitions move ([`transfer`]).
+//! The folders are stairs. Each imports only folders below it:
 //!
-//! A put: [`node`] → `coordinator/put.rs` → `quorate_core::quorum` → [`replica`] → the engine. A get likewise.
+//! | | |
+//! |---|---|
+//! | `service.rs` | admission and dispatch of requests |
+//! | `admin/` | requests of operators |
+//! | `coordinator/` | get, put, scan, explain |
+//! | `layout_change/` | copies and handoffs while the layout changes |
+//! | `repair/` | hints, anti-entropy, recovery, tombstone collection |
+//! | `membership/` | gossip, clocks, the exchange of layouts |
+//! | `node.rs`, `gather.rs` | sending requests, gathering replies |
+//! | `replica/` | reads and changes of this node's records |
+//! | `state/` | the state that all workers share |
 
-mod administer;
-mod buckets;
-mod clocks;
-mod completions;
+mod admin;
 mod coordinator;
-mod fingerprint;
 mod gather;
-pub mod gossip;
-mod hints;
-pub mod layouts;
-mod leftovers;
-pub mod node;
-mod reaper;
-mod recovery;
+mod layout_change;
+mod membership;
+mod node;
 mod repair;
-pub mod replica;
-pub mod settings;
-pub mod shared;
-mod spread;
-mod sync;
-mod transfer;
-mod transition;
-mod trees;
-mod turns;
+mod replica;
+mod service;
+mod state;
 
+use std::rc::Rc;
+
+pub use admin::reports::{Upkeep, upkeep};
+pub use membership::gossip::LAYOUT_KEY;
 pub use node::Node;
-pub use settings::Settings;
-pub use shared::Shared;
+pub use service::{Fault, FaultSwitch, Service};
+pub use state::layout_book::stored_layouts;
+pub use state::node_metadata::{layouts_key, recovering_key};
+pub use state::settings::{Settings, TransferConfig};
+pub use state::shared::{Parts, Shared};
+
+/// Starts the tasks that run without any client. On one worker of a node, once.
+pub fn start_upkeep(node: &Rc<Node>) {
+    let shared = node.shared.clone();
+    tokio::task::spawn_local(async move { repair::tree_builder::keep_built(&shared).await });
+    tokio::task::spawn_local(repair::recovery::run(node.clone()));
+    tokio::task::spawn_local(repair::hint_delivery::run(node.clone()));
+    tokio::task::spawn_local(repair::anti_entropy::run(node.clone()));
+    tokio::task::spawn_local(repair::tombstone_gc::run(node.clone()));
+    tokio::task::spawn_local(membership::clock_check::run(node.clone()));
+    tokio::task::spawn_local(membership::gossip::run(node.clone()));
+    tokio::task::spawn_local(membership::layout_exchange::run(node.clone()));
+    tokio::task::spawn_local(layout_change::driver::run(node.clone()));
+    if node.shared.settings.transfer.auto_commit {
+        tokio::task::spawn_local(admin::auto_join::run(node.clone()));
+    }
+}
+
+/// Keeps this worker's connections in step with the membership. On every worker.
+pub fn follow_members(node: &Rc<Node>) {
+    tokio::task::spawn_local(membership::gossip::follow(node.clone()));
+}

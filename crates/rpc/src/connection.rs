@@ -29,15 +29,15 @@ const FRAME_WORDS: usize = 64;
 /// How large the next call, or the next results, will be: a message that has its room from the beginning is one piece, and no
 /// more is zeroed for it than it needs.
 #[derive(Clone)]
-pub(crate) struct Room(Rc<Cell<u32>>);
+pub(crate) struct SizeHint(Rc<Cell<u32>>);
 
-impl Default for Room {
-    fn default() -> Room {
-        Room(Rc::new(Cell::new(UNKNOWN_WORDS)))
+impl Default for SizeHint {
+    fn default() -> SizeHint {
+        SizeHint(Rc::new(Cell::new(UNKNOWN_WORDS)))
     }
 }
 
-impl Room {
+impl SizeHint {
     /// Operations or results of so many bytes come next.
     pub(crate) fn expect(&self, bytes: usize) {
         self.0.set((bytes / 8 + FRAME_WORDS) as u32);
@@ -81,7 +81,7 @@ struct Connection {
     /// Elsewhere while somebody waits for a message.
     inbox: Rc<RefCell<Option<Inbox>>>,
     outbox: Outbox,
-    room: Room,
+    size_hint: SizeHint,
 }
 
 impl capnp_rpc::Connection<Side> for Connection {
@@ -90,9 +90,9 @@ impl capnp_rpc::Connection<Side> for Connection {
     }
 
     fn new_outgoing_message(&mut self, words: u32) -> Box<dyn OutgoingMessage> {
-        let words = if words < UNKNOWN_WORDS { words } else { self.room.0.replace(UNKNOWN_WORDS) };
+        let words = if words < UNKNOWN_WORDS { words } else { self.size_hint.0.replace(UNKNOWN_WORDS) };
         let message = Message::new(HeapAllocator::new().first_segment_words(words));
-        Box::new(Outgoing { message, connection: self.clone() })
+        Box::new(MessageToSend { message, connection: self.clone() })
     }
 
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, Error> {
@@ -127,25 +127,25 @@ impl capnp_rpc::Connection<Side> for Connection {
     }
 }
 
-struct Incoming(Reader<BufferSegments<Bytes>>);
+struct ReceivedMessage(Reader<BufferSegments<Bytes>>);
 
 fn incoming(bytes: Bytes) -> Result<Box<dyn IncomingMessage>, Error> {
     let segments = BufferSegments::new(bytes, reader_options())?;
-    Ok(Box::new(Incoming(Reader::new(segments, reader_options()))))
+    Ok(Box::new(ReceivedMessage(Reader::new(segments, reader_options()))))
 }
 
-impl IncomingMessage for Incoming {
+impl IncomingMessage for ReceivedMessage {
     fn get_body(&self) -> capnp::Result<any_pointer::Reader<'_>> {
         self.0.get_root()
     }
 }
 
-struct Outgoing {
+struct MessageToSend {
     message: Message,
     connection: Connection,
 }
 
-impl OutgoingMessage for Outgoing {
+impl OutgoingMessage for MessageToSend {
     fn get_body(&mut self) -> capnp::Result<any_pointer::Builder<'_>> {
         self.message.get_root()
     }
@@ -155,7 +155,7 @@ impl OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Message>) {
-        let Outgoing { message, connection } = *self;
+        let MessageToSend { message, connection } = *self;
         let message = Rc::new(message);
         connection.outbox.send(&message);
         (Promise::ok(()), message)
@@ -181,13 +181,13 @@ fn start(
     side: Side,
     bootstrap: Option<capnp::capability::Client>,
     signs: SignsOfLife,
-    room: Room,
+    size_hint: SizeHint,
 ) -> Connected {
     let outbox = Outbox::default();
     let inbox = Inbox::new(duplex.read, MAX_MESSAGE_BYTES, signs.clone());
     let flusher = Flusher::new(duplex.write, outbox.clone(), signs);
     let inbox = Rc::new(RefCell::new(Some(inbox)));
-    let network = Two { side, connection: Connection { side, inbox, outbox, room }, accepted: false };
+    let network = Two { side, connection: Connection { side, inbox, outbox, size_hint }, accepted: false };
     Connected { system: RpcSystem::new(Box::new(network), bootstrap), flusher }
 }
 
@@ -195,18 +195,18 @@ fn start(
 pub(crate) async fn serve(
     duplex: Duplex,
     bootstrap: capnp::capability::Client,
-    room: Room,
+    size_hint: SizeHint,
 ) -> Option<String> {
-    start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), room).run().await
+    start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), size_hint).run().await
 }
 
 /// Opens the client's side: the port to call, and the future that drives the connection until it ends.
 pub(crate) fn dial<C: FromClientHook>(
     duplex: Duplex,
     signs: SignsOfLife,
-    room: Room,
+    size_hint: SizeHint,
 ) -> (C, impl Future<Output = Option<String>>) {
-    let mut connected = start(duplex, Side::Client, None, signs, room);
+    let mut connected = start(duplex, Side::Client, None, signs, size_hint);
     let port = connected.system.bootstrap(Side::Server);
     (port, connected.run())
 }
@@ -242,14 +242,14 @@ mod tests {
     /// A call whose size is foretold is one piece; the next one knows nothing of it.
     #[test]
     fn a_message_has_its_room_from_the_beginning() {
-        let room = Room::default();
+        let size_hint = SizeHint::default();
         let mut connection = Connection {
             side: Side::Client,
             inbox: Rc::default(),
             outbox: Outbox::default(),
-            room: room.clone(),
+            size_hint: size_hint.clone(),
         };
-        room.expect(1024 * 1024);
+        size_hint.expect(1024 * 1024);
         for (bytes, segments) in [(1024 * 1024, 1), (2_000, 2)] {
             let mut message = connection.new_outgoing_message(1024);
             let mut list = message.get_body().unwrap().initn_as::<capnp::data_list::Builder<'_>>(1);

@@ -1,12 +1,13 @@
-//! The only crate that names Cap'n Proto: conversions, serving, dialling, and the batched lanes.
+//! The only crate that names Cap'n Proto: conversions, serving, dialling, and batches of operations.
 //!
 //! Generic over the byte streams ([`network::Network`]), the clock (tokio's, which a simulation drives) and the
 //! randomness ([`quorate_core::environment::Environment`]) it is given, so that a simulation runs it as it is.
 //!
-//! How a request travels: [`lane`] gathers operations into calls on the sender; [`session`] takes a call apart on the
-//! receiver, hands the operations to the node, and answers with whatever is ready. [`serve`] and [`peers`] open the
+//! How a request travels: [`batch_sender`] gathers operations into calls; [`serve`] takes a call apart at the
+//! receiver and hands the operations to the node; [`reply_buffer`] answers with the results that are ready. [`serve`] and [`peers`] open the
 //! connections; [`preamble`] is what is said before Cap'n Proto begins.
 
+pub mod batch_sender;
 mod connection;
 mod convert;
 #[allow(missing_docs, clippy::all, unused_qualifications)]
@@ -16,13 +17,12 @@ pub mod generated {
     pub mod client_capnp;
     pub mod peer_capnp;
 }
-pub mod lane;
 pub mod network;
 pub mod peers;
 pub mod preamble;
+pub mod reply_buffer;
 pub mod serve;
-pub mod session;
 mod stream;
 
-pub use convert::client::ClientProtocol;
+pub use convert::client::{ClientAnswer, ClientProtocol};
 pub use convert::peer::PeerProtocol;

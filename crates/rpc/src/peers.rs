@@ -10,13 +10,13 @@ use quorate_core::admission::Identity;
 use quorate_core::environment::Environment;
 use quorate_core::event::{Event, EventKind, EventSink};
 use quorate_core::request::{PeerError, PeerRequest, PeerResult};
-use quorate_core::seams::{PeerTransport, ReplySink, ReplyTo};
+use quorate_core::seams::{PeerTransport, ReplyTo};
 use quorate_core::{Member, NodeId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::batch_sender::{BatchSender, PeerQueues, Waits};
 use crate::convert::peer::PeerProtocol;
-use crate::lane::{Lane, PeerQueues, Waits};
 use crate::network::Network;
 use crate::preamble::introduce;
 
@@ -34,10 +34,10 @@ pub struct Peers {
 
 struct Link {
     member: RefCell<Member>,
-    lane: RefCell<Option<Rc<Lane<PeerProtocol>>>>,
+    sender: RefCell<Option<Rc<BatchSender<PeerProtocol>>>>,
     /// The peer has a layout: without one it is no replica of anything.
     serves: Cell<bool>,
-    trouble: RefCell<Option<String>>,
+    last_error: RefCell<Option<String>>,
     hurry: Notify,
     latency: Latency,
 }
@@ -75,14 +75,20 @@ impl PeerTransport for Peers {
         let Some(link) = self.link(to) else {
             return reply.send(Err(PeerError::Disconnected));
         };
-        let Some(lane) = link.lane.borrow().clone() else {
+        let Some(sender) = link.sender.borrow().clone() else {
             return reply.send(Err(PeerError::Disconnected));
         };
         if matches!(request, PeerRequest::Read { .. }) {
-            let timed = Timed { link, sent: Instant::now(), reply: Cell::new(Some(reply)) };
-            lane.send(request, timeout, ReplyTo::new(Rc::new(timed), 0));
+            let sent = Instant::now();
+            let timed = ReplyTo::call(move |answer: PeerResult| {
+                if answer.is_ok() {
+                    link.latency.sample(sent.elapsed());
+                }
+                reply.send(answer);
+            });
+            sender.send(request, timeout, timed);
         } else {
-            lane.send(request, timeout, reply);
+            sender.send(request, timeout, reply);
         }
     }
 
@@ -99,9 +105,9 @@ impl PeerTransport for Peers {
         let id = member.id;
         let link = Rc::new(Link {
             member: RefCell::new(member),
-            lane: RefCell::new(None),
+            sender: RefCell::new(None),
             serves: Cell::new(false),
-            trouble: RefCell::new(None),
+            last_error: RefCell::new(None),
             hurry: Notify::new(),
             latency: Latency::default(),
         });
@@ -114,32 +120,15 @@ impl PeerTransport for Peers {
     }
 
     fn is_up(&self, node: NodeId) -> bool {
-        self.links.borrow().get(&node).is_some_and(|link| link.serves.get() && link.lane.borrow().is_some())
+        self.links.borrow().get(&node).is_some_and(|link| link.serves.get() && link.sender.borrow().is_some())
     }
 
-    fn trouble(&self, node: NodeId) -> Option<String> {
-        self.link(node).and_then(|link| link.trouble.borrow().clone())
+    fn last_error(&self, node: NodeId) -> Option<String> {
+        self.link(node).and_then(|link| link.last_error.borrow().clone())
     }
 
     fn usual_latency(&self, node: NodeId) -> Option<Duration> {
         self.links.borrow().get(&node).and_then(|link| link.latency.p95())
-    }
-}
-
-struct Timed {
-    link: Rc<Link>,
-    sent: Instant,
-    reply: Cell<Option<ReplyTo<PeerResult>>>,
-}
-
-impl ReplySink<PeerResult> for Timed {
-    fn reply(&self, _: u64, answer: Option<PeerResult>) {
-        if matches!(answer, Some(Ok(_))) {
-            self.link.latency.sample(self.sent.elapsed());
-        }
-        if let (Some(reply), Some(answer)) = (self.reply.take(), answer) {
-            reply.send(answer);
-        }
     }
 }
 
@@ -188,21 +177,21 @@ impl Dialler {
             let Some(strong) = link.upgrade() else { return };
             let name = strong.member.borrow().name.clone();
             match self.dial(&strong).await {
-                Ok(lane) => {
+                Ok(sender) => {
                     pause = FIRST_PAUSE;
-                    *strong.lane.borrow_mut() = Some(lane.clone());
-                    *strong.trouble.borrow_mut() = None;
+                    *strong.sender.borrow_mut() = Some(sender.clone());
+                    *strong.last_error.borrow_mut() = None;
                     drop(strong);
                     self.emit(EventKind::PeerUp { peer: name.clone() });
-                    let reason = lane.until_closed().await;
+                    let reason = sender.until_closed().await;
                     if let Some(strong) = link.upgrade() {
-                        *strong.lane.borrow_mut() = None;
+                        *strong.sender.borrow_mut() = None;
                     }
                     self.emit(EventKind::PeerDown { peer: name, reason });
                 }
                 Err(reason) => {
-                    let first = strong.trouble.borrow().as_ref() != Some(&reason);
-                    *strong.trouble.borrow_mut() = Some(reason.clone());
+                    let first = strong.last_error.borrow().as_ref() != Some(&reason);
+                    *strong.last_error.borrow_mut() = Some(reason.clone());
                     drop(strong);
                     if first {
                         self.emit(EventKind::PeerUnreachable { peer: name, reason });
@@ -219,7 +208,7 @@ impl Dialler {
         }
     }
 
-    async fn dial(&self, link: &Link) -> Result<Rc<Lane<PeerProtocol>>, String> {
+    async fn dial(&self, link: &Link) -> Result<Rc<BatchSender<PeerProtocol>>, String> {
         let member = link.member.borrow().clone();
         let connect = self.network.connect(&member.address, Some(member.id));
         let mut duplex = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
@@ -236,7 +225,7 @@ impl Dialler {
             return Err(format!("{} answers as {:?}, not as {:?}", member.address, theirs.name, member.name));
         }
         link.serves.set(theirs.layout_digest != 0);
-        Ok(Lane::open_between_nodes(duplex, Waits::new(self.queues.clone(), member.id)))
+        Ok(BatchSender::open_between_nodes(duplex, Waits::new(self.queues.clone(), member.id)))
     }
 
     fn emit(&self, kind: EventKind) {

@@ -11,14 +11,14 @@ use quorate_core::request::{ClientReply, ClientResult, PeerError, PeerReply, Pee
 use quorate_core::seams::{Incoming, NodeService};
 use quorate_core::{RequestError, request};
 
-use crate::connection::{self, Room};
+use crate::batch_sender::{MAX_BATCH_OPERATIONS, Protocol};
+use crate::connection::{self, SizeHint};
 use crate::convert::peer::PeerProtocol;
 use crate::convert::{client as client_wire, peer as peer_wire};
 use crate::generated::{client_capnp, peer_capnp};
-use crate::lane::{MAX_BATCH_OPERATIONS, Protocol};
 use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};
-use crate::session::Session;
+use crate::reply_buffer::ReplyBuffer;
 
 /// Serves a connection until it ends. What is worth telling is returned; nothing a stranger sends does more harm.
 pub async fn serve_connection(
@@ -31,22 +31,23 @@ pub async fn serve_connection(
 ) -> Option<EventKind> {
     match welcome(&mut duplex, ours).await {
         Ok(Role::Client) => {
-            let session = Session::new(abandoned_by_client_side, client_wire::result_bytes);
-            let room = Room::default();
-            let port = ClientPort { service: Rc::downgrade(&service), session, room: room.clone() };
+            let replies = ReplyBuffer::new(abandoned_by_client_side, client_wire::result_bytes);
+            let size_hint = SizeHint::default();
+            let port = ClientPort { service: Rc::downgrade(&service), replies, size_hint: size_hint.clone() };
             let port = capnp_rpc::new_client::<client_capnp::node::Client, _>(port);
-            connection::serve(duplex, port.client, room).await;
+            connection::serve(duplex, port.client, size_hint).await;
             None
         }
         Ok(Role::Node(peer)) => {
             on_peer(peer.node);
             let duplex = network.accepted(peer.node, duplex);
-            let session = Session::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
+            let replies = ReplyBuffer::new(|| Err(PeerError::Disconnected), peer_wire::result_bytes);
             let only_gossip = peer.layout_digest == 0;
-            let (room, service) = (Room::default(), Rc::downgrade(&service));
-            let port = PeerPort { from: peer.node, only_gossip, service, session, room: room.clone() };
+            let (size_hint, service) = (SizeHint::default(), Rc::downgrade(&service));
+            let port =
+                PeerPort { from: peer.node, only_gossip, service, replies, size_hint: size_hint.clone() };
             let port = capnp_rpc::new_client::<peer_capnp::peer::Client, _>(port);
-            connection::serve(duplex, port.client, room).await;
+            connection::serve(duplex, port.client, size_hint).await;
             None
         }
         Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused { peer: from.to_owned(), reason }),
@@ -75,8 +76,8 @@ fn check_length(operations: u32) -> Result<(), Error> {
 struct ClientPort {
     /// Not kept alive by it: what Cap'n Proto does not let go of at a connection's sudden end must not be the node.
     service: Weak<dyn NodeService>,
-    session: Rc<Session<ClientResult>>,
-    room: Room,
+    replies: Rc<ReplyBuffer<ClientResult>>,
+    size_hint: SizeHint,
 }
 
 impl client_capnp::node::Server for ClientPort {
@@ -92,23 +93,23 @@ impl client_capnp::node::Server for ClientPort {
             let id = operation.get_id();
             let request = match client_wire::read_operation(operation)? {
                 Ok(request::ClientRequest::Ping) => {
-                    self.session.push(id, Ok(ClientReply::Done));
+                    self.replies.push(id, Ok(ClientReply::Done));
                     continue;
                 }
                 Ok(request) => request,
                 Err(error) => {
-                    self.session.push(id, Err(error));
+                    self.replies.push(id, Err(error));
                     continue;
                 }
             };
-            match self.session.admit(id, client_wire::request_bytes(&request)) {
+            match self.replies.admit(id, client_wire::request_bytes(&request)) {
                 Ok(reply) => {
                     let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
                     batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
                     let what = "requests under way on this connection".to_owned();
-                    self.session.push(id, Err(RequestError::Overloaded { what, limit: limit as u64 }));
+                    self.replies.push(id, Err(RequestError::Overloaded { what, limit: limit as u64 }));
                 }
             }
         }
@@ -117,8 +118,8 @@ impl client_capnp::node::Server for ClientPort {
         if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
             service.client(batch);
         }
-        let ready = self.session.collect().await;
-        self.room.expect(ready.iter().map(|(_, result)| client_wire::result_bytes(result)).sum());
+        let ready = self.replies.collect().await;
+        self.size_hint.expect(ready.iter().map(|(_, result)| client_wire::result_bytes(result)).sum());
         let mut list = results.get().init_results(ready.len() as u32);
         for (at, (id, result)) in ready.iter().enumerate() {
             client_wire::write_result(list.reborrow().get(at as u32), *id, result);
@@ -128,7 +129,7 @@ impl client_capnp::node::Server for ClientPort {
 }
 
 fn needs_no_layout(request: &PeerRequest) -> bool {
-    matches!(request, PeerRequest::Gossip(_) | PeerRequest::News(_) | PeerRequest::Layouts)
+    matches!(request, PeerRequest::Gossip(_) | PeerRequest::LayoutSummary(_) | PeerRequest::Layouts)
 }
 
 struct PeerPort {
@@ -136,8 +137,8 @@ struct PeerPort {
     /// The peer has no layout yet: it may gossip, and ask for one.
     only_gossip: bool,
     service: Weak<dyn NodeService>,
-    session: Rc<Session<PeerResult>>,
-    room: Room,
+    replies: Rc<ReplyBuffer<PeerResult>>,
+    size_hint: SizeHint,
 }
 
 impl peer_capnp::peer::Server for PeerPort {
@@ -154,27 +155,27 @@ impl peer_capnp::peer::Server for PeerPort {
             let request = match peer_wire::read_operation(operation)? {
                 Ok(Some(request)) if self.only_gossip && !needs_no_layout(&request) => {
                     let detail = "a node without a layout may only gossip".to_owned();
-                    self.session.push(id, Err(PeerError::Refused { detail }));
+                    self.replies.push(id, Err(PeerError::Refused { detail }));
                     continue;
                 }
                 Ok(Some(request)) => request,
                 Ok(None) => {
-                    self.session.push(id, Ok(PeerReply::Acked));
+                    self.replies.push(id, Ok(PeerReply::Acked));
                     continue;
                 }
                 Err(error) => {
-                    self.session.push(id, Err(error));
+                    self.replies.push(id, Err(error));
                     continue;
                 }
             };
-            match self.session.admit(id, PeerProtocol::bytes_of(&request)) {
+            match self.replies.admit(id, PeerProtocol::bytes_of(&request)) {
                 Ok(reply) => {
                     let timeout = Duration::from_millis(u64::from(operation.get_timeout_ms()));
                     batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
                     let what = "requests under way from this peer".to_owned();
-                    self.session.push(id, Err(PeerError::Overloaded { what, limit: limit as u64 }));
+                    self.replies.push(id, Err(PeerError::Overloaded { what, limit: limit as u64 }));
                 }
             }
         }
@@ -182,8 +183,8 @@ impl peer_capnp::peer::Server for PeerPort {
         if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
             service.peer(self.from, batch);
         }
-        let ready = self.session.collect().await;
-        self.room.expect(ready.iter().map(|(_, result)| peer_wire::result_bytes(result)).sum());
+        let ready = self.replies.collect().await;
+        self.size_hint.expect(ready.iter().map(|(_, result)| peer_wire::result_bytes(result)).sum());
         let mut list = results.get().init_results(ready.len() as u32);
         for (at, (id, result)) in ready.iter().enumerate() {
             peer_wire::write_result(list.reborrow().get(at as u32), *id, result);

@@ -152,7 +152,7 @@ fn aligned(message: Bytes) -> Bytes {
 
 /// Takes messages; [`Flusher`] brings them to the stream.
 #[derive(Clone, Default)]
-pub(crate) struct Outbox(Rc<RefCell<Outgoing>>);
+pub(crate) struct Outbox(Rc<RefCell<OutboxState>>);
 
 /// Brings what was sent to the stream, once an event loop's turn.
 pub(crate) struct Flusher {
@@ -162,7 +162,7 @@ pub(crate) struct Flusher {
 }
 
 #[derive(Default)]
-struct Outgoing {
+struct OutboxState {
     pieces: Pieces,
     /// Bytes sent and not written yet.
     waiting: usize,

@@ -1,24 +1,27 @@
-//! The node and its tools: configuration, the plugin registry, workers, the command line.
+//! The node's process and its tools: configuration, plugin registry, startup, command line.
+//!
+//! This crate decides nothing about requests or replicas: that is in `quorate_core` and
+//! `quorate_node`. Modules import only modules below them: `cli`, `startup`, `telemetry`, `config`,
+//! `registry`, `section`.
 //!
 //! A node with plugins of one's own is ten lines:
 //!
 //! ```no_run
 //! fn main() -> std::process::ExitCode {
 //!     let mut registry = quorate_server::Registry::built_in();
-//!     registry.storage("my-engine", |config: quorate_storage_memory::Config, _folder| quorate_storage_memory::open(config));
+//!     registry.storage("my-engine", |config: quorate_storage_memory::Config, _folder| {
+//!         quorate_storage_memory::open(config)
+//!     });
 //!     quorate_server::main(registry)
 //! }
 //! ```
 
-mod bench;
 mod cli;
 pub mod config;
-mod faults;
-mod founding;
-mod logging;
-mod metrics;
 pub mod registry;
-mod serve;
+mod section;
+mod startup;
+mod telemetry;
 
 pub use registry::Registry;
 

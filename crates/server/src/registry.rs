@@ -1,38 +1,38 @@
-//! What this build contains: a plain value, one line a plugin.
+//! The plugins of this build: a plain value, one line a plugin.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use quorate_core::Member;
 use quorate_core::membership::Membership;
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::resolver::ConflictResolver;
-use quorate_core::storage::{StorageEngine, StorageError};
+use quorate_core::storage::StorageEngine;
 use serde::de::DeserializeOwned;
 use toml::Table;
 
-use crate::config::{ConfigError, section};
-
-/// Reads a plugin's section; what it returns opens the engine.
-type OpenStorage = Box<dyn Fn(Table) -> Result<StorageOpener, ConfigError>>;
-type StorageOpener = Box<dyn FnOnce(&Path) -> Result<Arc<dyn StorageEngine>, ConfigError>>;
-type OpenResolver = Box<dyn Fn() -> Arc<dyn ConflictResolver>>;
-type OpenMembership = Box<dyn Fn(Table, &Member) -> Result<Box<dyn Membership>, ConfigError>>;
+use crate::section::{ConfigError, parse_section};
 
 /// The plugins of a build, by name.
 #[derive(Default)]
 pub struct Registry {
-    storage: BTreeMap<String, OpenStorage>,
+    storage: BTreeMap<String, ParseStorage>,
     resolvers: BTreeMap<String, OpenResolver>,
     membership: BTreeMap<String, OpenMembership>,
 }
 
+/// Parses a storage plugin's configuration section, and returns the function that opens the engine.
+type ParseStorage = Box<dyn Fn(Table) -> Result<OpenStorage, ConfigError>>;
+/// Opens a storage engine.
+type OpenStorage = Box<dyn FnOnce(&PluginContext<'_>) -> Result<Arc<dyn StorageEngine>, ConfigError>>;
+type OpenResolver = Box<dyn Fn(&PluginContext<'_>) -> Result<Arc<dyn ConflictResolver>, ConfigError>>;
+type OpenMembership = Box<dyn Fn(Table, &PluginContext<'_>) -> Result<Box<dyn Membership>, ConfigError>>;
+
 impl Registry {
-    /// The plugins that come with Quorate.
+    /// Lists the plugins that come with Quorate.
     pub fn built_in() -> Registry {
         let mut registry = Registry::default();
         registry.storage(quorate_storage_lmdb::NAME, quorate_storage_lmdb::open);
-        registry.storage(quorate_storage_memory::NAME, |config, _| quorate_storage_memory::open(config));
+        registry.storage(quorate_storage_memory::NAME, quorate_storage_memory::open);
         registry.resolver(quorate_resolver_siblings::NAME, quorate_resolver_siblings::open);
         registry.resolver(quorate_resolver_lww::NAME, quorate_resolver_lww::open);
         registry.membership(quorate_membership_static::NAME, quorate_membership_static::open);
@@ -40,77 +40,98 @@ impl Registry {
         registry
     }
 
-    /// Adds a storage engine: `[storage] engine = "NAME"`. The rest of the section is its configuration.
+    /// Adds a storage engine: `[storage] engine = "NAME"`. The rest of the section is its
+    /// configuration.
     pub fn storage<C: DeserializeOwned + 'static, E: StorageEngine>(
         &mut self,
         name: &str,
-        open: impl Fn(C, &Path) -> Result<E, StorageError> + Clone + 'static,
+        open: impl Fn(C, &PluginContext<'_>) -> Result<E, OpenError> + Clone + 'static,
     ) {
-        let read = move |table: Table| -> Result<StorageOpener, ConfigError> {
-            let config: C = section("storage", table)?;
+        let parse = move |table: Table| -> Result<OpenStorage, ConfigError> {
+            let config: C = parse_section("storage", table)?;
             let open = open.clone();
-            Ok(Box::new(move |folder| {
-                let engine = open(config, folder);
-                Ok(Arc::new(engine.map_err(|error| ConfigError::new(format!("[storage] {error}")))?))
+            Ok(Box::new(move |context| {
+                let engine = open(config, context).map_err(|error| refused("[storage]", &error))?;
+                Ok(Arc::new(engine))
             }))
         };
-        self.storage.insert(name.to_owned(), Box::new(read));
+        self.storage.insert(name.to_owned(), Box::new(parse));
     }
 
     /// Adds a conflict resolver: `[buckets.X] resolver = "NAME"`.
-    pub fn resolver<C: Default, R: ConflictResolver>(&mut self, name: &str, open: impl Fn(C) -> R + 'static) {
-        self.resolvers.insert(name.to_owned(), Box::new(move || Arc::new(open(C::default()))));
+    pub fn resolver<C: Default, R: ConflictResolver>(
+        &mut self,
+        name: &str,
+        open: impl Fn(C, &PluginContext<'_>) -> Result<R, OpenError> + 'static,
+    ) {
+        let place = format!("resolver {name:?}:");
+        let open = move |context: &PluginContext<'_>| -> Result<Arc<dyn ConflictResolver>, ConfigError> {
+            Ok(Arc::new(open(C::default(), context).map_err(|error| refused(&place, &error))?))
+        };
+        self.resolvers.insert(name.to_owned(), Box::new(open));
     }
 
-    /// Adds a membership: `[membership] plugin = "NAME"`. The rest of the section is its configuration.
+    /// Adds a membership: `[membership] plugin = "NAME"`. The rest of the section is its
+    /// configuration.
     pub fn membership<C: DeserializeOwned, M: Membership>(
         &mut self,
         name: &str,
-        open: impl Fn(C, &Member) -> Result<M, String> + 'static,
+        open: impl Fn(C, &PluginContext<'_>) -> Result<M, OpenError> + 'static,
     ) {
-        let open = move |table: Table, this: &Member| -> Result<Box<dyn Membership>, ConfigError> {
-            Ok(Box::new(open(section("membership", table)?, this).map_err(ConfigError::new)?))
-        };
+        let open =
+            move |table: Table, context: &PluginContext<'_>| -> Result<Box<dyn Membership>, ConfigError> {
+                let opened = open(parse_section("membership", table)?, context);
+                Ok(Box::new(opened.map_err(|error| refused("[membership]", &error))?))
+            };
         self.membership.insert(name.to_owned(), Box::new(open));
+    }
+
+    /// Checks a storage engine's name and configuration without opening it.
+    pub(crate) fn check_storage(&self, name: &str, config: Table) -> Result<(), ConfigError> {
+        plugin("[storage] engine", name, &self.storage)?(config).map(drop)
     }
 
     pub(crate) fn open_storage(
         &self,
         name: &str,
         config: Table,
-        folder: &Path,
+        context: &PluginContext<'_>,
     ) -> Result<Arc<dyn StorageEngine>, ConfigError> {
-        find("[storage] engine", name, &self.storage)?(config)?(folder)
+        plugin("[storage] engine", name, &self.storage)?(config)?(context)
     }
 
-    /// All resolvers: a bucket that is created while the cluster runs may name any.
-    pub(crate) fn open_resolvers(&self) -> BTreeMap<String, Arc<dyn ConflictResolver>> {
-        self.resolvers.iter().map(|(name, open)| (name.clone(), open())).collect()
+    /// Checks a resolver's name, which `setting` has as its value.
+    pub(crate) fn check_resolver(&self, setting: &str, name: &str) -> Result<(), ConfigError> {
+        plugin(setting, name, &self.resolvers).map(drop)
     }
 
-    /// Checks a resolver's name.
-    pub(crate) fn check_resolver(&self, place: &str, name: &str) -> Result<(), ConfigError> {
-        find(place, name, &self.resolvers).map(drop)
+    /// Opens all resolvers: a bucket that is created while the cluster runs may name any of them.
+    pub(crate) fn open_resolvers(
+        &self,
+        context: &PluginContext<'_>,
+    ) -> Result<BTreeMap<String, Arc<dyn ConflictResolver>>, ConfigError> {
+        self.resolvers.iter().map(|(name, open)| Ok((name.clone(), open(context)?))).collect()
     }
 
     pub(crate) fn open_membership(
         &self,
         name: &str,
         config: Table,
-        this: &Member,
+        context: &PluginContext<'_>,
     ) -> Result<Box<dyn Membership>, ConfigError> {
-        find("[membership] plugin", name, &self.membership)?(config, this)
-    }
-
-    /// Checks a storage engine's name and configuration without opening it.
-    pub(crate) fn check_storage(&self, name: &str, config: Table) -> Result<(), ConfigError> {
-        find("[storage] engine", name, &self.storage)?(config).map(drop)
+        plugin("[membership] plugin", name, &self.membership)?(config, context)
     }
 }
 
-fn find<'a, T>(place: &str, name: &str, known: &'a BTreeMap<String, T>) -> Result<&'a T, ConfigError> {
-    known.get(name).ok_or_else(|| {
-        let names: Vec<&str> = known.keys().map(String::as_str).collect();
-        ConfigError::new(format!("{place} = {name:?}: this build has {}", names.join(", ")))
+/// The error of a plugin that refuses to be opened. `place` is the section or the plugin.
+fn refused(place: &str, error: &OpenError) -> ConfigError {
+    ConfigError::new(format!("{place} {error}"))
+}
+
+/// Returns the plugin that a setting names, or an error that lists the plugins of this build.
+fn plugin<'a, T>(setting: &str, name: &str, plugins: &'a BTreeMap<String, T>) -> Result<&'a T, ConfigError> {
+    plugins.get(name).ok_or_else(|| {
+        let names: Vec<&str> = plugins.keys().map(String::as_str).collect();
+        ConfigError::new(format!("{setting} = {name:?}: this build has {}", names.join(", ")))
     })
 }

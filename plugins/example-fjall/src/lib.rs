@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::key::StorageKey;
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::storage::{Capability, Page, Range, StorageEngine, StorageError, Update};
 
 pub use config::Config;
@@ -31,12 +32,12 @@ use writer::Writer;
 /// This plugin's name in `[storage] engine`.
 pub const NAME: &str = "fjall";
 
-/// Opens the store in `folder`, or creates it.
+/// Opens the store in the data folder, or creates it.
 ///
 /// # Errors
 /// If the folder is in use by another process, or cannot be read or written.
-pub fn open(config: Config, folder: &Path) -> Result<FjallStorage, StorageError> {
-    let store = Arc::new(Store::open(&config, folder)?);
+pub fn open(config: Config, context: &PluginContext<'_>) -> Result<FjallStorage, OpenError> {
+    let store = Arc::new(Store::open(&config, context.data_folder)?);
     Ok(FjallStorage { writer: Writer::start(store.clone()), store })
 }
 

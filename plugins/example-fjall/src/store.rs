@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use quorate_core::storage::{Page, Range, StorageError};
 
-use crate::Config;
+use crate::config::Config;
 
 const RECORDS: &str = "records";
 /// Records of one commit of a checkpoint.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use quorate_core::storage::{Change, StorageError, Update};
+use quorate_core::storage::{RecordAction, StorageError, Update};
 
 use crate::store::{Changes, Store};
 
@@ -104,9 +104,9 @@ impl Shared {
             None => self.store.get(&key)?,
         };
         let newer = match update.change(stored)? {
-            Change::Keep => return Ok(()),
-            Change::Put(value) => Some(value),
-            Change::Remove => None,
+            RecordAction::Keep => return Ok(()),
+            RecordAction::Put(value) => Some(value),
+            RecordAction::Remove => None,
         };
         state.bytes += key.len() + newer.as_ref().map_or(0, Bytes::len);
         state.gathered.insert(key, newer);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 #[test]
 fn fjall_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| {
-        Arc::new(quorate_example_fjall::open(quorate_example_fjall::Config::default(), folder).unwrap())
+    quorate_core::conformance::storage::run(|context| {
+        Arc::new(quorate_example_fjall::open(quorate_example_fjall::Config::default(), context).unwrap())
     });
 }

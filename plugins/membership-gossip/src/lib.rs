@@ -14,44 +14,45 @@ mod message;
 
 use std::collections::BTreeMap;
 
-use quorate_core::layout::{MAX_MEMBERS, Member, NodeId};
-use quorate_core::membership::{Founding, MemberState, MemberView, Membership, Outgoing};
+use quorate_core::member::{MAX_MEMBERS, Member, NodeId};
+use quorate_core::membership::{ClusterInit, MemberState, MemberView, Membership, OutgoingMessage};
+use quorate_core::plugin::{OpenError, PluginContext};
 
 pub use config::Config;
-use message::{Age, Card, Message};
+use message::{Age, Card, MAX_METADATA, MAX_METADATA_BYTES, Message};
 
 /// This plugin's name in `[membership] plugin`.
 pub const NAME: &str = "gossip";
 
 /// Whom a node talks to in one round, besides a suspected member now and then.
 const TALKS_PER_ROUND: usize = 2;
-/// Most facts of a member, and most bytes of one.
-const MAX_FACTS: usize = 32;
-const MAX_FACT_BYTES: usize = 1_024;
-
-/// Opens the plugin. `this` is this node as the configuration's `[node]` describes it.
+/// Opens the plugin.
 ///
 /// # Errors
 /// What is wrong with the configuration, and what to write.
-pub fn open(config: Config, this: &Member) -> Result<GossipMembership, String> {
+pub fn open(config: Config, context: &PluginContext<'_>) -> Result<GossipMembership, OpenError> {
+    let this = context.this;
     for (name, number) in [("interval_ms", config.interval_ms), ("suspect_after_ms", config.suspect_after_ms)]
     {
         if number == 0 || number > 3_600_000 {
-            return Err(format!("[membership] {name} = {number}: use 1 to 3600000"));
+            let (value, remedy) = (number.to_string(), "use 1 to 3600000".to_owned());
+            return Err(OpenError::InvalidConfig { key: name, value, remedy });
         }
     }
+    let refused = |remedy: String| {
+        Err(OpenError::InvalidConfig { key: "expect", value: config.expect.to_string(), remedy })
+    };
     if config.expect == 0 || config.expect > MAX_MEMBERS {
-        return Err(format!("[membership] expect = {}: use 1 to {MAX_MEMBERS}", config.expect));
+        return refused(format!("use 1 to {MAX_MEMBERS}"));
     }
     if config.seeds.is_empty() && config.expect > 1 {
-        return Err(format!(
-            "[membership] expect = {} without seeds: this node could find nobody; set seeds = [\"host:port\", …]",
-            config.expect
-        ));
+        return refused(
+            "without seeds, this node could find nobody; set seeds = [\"host:port\", …]".to_owned(),
+        );
     }
     if config.expect == 1 && config.seeds.iter().any(|seed| *seed != this.address) {
-        return Err(
-            "[membership] expect = 1 with seeds: this node would found a cluster of its own; set expect to the number of \
+        return refused(
+            "with seeds, this node would found a cluster of its own; set expect to the number of \
              nodes that found the cluster, the same on all of them"
                 .to_owned(),
         );
@@ -100,7 +101,7 @@ impl GossipMembership {
         ((z ^ (z >> 31)) % bound as u64) as usize
     }
 
-    fn own(&mut self) -> &mut Known {
+    fn local_phase(&mut self) -> &mut Known {
         self.known.get_mut(&self.this).expect("this node knows itself")
     }
 
@@ -114,8 +115,8 @@ impl GossipMembership {
         Message::Digest { own: (own.card.clone(), own.heartbeat), ages }
     }
 
-    fn send(&self, to: NodeId, message: &Message) -> Option<Outgoing> {
-        self.known.contains_key(&to).then(|| Outgoing { to, message: message.encode() })
+    fn send(&self, to: NodeId, message: &Message) -> Option<OutgoingMessage> {
+        self.known.contains_key(&to).then(|| OutgoingMessage { to, message: message.encode() })
     }
 
     /// Takes over what is newer than what is known. A rumour about this node that is newer than what it says of itself is
@@ -124,7 +125,7 @@ impl GossipMembership {
         let id = card.member.id;
         if id == self.this {
             let now_ms = self.now_ms;
-            let own = self.own();
+            let own = self.local_phase();
             if (card.incarnation, card.version) > (own.card.incarnation, own.card.version)
                 || (card.incarnation == own.card.incarnation && card != own.card)
             {
@@ -155,7 +156,7 @@ impl GossipMembership {
     }
 
     /// Answers a digest: what this node knows better, and of whom it wants to hear.
-    fn answer(&mut self, from: NodeId, digest: Vec<(u64, Age)>) -> Vec<Outgoing> {
+    fn answer(&mut self, from: NodeId, digest: Vec<(u64, Age)>) -> Vec<OutgoingMessage> {
         let now_ms = self.now_ms;
         let mut wanted = Vec::new();
         let mut behind: BTreeMap<NodeId, Age> = BTreeMap::new();
@@ -190,14 +191,14 @@ impl GossipMembership {
 }
 
 impl Membership for GossipMembership {
-    fn tick(&mut self, now_ms: u64) -> Vec<Outgoing> {
+    fn tick(&mut self, now_ms: u64) -> Vec<OutgoingMessage> {
         self.now_ms = self.now_ms.max(now_ms);
         if self.now_ms < self.next_round_ms {
             return Vec::new();
         }
         self.next_round_ms = self.now_ms + self.config.interval_ms;
         let now_ms = self.now_ms;
-        let own = self.own();
+        let own = self.local_phase();
         own.heartbeat += 1;
         own.heard_ms = now_ms;
         let others = |suspected: bool| -> Vec<NodeId> {
@@ -220,7 +221,7 @@ impl Membership for GossipMembership {
         talks.into_iter().filter_map(|to| self.send(to, &digest)).collect()
     }
 
-    fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<Outgoing> {
+    fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<OutgoingMessage> {
         self.now_ms = self.now_ms.max(now_ms);
         match Message::decode(message) {
             Some(Message::Digest { own: (card, heartbeat), ages }) => {
@@ -260,20 +261,20 @@ impl Membership for GossipMembership {
     }
 
     fn publish(&mut self, name: &str, value: &[u8]) {
-        let own = self.own();
-        let value = value[..value.len().min(MAX_FACT_BYTES)].to_vec();
-        if own.card.facts.len() >= MAX_FACTS && !own.card.facts.contains_key(name) {
+        let own = self.local_phase();
+        let value = value[..value.len().min(MAX_METADATA_BYTES)].to_vec();
+        if own.card.metadata.len() >= MAX_METADATA && !own.card.metadata.contains_key(name) {
             return;
         }
-        if own.card.facts.get(name) != Some(&value) {
-            own.card.facts.insert(name.to_owned(), value);
+        if own.card.metadata.get(name) != Some(&value) {
+            own.card.metadata.insert(name.to_owned(), value);
             own.card.version += 1;
         }
     }
 
-    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
-        let facts = self.known.get(&of).map(|known| known.card.facts.clone());
-        facts.unwrap_or_default().into_iter().collect()
+    fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
+        let metadata = self.known.get(&of).map(|known| known.card.metadata.clone());
+        metadata.unwrap_or_default().into_iter().collect()
     }
 
     fn join(&mut self, member: Member) -> Result<(), String> {
@@ -296,8 +297,8 @@ impl Membership for GossipMembership {
         }
     }
 
-    fn founding(&self) -> Option<Founding> {
-        Some(Founding { seeds: self.config.seeds.clone(), expect: self.config.expect })
+    fn cluster_init(&self) -> Option<ClusterInit> {
+        Some(ClusterInit { seeds: self.config.seeds.clone(), expect: self.config.expect })
     }
 }
 
@@ -305,11 +306,15 @@ impl Membership for GossipMembership {
 mod tests {
     use super::*;
 
+    fn opened(config: Config, this: &Member) -> GossipMembership {
+        open(config, &PluginContext { data_folder: std::path::Path::new(""), this }).unwrap()
+    }
+
     fn nodes(count: usize) -> Vec<GossipMembership> {
         let member = |n: usize| Member::new(&format!("n{n}"), &format!("h:{n}"), "");
         let seeds = vec!["h:0".to_owned()];
         let config = Config { seeds, expect: count, ..Config::default() };
-        let mut nodes: Vec<_> = (0..count).map(|n| open(config.clone(), &member(n)).unwrap()).collect();
+        let mut nodes: Vec<_> = (0..count).map(|n| opened(config.clone(), &member(n))).collect();
         for node in &mut nodes[1..] {
             node.join(member(0)).unwrap();
         }
@@ -320,11 +325,11 @@ mod tests {
     fn run(nodes: &mut [GossipMembership], from_ms: u64, to_ms: u64, up: impl Fn(usize) -> bool) {
         let number = |nodes: &[GossipMembership], id: NodeId| nodes.iter().position(|node| node.this == id);
         for now in (from_ms..to_ms).step_by(100) {
-            let mut mail: Vec<(usize, Outgoing)> = Vec::new();
+            let mut mail: Vec<(usize, OutgoingMessage)> = Vec::new();
             for at in (0..nodes.len()).filter(|&at| up(at)) {
                 mail.extend(nodes[at].tick(now).into_iter().map(|sent| (at, sent)));
             }
-            while let Some((from, Outgoing { to, message })) = mail.pop() {
+            while let Some((from, OutgoingMessage { to, message })) = mail.pop() {
                 let to = number(nodes, to).expect("messages go to members");
                 if up(to) {
                     let sender = nodes[from].this;
@@ -349,7 +354,7 @@ mod tests {
         run(&mut nodes, 0, 5_000, |_| true);
         for node in &nodes {
             assert_eq!(states(node), vec![MemberState::Alive; 7]);
-            assert_eq!(node.facts(nodes[3].this), [("color".to_owned(), b"red".to_vec())]);
+            assert_eq!(node.metadata(nodes[3].this), [("color".to_owned(), b"red".to_vec())]);
         }
     }
 
@@ -378,7 +383,7 @@ mod tests {
         nodes[2].publish("run", b"first");
         run(&mut nodes, 0, 5_000, |_| true);
         let config = nodes[2].config.clone();
-        nodes[2] = open(config, &Member::new("n2", "elsewhere:1", "")).unwrap();
+        nodes[2] = opened(config, &Member::new("n2", "elsewhere:1", ""));
         nodes[2].join(Member::new("n0", "h:0", "")).unwrap();
         run(&mut nodes, 5_000, 12_000, |_| true);
         for node in &nodes {
@@ -386,7 +391,7 @@ mod tests {
             assert_eq!(view.len(), 4);
             let member = view.iter().find(|view| view.member.name == "n2").unwrap();
             assert_eq!(member.member.address, "elsewhere:1");
-            assert_eq!(node.facts(member.member.id), [], "what the old run published is gone with it");
+            assert_eq!(node.metadata(member.member.id), [], "what the old run published is gone with it");
         }
     }
 

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use quorate_core::layout::Member;
+use quorate_core::member::Member;
 use serde::{Deserialize, Serialize};
 
+/// Most entries of a member's metadata, and most bytes of one.
+pub(crate) const MAX_METADATA: usize = 32;
+pub(crate) const MAX_METADATA_BYTES: usize = 1_024;
 /// Longest name, address and zone of a member.
 const MAX_TEXT_BYTES: usize = 256;
 
@@ -19,7 +22,7 @@ pub(crate) struct Card {
     /// Counts the changes of this run.
     pub(crate) version: u64,
     pub(crate) left: bool,
-    pub(crate) facts: BTreeMap<String, Vec<u8>>,
+    pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 
 /// How new a piece of knowledge is: the larger, the newer.
@@ -63,23 +66,23 @@ impl WireMember {
 
 impl Card {
     pub(crate) fn of(member: Member) -> Card {
-        Card { member, incarnation: 1, version: 0, left: false, facts: BTreeMap::new() }
+        Card { member, incarnation: 1, version: 0, left: false, metadata: BTreeMap::new() }
     }
 
     /// Within the bounds that every card keeps.
     pub(crate) fn is_sound(&self) -> bool {
         let Member { name, address, zone, .. } = &self.member;
         let short = [name, address, zone].iter().all(|text| text.len() <= MAX_TEXT_BYTES);
-        let facts = self.facts.len() <= super::MAX_FACTS;
+        let metadata = self.metadata.len() <= MAX_METADATA;
         let numbers = self.incarnation < u64::MAX / 2 && self.version < u64::MAX / 2;
         !name.is_empty()
             && short
-            && facts
+            && metadata
             && numbers
             && self
-                .facts
+                .metadata
                 .iter()
-                .all(|(name, value)| name.len() <= MAX_TEXT_BYTES && value.len() <= super::MAX_FACT_BYTES)
+                .all(|(name, value)| name.len() <= MAX_TEXT_BYTES && value.len() <= MAX_METADATA_BYTES)
     }
 }
 

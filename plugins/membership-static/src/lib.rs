@@ -6,19 +6,21 @@ mod config;
 
 use std::collections::BTreeMap;
 
-use quorate_core::layout::{Member, NodeId};
-use quorate_core::membership::{Founding, MemberState, MemberView, Membership, Outgoing};
+use quorate_core::member::{Member, NodeId};
+use quorate_core::membership::{ClusterInit, MemberState, MemberView, Membership, OutgoingMessage};
+use quorate_core::plugin::{OpenError, PluginContext};
 
 pub use config::{Config, MemberEntry};
 
 /// This plugin's name in `[membership] plugin`.
 pub const NAME: &str = "static";
 
-/// Opens the list. `this` is this node as the configuration's `[node]` describes it.
+/// Opens the list.
 ///
 /// # Errors
 /// If this node is not in the list, or a name is there twice: with what to write.
-pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
+pub fn open(config: Config, context: &PluginContext<'_>) -> Result<StaticMembership, OpenError> {
+    let this = context.this;
     let mut members: Vec<Member> =
         config.members.iter().map(|entry| Member::new(&entry.name, &entry.address, &entry.zone)).collect();
     if members.is_empty() {
@@ -26,15 +28,29 @@ pub fn open(config: Config, this: &Member) -> Result<StaticMembership, String> {
     }
     members.sort_by_key(|member| member.id);
     if let Some(same) = members.windows(2).find(|w| w[0].id == w[1].id) {
-        return Err(format!("[membership] members: {:?} is there twice; names must differ", same[0].name));
+        return Err(OpenError::InvalidConfig {
+            key: "members",
+            value: names(&members),
+            remedy: format!("{:?} is there twice; names must differ", same[0].name),
+        });
     }
     if !members.iter().any(|member| member.id == this.id) {
-        return Err(format!(
-            "[membership] members does not list this node, {:?} ([node] name): add {{ name = {:?}, address = {:?} }}",
-            this.name, this.name, this.address
-        ));
+        let (name, address) = (&this.name, &this.address);
+        return Err(OpenError::InvalidConfig {
+            key: "members",
+            value: names(&members),
+            remedy: format!(
+                "the list does not list this node, {name:?} ([node] name): add {{ name = {name:?}, address = {address:?} }}"
+            ),
+        });
     }
     Ok(StaticMembership { this: this.id, members, joins: config.join, published: BTreeMap::new() })
+}
+
+/// The names of members, as a list for an error message.
+fn names(members: &[Member]) -> String {
+    let names: Vec<String> = members.iter().map(|member| format!("{:?}", member.name)).collect();
+    format!("[{}]", names.join(", "))
 }
 
 /// A fixed list of members.
@@ -49,11 +65,11 @@ const FIXED: &str = "membership \"static\" does not change while nodes run: \
                      edit [membership] members on every node and restart them";
 
 impl Membership for StaticMembership {
-    fn tick(&mut self, _now_ms: u64) -> Vec<Outgoing> {
+    fn tick(&mut self, _now_ms: u64) -> Vec<OutgoingMessage> {
         Vec::new()
     }
 
-    fn receive(&mut self, _from: NodeId, _message: &[u8], _now_ms: u64) -> Vec<Outgoing> {
+    fn receive(&mut self, _from: NodeId, _message: &[u8], _now_ms: u64) -> Vec<OutgoingMessage> {
         Vec::new()
     }
 
@@ -67,12 +83,12 @@ impl Membership for StaticMembership {
     }
 
     /// Facts do not spread: only this node's own are known.
-    fn facts(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
+    fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
         if of == self.this { self.published.clone().into_iter().collect() } else { Vec::new() }
     }
 
-    fn founding(&self) -> Option<Founding> {
-        self.joins.then(|| Founding { seeds: Vec::new(), expect: 0 })
+    fn cluster_init(&self) -> Option<ClusterInit> {
+        self.joins.then(|| ClusterInit { seeds: Vec::new(), expect: 0 })
     }
 
     fn join(&mut self, _member: Member) -> Result<(), String> {

@@ -1,6 +1,9 @@
 //! The static membership keeps the contract of memberships, and refuses lists without this node.
 
+use std::path::Path;
+
 use quorate_core::Member;
+use quorate_core::plugin::PluginContext;
 use quorate_membership_static::{Config, MemberEntry, StaticMembership, open};
 
 fn config(members: &[Member]) -> Config {
@@ -14,8 +17,8 @@ fn config(members: &[Member]) -> Config {
 
 #[test]
 fn static_keeps_the_contract() {
-    quorate_core::conformance::membership::run(|members| -> Box<StaticMembership> {
-        Box::new(open(config(members), &members[0]).unwrap())
+    quorate_core::conformance::membership::run(|members, context| -> Box<StaticMembership> {
+        Box::new(open(config(members), context).unwrap())
     });
 }
 
@@ -24,8 +27,10 @@ fn static_keeps_the_contract() {
 fn wrong_lists_are_refused() {
     let this = Member::new("n1", "127.0.0.1:7401", "");
     let other = Member::new("n2", "127.0.0.1:7402", "");
-    let error = open(config(std::slice::from_ref(&other)), &this).err().unwrap();
+    let context = PluginContext { data_folder: Path::new(""), this: &this };
+    let refused = |members: &[Member]| open(config(members), &context).err().unwrap().to_string();
+    let error = refused(std::slice::from_ref(&other));
     assert!(error.contains(r#"add { name = "n1", address = "127.0.0.1:7401" }"#), "{error}");
-    let error = open(config(&[this.clone(), other.clone(), other]), &this).err().unwrap();
+    let error = refused(&[this.clone(), other.clone(), other]);
     assert!(error.contains("twice"), "{error}");
 }

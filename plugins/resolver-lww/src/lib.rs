@@ -4,6 +4,7 @@
 //! loses against one that it had seen, however wrong the clocks are, since it is stamped beyond everything it saw.
 
 use quorate_core::object::{MergeRule, Version};
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::resolver::ConflictResolver;
 use serde::Deserialize;
 
@@ -16,8 +17,11 @@ pub const NAME: &str = "lww";
 pub struct Config {}
 
 /// Opens the resolver.
-pub fn open(_: Config) -> LastWriteWins {
-    LastWriteWins
+///
+/// # Errors
+/// None today.
+pub fn open(_: Config, _: &PluginContext<'_>) -> Result<LastWriteWins, OpenError> {
+    Ok(LastWriteWins)
 }
 
 /// Keeps the newest.

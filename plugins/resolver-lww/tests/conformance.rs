@@ -2,5 +2,7 @@
 
 #[test]
 fn lww_keeps_the_contract() {
-    quorate_core::conformance::resolver::run(&quorate_resolver_lww::open(Default::default()));
+    quorate_core::conformance::resolver::run(|context| {
+        quorate_resolver_lww::open(Default::default(), context).unwrap()
+    });
 }

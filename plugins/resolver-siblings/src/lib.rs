@@ -1,6 +1,7 @@
 //! Shows every concurrent version: the application merges. The default.
 
 use quorate_core::object::Version;
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::resolver::ConflictResolver;
 use serde::Deserialize;
 
@@ -13,8 +14,11 @@ pub const NAME: &str = "siblings";
 pub struct Config {}
 
 /// Opens the resolver.
-pub fn open(_: Config) -> Siblings {
-    Siblings
+///
+/// # Errors
+/// None today.
+pub fn open(_: Config, _: &PluginContext<'_>) -> Result<Siblings, OpenError> {
+    Ok(Siblings)
 }
 
 /// Shows what there is.

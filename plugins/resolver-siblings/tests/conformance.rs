@@ -2,5 +2,7 @@
 
 #[test]
 fn siblings_keeps_the_contract() {
-    quorate_core::conformance::resolver::run(&quorate_resolver_siblings::open(Default::default()));
+    quorate_core::conformance::resolver::run(|context| {
+        quorate_resolver_siblings::open(Default::default(), context).unwrap()
+    });
 }

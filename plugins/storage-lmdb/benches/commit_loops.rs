@@ -1,8 +1,10 @@
-//! The ceiling of durable writes: bare LMDB commit loops side by side, each with a file of its own on one disk, as the
-//! three replicas of a cluster on one machine have.
+//! Upper bound of durable writes without a write-ahead log: bare LMDB commit loops side by side.
 //!
-//! `cargo bench -p quorate-storage-lmdb --bench commit_loops [-- FOLDER]` prints one JSON object a batch size: the puts a
-//! second of the slowest of three loops, which bounds what a cluster that commits every put three times, without a log in front, can do.
+//! Each loop has its own file on one disk, as the three replicas of a cluster on one machine have.
+//!
+//! Run it with `cargo bench -p quorate-storage-lmdb --bench commit_loops [-- FOLDER]`. It prints a
+//! JSON object for each batch size: the puts a second of the slowest of three loops. A cluster
+//! without a log cannot be faster, because it commits every put three times.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,17 +45,17 @@ fn puts_per_second(folder: &Path, batch: usize, seed: u64) -> f64 {
         .open(folder)
         .expect("the folder can be opened");
     let database = environment.create_db(None, DatabaseFlags::empty()).expect("the tree can be opened");
-    let mut word = seed + 1;
+    let mut random = seed + 1;
     let begun = Instant::now();
     let mut done = 0_u64;
     while begun.elapsed() < MEASURED {
         let mut transaction = environment.begin_rw_txn().expect("a transaction can begin");
         for _ in 0..batch {
-            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let key = format!("d\0\0bench\0key{:010}", (word >> 33) % KEYS);
-            transaction.put(database, &key, &VALUE, WriteFlags::empty()).expect("there is room");
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let key = format!("d\0\0bench\0key{:010}", (random >> 33) % KEYS);
+            transaction.put(database, &key, &VALUE, WriteFlags::empty()).expect("the map has space");
         }
-        transaction.commit().expect("the disk takes it");
+        transaction.commit().expect("the disk can be written");
         done += batch as u64;
     }
     done as f64 / begun.elapsed().as_secs_f64()

@@ -1,17 +1,20 @@
 use serde::Deserialize;
 
-/// `[storage]` with `engine = "lmdb"`.
+/// Configuration section `[storage]` with `engine = "lmdb"`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// When a write is acked. Default "fsync".
+    /// Moment at which a write is acknowledged. Default "fsync".
     pub durability: Durability,
-    /// How often what is newer than the tree is committed to it, milliseconds. Default 1000.
+    /// Longest time between two checkpoints, in milliseconds. Default 1000.
     pub interval_ms: u64,
-    /// Most MiB the file may grow to. Only address space is taken at once. Default 65,536 (64 GiB).
+    /// Largest size of the LMDB file, in MiB. Opening it reserves only address space.
+    /// Default 65,536 (64 GiB).
     pub map_size_mib: u64,
-    /// Writes are refused when less than this is left on the disk, and those that make the tree larger when less is left in the map,
-    /// MiB. Default 16.
+    /// Free space that the engine keeps, in MiB. Default 16.
+    ///
+    /// With less free space on the disk, every write is refused. With less free space in the map,
+    /// only writes that make the tree larger are refused.
     pub reserve_mib: u64,
 }
 
@@ -21,14 +24,14 @@ impl Default for Config {
     }
 }
 
-/// When a write is acked.
+/// Moment at which a write is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// Once it is on the disk, in the log, together with what gathered meanwhile.
+    /// After the write-ahead log has it on the disk. Writes that arrive meanwhile share a flush.
     #[default]
     Fsync,
-    /// At once, from memory; a commit to the tree follows within `interval_ms`. A kill loses what was not yet committed, and counts
-    /// as a lost disk.
+    /// At once, from memory. A checkpoint brings it to the disk within `interval_ms`. A killed
+    /// process loses the writes since its last checkpoint, which counts as a lost disk.
     Interval,
 }

@@ -1,81 +1,125 @@
-//! Durable storage on LMDB: a B+ tree in one memory-mapped file, copy-on-write, with a log for what is not in it yet.
+//! Durable storage on LMDB, a copy-on-write B+ tree in one memory-mapped file.
 //!
-//! - [`Config`]: durability, size.
-//! - `map.rs`: the tree: opening, locking, reading (copies out, own cursor loops), committing one batch, room left.
-//! - `log.rs`: the log, two files that take turns: what is acked under "fsync" before it is in the tree.
-//! - `newer.rs`: what is newer than the tree, in memory, where readers see it.
-//! - `writer.rs`: how updates are applied; `writer/logging.rs` gathers them into batches of the log, `writer/committing.rs`
-//!   commits them to the tree.
+//! A commit to the tree is expensive. Changes therefore collect in a write buffer in memory, and a
+//! checkpoint writes them to the tree. Under "fsync" a write-ahead log (WAL) makes them durable
+//! before.
 //!
-//! What is *not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
+//! # From an update to the tree
+//!
+//! ```text
+//! durability = "fsync"                            durability = "interval"
+//!
+//! update()                   caller's thread      update()                   caller's thread
+//!   | read, change, `applied`                       | read, change
+//!   v                                               |
+//! pending changes            memory                 |
+//!   | append                 thread quorate-wal     |
+//!   v                                               |
+//! WAL batch                  log-0 or log-1         |
+//!   | fdatasync              thread quorate-wal     |
+//!   v                                               v
+//! write buffer, active part  memory               write buffer, active part  memory
+//!   | readers see the change                        | readers see the change
+//!   | ack: `finished`                               | ack: `applied`
+//!   |                                               |
+//!   | checkpoint begins      thread quorate-ckpt    | checkpoint begins      thread quorate-ckpt
+//!   v                                               v
+//! write buffer, frozen part  memory               write buffer, frozen part  memory
+//!   | about 48 commits       thread quorate-ckpt    | one commit             thread quorate-ckpt
+//!   v                                               v
+//! LMDB tree                  data.mdb             LMDB tree                  data.mdb
+//!                                                   `finished`
+//! ```
+//!
+//! A checkpoint begins every `interval_ms`, or earlier if the buffer is large. A commit that does not
+//! fit is repeated as several smaller ones.
+//!
+//! At a start, recovery reads the changes that the WAL has and the tree lacks, and the first
+//! checkpoint writes them to the tree. A clean stop leaves no WAL. A checkpoint here is not
+//! [`StorageEngine::checkpoint`], which copies the tree into another folder.
+//!
+//! # Code map
+//!
+//! - [`Config`]: durability, interval and sizes.
+//! - `tree.rs`: reads, write transactions and free space of the tree.
+//! - `data_folder.rs`: lock and format mark of the folder.
+//! - `wal`: files, format, writer and recovery of the log.
+//! - `write_buffer.rs`: changes in memory.
+//! - `space.rs`: the space that a change needs.
+//! - `engine`: updates, WAL thread and checkpointer, each in a file of its own.
+//!
+//! *Not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
 
 mod config;
-mod log;
-mod map;
-mod newer;
-mod writer;
+mod data_folder;
+mod engine;
+#[cfg(test)]
+mod random;
+mod space;
+mod tree;
+mod wal;
+mod write_buffer;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::key::StorageKey;
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::storage::{Capability, Page, Range, StorageEngine, StorageError, Update};
 
 pub use config::{Config, Durability};
+pub use engine::MAX_QUEUED_UPDATES;
 
-use map::Map;
-use writer::Writer;
+use engine::Engine;
+use tree::Tree;
 
 /// This plugin's name in `[storage] engine`.
 pub const NAME: &str = "lmdb";
 
-/// Most updates that wait for the log or a commit, or are on their way; beyond it, `QueueFull`.
-pub const MAX_QUEUED_UPDATES: usize = 65_536;
-
-/// Opens the store in `folder`, or creates it.
+/// Opens the store in the data folder, or creates it.
 ///
 /// # Errors
-/// If the folder is in use by another process, holds a newer format, or cannot be written.
-pub fn open(config: Config, folder: &Path) -> Result<LmdbStorage, StorageError> {
+/// If another process uses the folder, its format is newer, or it cannot be written.
+pub fn open(config: Config, context: &PluginContext<'_>) -> Result<LmdbStorage, OpenError> {
     if !(1..=60_000).contains(&config.interval_ms) {
-        let detail = format!("interval_ms = {}: use 1 to 60000", config.interval_ms);
-        return Err(StorageError::Io { detail });
+        let (value, remedy) = (config.interval_ms.to_string(), "use 1 to 60000".to_owned());
+        return Err(OpenError::InvalidConfig { key: "interval_ms", value, remedy });
     }
-    let map = Arc::new(Map::open(&config, folder)?);
-    let writer = Writer::start(map, folder.to_owned(), config.durability, config.interval_ms)?;
-    Ok(LmdbStorage { writer, durability: config.durability })
+    let folder = context.data_folder;
+    let tree = Tree::open(&config, folder)?;
+    let engine = Engine::start(tree, folder.to_owned(), config.durability, config.interval_ms)?;
+    Ok(LmdbStorage { engine, durability: config.durability })
 }
 
-/// A store in a folder.
+/// An open store.
 pub struct LmdbStorage {
-    writer: Writer,
+    engine: Engine,
     durability: Durability,
 }
 
 impl StorageEngine for LmdbStorage {
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
-        self.writer.get(key.as_bytes())
+        self.engine.get(key.as_bytes())
     }
 
     fn update(&self, batch: Vec<Box<dyn Update>>) {
-        self.writer.update(batch);
+        self.engine.update(batch);
     }
 
     fn flush(&self) {
-        self.writer.flush();
+        self.engine.flush();
     }
 
     fn waiting(&self) -> usize {
-        self.writer.waiting()
+        self.engine.waiting()
     }
 
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
-        self.writer.scan(range)
+        self.engine.scan(range)
     }
 
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError> {
-        self.writer.copy_to(folder)
+        self.engine.copy_to(folder)
     }
 
     fn capability(&self) -> Capability {

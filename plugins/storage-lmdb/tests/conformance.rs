@@ -1,14 +1,21 @@
-//! The LMDB engine keeps the contract of storage engines, and what is its own: locks, formats, full maps.
+//! Contract tests of the LMDB engine, and tests of its lock, formats, recovery and free space.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use bytes::Bytes;
-use quorate_core::StorageKey;
 use quorate_core::key::Table;
-use quorate_core::storage::{Change, StorageEngine, StorageError, Update};
-use quorate_storage_lmdb::{Config, Durability, LmdbStorage, open};
+use quorate_core::plugin::{OpenError, PluginContext};
+use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
+use quorate_core::{Member, StorageKey};
+use quorate_storage_lmdb::{Config, Durability, LmdbStorage};
+
+/// Opens the engine as node "n1" would.
+fn open(config: Config, folder: &Path) -> Result<LmdbStorage, OpenError> {
+    let this = Member::new("n1", "127.0.0.1:7400", "");
+    quorate_storage_lmdb::open(config, &PluginContext { data_folder: folder, this: &this })
+}
 
 fn config(durability: Durability) -> Config {
     Config { durability, interval_ms: 5, map_size_mib: 256, reserve_mib: 1 }
@@ -16,21 +23,22 @@ fn config(durability: Durability) -> Config {
 
 #[test]
 fn fsync_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| {
-        Arc::new(open(config(Durability::Fsync), folder).unwrap())
+    quorate_core::conformance::storage::run(|context| {
+        Arc::new(quorate_storage_lmdb::open(config(Durability::Fsync), context).unwrap())
     });
 }
 
 #[test]
 fn interval_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| {
-        Arc::new(open(config(Durability::Interval), folder).unwrap())
+    quorate_core::conformance::storage::run(|context| {
+        Arc::new(quorate_storage_lmdb::open(config(Durability::Interval), context).unwrap())
     });
 }
 
+/// Update that makes a given change, and reports its outcome.
 struct Set {
     key: StorageKey,
-    change: Change,
+    change: RecordAction,
     done: Sender<Result<(), StorageError>>,
 }
 
@@ -39,7 +47,7 @@ impl Update for Set {
         &self.key
     }
 
-    fn change(&mut self, _: Option<Bytes>) -> Result<Change, StorageError> {
+    fn change(&mut self, _: Option<Bytes>) -> Result<RecordAction, StorageError> {
         Ok(self.change.clone())
     }
 
@@ -50,26 +58,26 @@ impl Update for Set {
     }
 }
 
-fn change(engine: &LmdbStorage, name: &str, change: Change) -> Result<(), StorageError> {
+fn change(engine: &LmdbStorage, name: &str, change: RecordAction) -> Result<(), StorageError> {
     let (done, outcome) = channel();
-    let key = StorageKey::of_table(Table::Facts, name.as_bytes());
+    let key = StorageKey::of_table(Table::NodeMetadata, name.as_bytes());
     engine.update(vec![Box::new(Set { key, change, done })]);
     outcome.recv().unwrap()
 }
 
 fn put(engine: &LmdbStorage, name: &str, value: &[u8]) -> Result<(), StorageError> {
-    change(engine, name, Change::Put(Bytes::copy_from_slice(value)))
+    change(engine, name, RecordAction::Put(Bytes::copy_from_slice(value)))
 }
 
 fn get(engine: &LmdbStorage, name: &str) -> Option<Bytes> {
-    engine.get(&StorageKey::of_table(Table::Facts, name.as_bytes())).unwrap()
+    engine.get(&StorageKey::of_table(Table::NodeMetadata, name.as_bytes())).unwrap()
 }
 
 fn error_of(folder: &Path) -> String {
     open(config(Durability::Fsync), folder).err().expect("refused").to_string()
 }
 
-/// LMDB must not be opened twice: the second one is refused, the first goes on.
+/// A folder cannot be opened twice, as LMDB requires. The first engine goes on.
 #[test]
 fn a_folder_is_opened_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -80,7 +88,7 @@ fn a_folder_is_opened_once() {
     open(config(Durability::Fsync), folder.path()).unwrap();
 }
 
-/// A folder of a newer format, or of something else, is refused by name.
+/// A folder with a newer or an unknown format mark is refused. The error names the mark.
 #[test]
 fn a_newer_format_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -90,26 +98,27 @@ fn a_newer_format_is_refused() {
     assert!(error_of(folder.path()).contains("not a format mark"));
 }
 
-/// A folder of the format without a log is opened, and builds that know no log refuse it afterwards.
+/// A folder of format 1, without a log, is opened and marked as format 2. Builds that do not know
+/// the log refuse it afterwards.
 #[test]
-fn an_older_format_is_taken_over() {
+fn an_older_format_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(config(Durability::Fsync), folder.path()).unwrap();
     put(&engine, "k", b"v").unwrap();
     drop(engine);
     std::fs::write(folder.path().join("FORMAT"), "quorate-lmdb 1\n").unwrap();
     let engine = open(config(Durability::Fsync), folder.path()).unwrap();
-    let key = StorageKey::of_table(Table::Facts, b"k");
+    let key = StorageKey::of_table(Table::NodeMetadata, b"k");
     assert_eq!(engine.get(&key).unwrap().unwrap(), "v");
     assert_eq!(std::fs::read_to_string(folder.path().join("FORMAT")).unwrap(), "quorate-lmdb 2\n");
 }
 
-/// What was acked and can't be read any more is not passed over: the folder is refused, and the error says what to do.
+/// A folder with a damaged acknowledged batch is refused. The error names the file, and the remedy.
 #[test]
 fn a_damaged_log_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let slow = Config { interval_ms: 60_000, ..config(Durability::Fsync) };
-    let engine = open(slow, folder.path()).unwrap();
+    let without_checkpoints = Config { interval_ms: 60_000, ..config(Durability::Fsync) };
+    let engine = open(without_checkpoints, folder.path()).unwrap();
     for name in ["first", "second"] {
         put(&engine, name, b"value").unwrap();
     }
@@ -131,14 +140,15 @@ fn a_damaged_log_is_refused() {
     assert_eq!(get(&engine, "first").unwrap(), "value");
 }
 
-/// A process that is killed before its first commit leaves its log, and an empty tree.
+/// Copies the files that a process leaves if it is killed before its first checkpoint: no tree.
 fn copy_as_killed(folder: &Path, to: &Path) {
     for file in ["log-0", "log-1", "FORMAT"] {
         std::fs::copy(folder.join(file), to.join(file)).unwrap();
     }
 }
 
-/// A full map refuses writes, names the setting, loses nothing, and serves reads; with a larger one, writes go on.
+/// A full map refuses writes, and serves reads. The error names the setting. With a larger map,
+/// writes succeed again.
 #[test]
 fn a_full_map_loses_nothing() {
     for durability in [Durability::Fsync, Durability::Interval] {
@@ -146,7 +156,7 @@ fn a_full_map_loses_nothing() {
         let small = Config { map_size_mib: 4, reserve_mib: 1, ..config(durability) };
         let engine = open(small, folder.path()).unwrap();
         let (mut stored, mut refused) = (0, 0);
-        // What is not in the tree yet is taken to need more room than it does: a few are refused before it is full.
+        // Buffered changes count with an upper bound, so a few are refused too early.
         let error = loop {
             match put(&engine, &format!("{stored:04}"), &[7; 10_000]) {
                 Ok(()) => (stored, refused) = (stored + 1, 0),
@@ -165,7 +175,7 @@ fn a_full_map_loses_nothing() {
         assert!(stored > 50, "{stored}");
         let check = |engine: &LmdbStorage| {
             for number in 0..stored {
-                let key = StorageKey::of_table(Table::Facts, format!("{number:04}").as_bytes());
+                let key = StorageKey::of_table(Table::NodeMetadata, format!("{number:04}").as_bytes());
                 assert_eq!(engine.get(&key).unwrap().map(|value| value.len()), Some(10_000));
             }
         };
@@ -178,8 +188,9 @@ fn a_full_map_loses_nothing() {
     }
 }
 
-/// What was acked fits: small records, strewn over a tree of full pages, take a page each. Nobody is refused for ever either: what
-/// makes the tree no larger is still taken, and what is removed makes room.
+/// Acknowledged records fit, also small ones scattered over full pages, each of which can split
+/// one. On the full map, changes that do not make the tree larger are accepted, and removed records
+/// free space.
 #[test]
 fn scattered_records_fit_a_full_map() {
     for durability in [Durability::Fsync, Durability::Interval] {
@@ -191,7 +202,7 @@ fn scattered_records_fit_a_full_map() {
         for first in (0..many).step_by(500) {
             put_all(&engine, (first..first + 500).map(|number| (name(number, ""), vec![1; 100])));
         }
-        // A stride that meets another page each time.
+        // The stride reaches another page each time.
         let (mut stored, mut refused) = (Vec::new(), 0);
         let mut number = 0;
         while refused < 20 {
@@ -216,7 +227,7 @@ fn scattered_records_fit_a_full_map() {
             }
         }
         assert!(stored.len() > 1_000, "{}", stored.len());
-        put(&engine, &name(5, ""), &[3; 100]).expect("it grows by nothing");
+        put(&engine, &name(5, ""), &[3; 100]).expect("the tree does not grow");
         drop(engine);
         let engine = open(small, folder.path()).unwrap();
         for stored in &stored {
@@ -224,14 +235,14 @@ fn scattered_records_fit_a_full_map() {
         }
         assert_eq!(get(&engine, &name(5, "")).unwrap(), vec![3; 100]);
         for first in (0..many).step_by(1_000) {
-            let removed = (first..first + 1_000).map(|number| (name(number, ""), Change::Remove));
+            let removed = (first..first + 1_000).map(|number| (name(number, ""), RecordAction::Remove));
             for outcome in change_all(&engine, removed) {
-                outcome.expect("it makes room");
+                outcome.expect("a removed record frees space");
             }
         }
-        // All of it is in the tree.
+        // The copy waits for a checkpoint, so the tree has all changes.
         engine.checkpoint(&folder.path().join("copy")).unwrap();
-        put(&engine, "another", &[7; 1_000]).expect("there is room again");
+        put(&engine, "another", &[7; 1_000]).expect("there is free space again");
     }
 }
 
@@ -239,18 +250,18 @@ fn put_all(
     engine: &LmdbStorage,
     records: impl IntoIterator<Item = (String, Vec<u8>)>,
 ) -> Vec<Result<(), StorageError>> {
-    change_all(engine, records.into_iter().map(|(name, value)| (name, Change::Put(value.into()))))
+    change_all(engine, records.into_iter().map(|(name, value)| (name, RecordAction::Put(value.into()))))
 }
 
 fn change_all(
     engine: &LmdbStorage,
-    changes: impl IntoIterator<Item = (String, Change)>,
+    changes: impl IntoIterator<Item = (String, RecordAction)>,
 ) -> Vec<Result<(), StorageError>> {
     let (batch, outcomes): (Vec<_>, Vec<_>) = changes
         .into_iter()
         .map(|(name, change)| {
             let (done, outcome) = channel();
-            let key = StorageKey::of_table(Table::Facts, name.as_bytes());
+            let key = StorageKey::of_table(Table::NodeMetadata, name.as_bytes());
             (Box::new(Set { key, change, done }) as Box<dyn Update>, outcome)
         })
         .unzip();
@@ -258,13 +269,13 @@ fn change_all(
     outcomes.into_iter().map(|outcome| outcome.recv().unwrap()).collect()
 }
 
-/// A log that the tree has no room for, and a disk that takes no new log: the store opens, shows what was acked, refuses writes
-/// with the reason, and goes on when there is room.
+/// A store opens although the map is too small for the log's changes, or the disk too full for a
+/// new log. It serves reads, refuses writes with the reason, and recovers when there is space.
 #[test]
-fn a_full_disk_is_opened() {
+fn a_store_without_space_opens() {
     let folder = tempfile::tempdir().unwrap();
-    let slow = Config { map_size_mib: 64, interval_ms: 60_000, ..config(Durability::Fsync) };
-    let engine = open(slow.clone(), folder.path()).unwrap();
+    let without_checkpoints = Config { map_size_mib: 64, interval_ms: 60_000, ..config(Durability::Fsync) };
+    let engine = open(without_checkpoints.clone(), folder.path()).unwrap();
     for number in 0..300 {
         put(&engine, &format!("{number}"), &[number as u8; 10_000]).unwrap();
     }
@@ -286,9 +297,9 @@ fn a_full_disk_is_opened() {
             "{error}"
         );
     }
-    // No new log can be begun: the disk of this name is always full.
+    // No new log can be created: /dev/full is always full.
     std::os::unix::fs::symlink("/dev/full", killed.path().join("log-0.new")).unwrap();
-    let engine = open(Config { interval_ms: 5, ..slow }, killed.path()).unwrap();
+    let engine = open(Config { interval_ms: 5, ..without_checkpoints }, killed.path()).unwrap();
     holds_all(&engine);
     let error = put(&engine, "another", b"v").unwrap_err();
     assert!(

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use quorate_core::key::StorageKey;
+use quorate_core::plugin::{OpenError, PluginContext};
 use quorate_core::storage::{Capability, Page, Range, StorageEngine, StorageError, Update};
 
 pub use config::Config;
@@ -22,7 +23,7 @@ pub const NAME: &str = "memory";
 ///
 /// # Errors
 /// None today; the shape is that of all plugins.
-pub fn open(config: Config) -> Result<MemoryStorage, StorageError> {
+pub fn open(config: Config, _: &PluginContext<'_>) -> Result<MemoryStorage, OpenError> {
     Ok(MemoryStorage {
         records: Mutex::new(Records::default()),
         max_bytes: config.max_mib.map(|mib| mib.saturating_mul(1024 * 1024)),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use quorate_core::storage::{Change, Page, Range, StorageError, Update};
+use quorate_core::storage::{Page, Range, RecordAction, StorageError, Update};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -178,14 +178,14 @@ impl Records {
         let stored = slot.map(|slot| self.arena.value(slot));
         let freed = stored.as_ref().map_or(0, |old| (key.len() + old.len()) as u64);
         match update.change(stored)? {
-            Change::Keep => return Ok(()),
-            Change::Remove => {
+            RecordAction::Keep => return Ok(()),
+            RecordAction::Remove => {
                 if let Some((at, _)) = found {
                     self.remove(key, at);
                 }
                 self.bytes -= freed;
             }
-            Change::Put(value) => {
+            RecordAction::Put(value) => {
                 let bytes = self.bytes - freed + (key.len() + value.len()) as u64;
                 check(bytes, self.bytes, max_bytes)?;
                 let replaced = slot.is_some_and(|slot| self.arena.replace(slot, &value));

@@ -6,5 +6,5 @@ use quorate_storage_memory::{Config, open};
 
 #[test]
 fn memory_keeps_the_contract() {
-    quorate_core::conformance::storage::run(|_| Arc::new(open(Config::default()).unwrap()));
+    quorate_core::conformance::storage::run(|context| Arc::new(open(Config::default(), context).unwrap()));
 }

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use quorate_core::StorageKey;
-use quorate_core::storage::{Capability, Change, Page, Range, StorageEngine, StorageError, Update};
+use quorate_core::plugin::{OpenError, PluginContext};
+use quorate_core::storage::{Capability, RecordAction, Page, Range, StorageEngine, StorageError, Update};
 use serde::Deserialize;
 
 /// This plugin's name: `[storage] engine = "my-engine"`.
@@ -21,11 +22,11 @@ pub struct Config {
     pub max_records: Option<usize>,
 }
 
-/// Opens the engine. `folder` is this node's data folder: create it if you need it, lock it, and check its format.
+/// Opens the engine. A durable engine creates the context's data folder, locks it, and checks its format.
 ///
 /// # Errors
 /// With what is wrong and what to do about it.
-pub fn open(config: Config, _folder: &Path) -> Result<MyEngine, StorageError> {
+pub fn open(config: Config, _context: &PluginContext<'_>) -> Result<MyEngine, OpenError> {
     Ok(MyEngine { config, records: Mutex::default() })
 }
 
@@ -47,11 +48,11 @@ impl MyEngine {
         let stored = records.get(&key).cloned();
         let is_new = stored.is_none();
         match update.change(stored)? {
-            Change::Keep => {}
-            Change::Remove => {
+            RecordAction::Keep => {}
+            RecordAction::Remove => {
                 records.remove(&key);
             }
-            Change::Put(value) => {
+            RecordAction::Put(value) => {
                 if let Some(limit) = self.config.max_records.filter(|&limit| is_new && records.len() >= limit) {
                     let detail = format!("{limit} records, the limit of [storage] max_records: raise it");
                     return Err(StorageError::Full { detail });

@@ -6,5 +6,5 @@ use my_engine::{Config, open};
 
 #[test]
 fn keeps_the_contract() {
-    quorate_core::conformance::storage::run(|folder| Arc::new(open(Config::default(), folder).unwrap()));
+    quorate_core::conformance::storage::run(|context| Arc::new(open(Config::default(), context).unwrap()));
 }

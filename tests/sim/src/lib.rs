@@ -1,14 +1,20 @@
-//! Deterministic simulation of whole clusters.
+//! Deterministic simulation of whole clusters: one seed always gives the same history.
 //!
-//! The real `cluster` and `rpc` crates run over simulated time ([`sim`]), a simulated network ([`network`]) and simulated
-//! disks that lose what was not committed ([`disk`]). A generator drives clients while a nemesis breaks things
-//! ([`workload`]); the [`oracle`] holds what happened against what DESIGN promises. A seed replays exactly.
+//! The real node and rpc crates run over simulated time, network and disks.
 //!
-//! What is *not* here: LMDB, the operating system, real sockets. Those are the pytest suite's.
+//! - [`workload`]: one seed's run. Clients read and write while a nemesis injects faults.
+//! - [`world`]: the cluster. Machines, network, disks, and the operations on them.
+//! - [`oracle`]: the checker. It records every write and compares each reply, each change of a
+//!   record and the end state with the rules.
+//! - [`random`]: the generator that all random draws of a run come from.
+//!
+//! A folder imports only the folders below it in this list.
+//!
+//! *Not* here: LMDB, the operating system and real sockets. The pytest suite tests those.
 
-pub mod disk;
-pub mod network;
+mod naming;
 pub mod oracle;
 pub mod random;
-pub mod sim;
+mod records;
 pub mod workload;
+pub mod world;

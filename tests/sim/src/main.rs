@@ -1,4 +1,4 @@
-//! `quorate-sim`: runs many seeds, finds planted bugs, replays one seed.
+//! The `quorate-sim` command: runs many seeds, finds planted bugs, or replays one seed.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -21,10 +21,10 @@ struct Arguments {
 enum Command {
     /// Run seeds; name those that break a promise.
     Run {
-        /// How many.
+        /// Number of seeds.
         #[arg(long, default_value_t = 200)]
         seeds: u64,
-        /// The first.
+        /// First seed.
         #[arg(long, default_value_t = 0)]
         from: u64,
         /// Nodes of the cluster.
@@ -33,21 +33,21 @@ enum Command {
     },
     /// Plant each bug, and find a seed that catches it.
     Bugs {
-        /// Seeds to try for each.
+        /// Seeds to try for each bug.
         #[arg(long, default_value_t = 500)]
         seeds: u64,
-        /// Only this one.
+        /// Plant only this bug.
         #[arg(long)]
         only: Option<String>,
     },
     /// Replay one seed, and print everything that happened.
     Show {
-        /// Which.
+        /// Seed to replay.
         seed: u64,
         /// Nodes of the cluster.
         #[arg(long, default_value_t = 5)]
         nodes: usize,
-        /// With this bug planted.
+        /// Bug to plant.
         #[arg(long)]
         bug: Option<String>,
     },
@@ -57,24 +57,25 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { seeds, from, nodes } => run(seeds, from, nodes),
         Command::Bugs { seeds, only } => bugs(seeds, only.as_deref()),
-        Command::Show { seed, nodes, bug } => {
-            let bug = bug.map(|name| find(&name).unwrap_or_else(|| panic!("no bug is called {name}")));
-            let outcome = run_seed(seed, nodes, bug);
-            outcome.log.iter().for_each(|line| println!("{line}"));
-            outcome
-                .violations
-                .iter()
-                .for_each(|violation| println!("{:?}: {}", violation.rule, violation.text));
-            if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+        Command::Show { seed, nodes, bug } => show(seed, nodes, bug.as_deref()),
     }
 }
 
-fn find(name: &str) -> Option<Bug> {
+fn show(seed: u64, nodes: usize, bug: Option<&str>) -> ExitCode {
+    let bug = bug.map(|name| find_bug(name).unwrap_or_else(|| panic!("no bug is called {name}")));
+    let outcome = run_seed(seed, nodes, bug);
+    outcome.log.iter().for_each(|line| println!("{line}"));
+    for violation in &outcome.violations {
+        println!("{:?}: {}", violation.rule, violation.text);
+    }
+    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn find_bug(name: &str) -> Option<Bug> {
     Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
 }
 
-/// Calls `one` for each seed, on all cores, until it says stop.
+/// Calls `one` for each seed, on all cores, until it returns false.
 fn on_all_cores(from: u64, seeds: u64, one: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(from);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -118,7 +119,7 @@ fn run(seeds: u64, from: u64, nodes: usize) -> ExitCode {
 fn bugs(seeds: u64, only: Option<&str>) -> ExitCode {
     let mut missed = 0;
     for bug in Bug::ALL {
-        if only.is_some_and(|only| find(only) != Some(bug)) {
+        if only.is_some_and(|only| find_bug(only) != Some(bug)) {
             continue;
         }
         let caught: Mutex<Option<(u64, Rule)>> = Mutex::new(None);

@@ -1,4 +1,4 @@
-//! The simulation's tests: the named scenarios, random seeds, and that planted bugs are found.
+//! Tests of the cluster in simulation: named scenarios, random seeds, and planted bugs.
 
 mod scenarios;
 mod seeds;

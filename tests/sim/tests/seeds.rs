@@ -1,12 +1,12 @@
-//! Random seeds: they keep every promise, they replay exactly, and they find what is planted.
+//! Random seeds: they break no rule, replay exactly, and find the planted bugs.
 
 use quorate_core::planted::Bug;
 use quorate_sim::workload::run_seed;
 
-/// As many as `make test` has time for; `make sim SEEDS=10000` runs more.
+/// Seeds that `make test` has time for. `make sim SEEDS=10000` runs more.
 const SEEDS: u64 = 200;
 
-/// Seeds on two threads: each is a world of its own.
+/// Two threads share the seeds: no run shares state with another.
 #[test]
 fn random_seeds_keep_every_promise() {
     std::thread::scope(|scope| {
@@ -21,7 +21,7 @@ fn random_seeds_keep_every_promise() {
     });
 }
 
-/// Other sizes: as few nodes as replicas, and more of both sides of a cut.
+/// Other sizes: as few nodes as replicas, and enough nodes for quorums on both sides of a cut.
 #[test]
 fn smaller_and_larger_clusters_keep_every_promise() {
     for (nodes, seeds) in [(3, 25), (4, 10), (7, 15)] {
@@ -32,7 +32,7 @@ fn smaller_and_larger_clusters_keep_every_promise() {
     }
 }
 
-/// The same seed gives the same log, byte for byte; another one does not.
+/// One seed always gives the same log, byte for byte. Another seed gives another log.
 #[test]
 fn a_seed_replays_exactly() {
     for seed in [1, 26, 405] {
@@ -43,7 +43,7 @@ fn a_seed_replays_exactly() {
     }
 }
 
-/// One seed for each planted bug, which finds it; without the bug it finds nothing.
+/// Each planted bug has a seed that finds it. Without the bug the seed finds nothing.
 #[test]
 fn planted_bugs_are_found() {
     let finds = |(bug, seed): &(Bug, u64)| !run_seed(*seed, 5, Some(*bug)).violations.is_empty();
@@ -56,13 +56,13 @@ fn planted_bugs_are_found() {
     assert_eq!(planted, Bug::ALL, "each bug has its seed");
 }
 
-/// From `make sim-bugs`.
+/// A seed that catches each bug, from `make sim-bugs`.
 const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::HintDeletedBeforeAck, 0),
     (Bug::ChangedHintDeleted, 33),
-    (Bug::ReapingIgnoresHints, 297),
-    (Bug::ReapingAsksOnce, 110),
-    (Bug::ReapingIgnoresTheDead, 297),
+    (Bug::GcIgnoresHints, 297),
+    (Bug::GcAsksOnce, 110),
+    (Bug::GcIgnoresTheDead, 297),
     (Bug::ActorReusedAfterStart, 16),
     (Bug::BareWriteReplicated, 147),
     (Bug::PutAnswersWholeVector, 0),

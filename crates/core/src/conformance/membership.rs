@@ -1,7 +1,10 @@
 //! The contract of [`Membership`].
 
-use crate::layout::{Member, NodeId};
-use crate::membership::{MemberState, Membership, Outgoing};
+use std::path::Path;
+
+use crate::member::{Member, NodeId};
+use crate::membership::{MemberState, Membership, OutgoingMessage};
+use crate::plugin::PluginContext;
 
 /// Most messages that one call may return, as a multiple of the members.
 const MESSAGES_PER_MEMBER: usize = 4;
@@ -10,14 +13,18 @@ const MESSAGES_PER_MEMBER: usize = 4;
 ///
 /// # Panics
 /// With the sentence of the contract that is broken.
-pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member]) -> Box<M>) {
+pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member], &PluginContext<'_>) -> Box<M>) {
+    let open = |members: &[Member]| {
+        let context = PluginContext { data_folder: Path::new(""), this: &members[0] };
+        open(members, &context)
+    };
     for count in [1, 2, 5] {
         let members: Vec<Member> =
             (0..count).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "")).collect();
         knows_everybody(&mut *open(&members), &members);
         is_deterministic(&mut *open(&members), &mut *open(&members), &members);
         ignores_malformed_messages(&mut *open(&members), &members);
-        publishes_facts(&mut *open(&members), &members);
+        publishes_metadata(&mut *open(&members), &members);
     }
 }
 
@@ -64,18 +71,18 @@ fn ignores_malformed_messages<M: Membership + ?Sized>(membership: &mut M, member
     assert_eq!(membership.view().len(), members.len(), "a malformed message changes no membership");
 }
 
-fn publishes_facts<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
+fn publishes_metadata<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
     membership.publish("layout", b"one");
     membership.publish("layout", b"two");
     membership.publish("hint", b"");
-    let mut facts = membership.facts(members[0].id);
-    facts.sort();
+    let mut metadata = membership.metadata(members[0].id);
+    metadata.sort();
     let expected = vec![("hint".to_owned(), Vec::new()), ("layout".to_owned(), b"two".to_vec())];
-    assert_eq!(facts, expected, "a fact takes the place of an earlier one of its name");
-    assert!(membership.facts(NodeId(0xdead)).is_empty(), "a stranger has no facts");
+    assert_eq!(metadata, expected, "a entry of metadata takes the place of an earlier one of its name");
+    assert!(membership.metadata(NodeId(0xdead)).is_empty(), "a stranger has no metadata");
 }
 
-fn check_messages(messages: &[Outgoing], members: &[Member]) {
+fn check_messages(messages: &[OutgoingMessage], members: &[Member]) {
     assert!(
         messages.len() <= members.len() * MESSAGES_PER_MEMBER,
         "a call returns a bounded number of messages"

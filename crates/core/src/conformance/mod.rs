@@ -3,7 +3,7 @@
 //! ```ignore
 //! #[test]
 //! fn keeps_the_contract() {
-//!     quorate_core::conformance::storage::run(|folder| Arc::new(open(Config::default(), folder).unwrap()));
+//!     quorate_core::conformance::storage::run(|context| Arc::new(open(Config::default(), context).unwrap()));
 //! }
 //! ```
 //!

@@ -1,15 +1,21 @@
 //! The contract of [`ConflictResolver`].
 
+use std::path::Path;
+
 use crate::causality::{Actor, Dot};
 use crate::clock::Stamp;
+use crate::member::Member;
 use crate::object::{MergeRule, Payload, RequestId, Version};
+use crate::plugin::PluginContext;
 use crate::resolver::ConflictResolver;
 
-/// Runs the whole suite.
+/// Runs the whole suite. `open` opens the resolver.
 ///
 /// # Panics
 /// With the sentence of the contract that is broken.
-pub fn run(resolver: &dyn ConflictResolver) {
+pub fn run<R: ConflictResolver>(open: impl FnOnce(&PluginContext<'_>) -> R) {
+    let this = Member::new("n1", "127.0.0.1:7400", "");
+    let resolver = &open(&PluginContext { data_folder: Path::new(""), this: &this });
     for count in 1..6 {
         let versions: Vec<Version> = (0..count).map(version).collect();
         check(resolver, &versions);

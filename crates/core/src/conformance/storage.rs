@@ -10,18 +10,22 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::key::{MAX_STORAGE_KEY_BYTES, StorageKey, Table};
-use crate::storage::{Change, Page, Range, StorageEngine, StorageError, Update};
+use crate::member::Member;
+use crate::plugin::PluginContext;
+use crate::storage::{Page, Range, RecordAction, StorageEngine, StorageError, Update};
 
 /// How long an engine may take for one step before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Runs the whole suite. `open` opens an engine on a folder, which exists and belongs to the suite; opened again on one
-/// that was closed, an engine that `survives_restart` must show what it held.
+/// Runs the whole suite. `open` opens an engine on a data folder, which exists and belongs to the suite. Opened again on a
+/// folder that was closed, an engine that `survives_restart` must show what it held.
 ///
 /// # Panics
 /// With the sentence of the contract that is broken.
-pub fn run<E: StorageEngine + ?Sized>(open: impl Fn(&Path) -> Arc<E>) {
+pub fn run<E: StorageEngine + ?Sized>(open: impl Fn(&PluginContext<'_>) -> Arc<E>) {
     let folders = Folders::new();
+    let this = Member::new("n1", "127.0.0.1:7400", "");
+    let open = |folder: &Path| open(&PluginContext { data_folder: folder, this: &this });
     let fresh = || open(&folders.next());
     returns_what_was_stored(&*fresh());
     keeps_extreme_keys_and_values(&*fresh());
@@ -37,10 +41,10 @@ pub fn run<E: StorageEngine + ?Sized>(open: impl Fn(&Path) -> Arc<E>) {
 }
 
 fn key(name: &str) -> StorageKey {
-    StorageKey::of_table(Table::Facts, name.as_bytes())
+    StorageKey::of_table(Table::NodeMetadata, name.as_bytes())
 }
 
-type Decide = Box<dyn FnMut(Option<Bytes>) -> Result<Change, StorageError> + Send>;
+type Decide = Box<dyn FnMut(Option<Bytes>) -> Result<RecordAction, StorageError> + Send>;
 
 /// What an update was told.
 #[derive(Clone, PartialEq, Debug)]
@@ -61,7 +65,7 @@ impl Update for Probe {
         &self.key
     }
 
-    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+    fn change(&mut self, stored: Option<Bytes>) -> Result<RecordAction, StorageError> {
         let _ = self.told.send(Told::Changed);
         (self.decide)(stored)
     }
@@ -77,7 +81,7 @@ impl Update for Probe {
 
 fn probe(
     key: StorageKey,
-    decide: impl FnMut(Option<Bytes>) -> Result<Change, StorageError> + Send + 'static,
+    decide: impl FnMut(Option<Bytes>) -> Result<RecordAction, StorageError> + Send + 'static,
 ) -> (Box<dyn Update>, Receiver<Told>) {
     let (told, listen) = channel();
     (Box::new(Probe { key, decide: Box::new(decide), told }), listen)
@@ -96,7 +100,7 @@ fn outcome_of(listen: &Receiver<Told>) -> Result<(), StorageError> {
 fn change<E: StorageEngine + ?Sized>(
     engine: &E,
     key: StorageKey,
-    change: Change,
+    change: RecordAction,
 ) -> Result<(), StorageError> {
     let (update, listen) = probe(key, move |_| Ok(change.clone()));
     engine.update(vec![update]);
@@ -104,7 +108,7 @@ fn change<E: StorageEngine + ?Sized>(
 }
 
 fn put<E: StorageEngine + ?Sized>(engine: &E, key: StorageKey, value: &[u8]) {
-    let stored = change(engine, key, Change::Put(Bytes::copy_from_slice(value)));
+    let stored = change(engine, key, RecordAction::Put(Bytes::copy_from_slice(value)));
     assert_eq!(stored, Ok(()), "an update that stores a record succeeds while there is room");
 }
 
@@ -119,11 +123,11 @@ fn returns_what_was_stored<E: StorageEngine + ?Sized>(engine: &E) {
     assert_eq!(engine.get(&key("a")), Ok(Some(Bytes::from("one"))), "get returns what was stored");
     put(engine, key("a"), b"two");
     assert_eq!(engine.get(&key("a")), Ok(Some(Bytes::from("two"))), "get returns the newest record");
-    assert_eq!(change(engine, key("a"), Change::Keep), Ok(()), "keeping a record succeeds");
+    assert_eq!(change(engine, key("a"), RecordAction::Keep), Ok(()), "keeping a record succeeds");
     assert_eq!(engine.get(&key("a")), Ok(Some(Bytes::from("two"))), "Keep changes nothing");
-    assert_eq!(change(engine, key("a"), Change::Remove), Ok(()), "removing a record succeeds");
+    assert_eq!(change(engine, key("a"), RecordAction::Remove), Ok(()), "removing a record succeeds");
     assert_eq!(engine.get(&key("a")), Ok(None), "a removed record is absent");
-    assert_eq!(change(engine, key("a"), Change::Remove), Ok(()), "removing an absent record succeeds");
+    assert_eq!(change(engine, key("a"), RecordAction::Remove), Ok(()), "removing an absent record succeeds");
 }
 
 fn keeps_extreme_keys_and_values<E: StorageEngine + ?Sized>(engine: &E) {
@@ -135,10 +139,10 @@ fn keeps_extreme_keys_and_values<E: StorageEngine + ?Sized>(engine: &E) {
     }
     expected.insert(b"large".to_vec(), vec![7; 4 * 1024 * 1024]);
     for (name, value) in &expected {
-        put(engine, StorageKey::of_table(Table::Facts, name), value);
+        put(engine, StorageKey::of_table(Table::NodeMetadata, name), value);
     }
     for (name, value) in &expected {
-        let stored = engine.get(&StorageKey::of_table(Table::Facts, name));
+        let stored = engine.get(&StorageKey::of_table(Table::NodeMetadata, name));
         assert_eq!(
             stored.as_ref().map(|v| v.as_deref() == Some(value)),
             Ok(true),
@@ -156,7 +160,7 @@ fn updates_see_the_ones_before<E: StorageEngine + ?Sized>(engine: &E) {
             if before != number {
                 return Err(StorageError::Rejected { detail: format!("update {number} saw {before}") });
             }
-            Ok(Change::Put(vec![0; number as usize + 1].into()))
+            Ok(RecordAction::Put(vec![0; number as usize + 1].into()))
         });
         batch.push(update);
         listening.push(listen);
@@ -179,7 +183,7 @@ fn updates_are_atomic<E: StorageEngine + ?Sized>(engine: Arc<E>) {
                     let (update, listen) = probe(key("sum"), |stored| {
                         let before = stored.map_or(0, |bytes| bytes.len());
                         std::thread::yield_now();
-                        Ok(Change::Put(vec![0; before + 1].into()))
+                        Ok(RecordAction::Put(vec![0; before + 1].into()))
                     });
                     engine.update(vec![update]);
                     assert_eq!(outcome_of(&listen), Ok(()));
@@ -196,7 +200,7 @@ fn updates_are_atomic<E: StorageEngine + ?Sized>(engine: Arc<E>) {
 }
 
 fn reports_in_order<E: StorageEngine + ?Sized>(engine: &E) {
-    let (update, listen) = probe(key("reported"), |_| Ok(Change::Put("v".into())));
+    let (update, listen) = probe(key("reported"), |_| Ok(RecordAction::Put("v".into())));
     engine.update(vec![update]);
     let mut told = Vec::new();
     while let Ok(event) = listen.recv_timeout(STUCK) {
@@ -212,7 +216,7 @@ fn a_rejected_update_changes_nothing<E: StorageEngine + ?Sized>(engine: &E) {
     let refusal = StorageError::Rejected { detail: "no".into() };
     let error = refusal.clone();
     let (rejecting, listen) = probe(key("kept"), move |_| Err(error.clone()));
-    let (other, other_listen) = probe(key("beside"), |_| Ok(Change::Put("x".into())));
+    let (other, other_listen) = probe(key("beside"), |_| Ok(RecordAction::Put("x".into())));
     engine.update(vec![rejecting, other]);
     let mut told = Vec::new();
     while let Ok(event) = listen.recv_timeout(STUCK) {
@@ -241,7 +245,7 @@ fn scans_are_ordered_and_bounded<E: StorageEngine + ?Sized>(engine: &E) {
     for number in (0..500).step_by(5) {
         let name = key(&format!("{number:03}"));
         expected.remove(name.as_bytes());
-        assert_eq!(change(engine, name, Change::Remove), Ok(()));
+        assert_eq!(change(engine, name, RecordAction::Remove), Ok(()));
     }
     let all: Vec<(Vec<u8>, Vec<u8>)> = expected.into_iter().collect();
     let as_vec = |page: &Page| -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -291,7 +295,7 @@ fn scans_see_one_moment<E: StorageEngine + ?Sized>(engine: Arc<E>) {
         let value = Bytes::from(number.to_string());
         let of = |name: &str| {
             let value = value.clone();
-            probe(key(name), move |_| Ok(Change::Put(value.clone())))
+            probe(key(name), move |_| Ok(RecordAction::Put(value.clone())))
         };
         vec![of("1st").0, of("2nd").0]
     };
@@ -336,7 +340,7 @@ fn survives_a_restart<E: StorageEngine + ?Sized>(open: &impl Fn(&Path) -> Arc<E>
     for number in 0..200 {
         put(&*engine, key(&format!("{number}")), format!("value {number}").as_bytes());
     }
-    let (last, _) = probe(key("submitted last"), |_| Ok(Change::Put("v".into())));
+    let (last, _) = probe(key("submitted last"), |_| Ok(RecordAction::Put("v".into())));
     engine.update(vec![last]);
     drop(engine);
     let engine = open(folder);

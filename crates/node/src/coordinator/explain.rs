@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
-use quorate_core::request::{Explanation, PeerReply, PeerRequest, ReplicaState, VersionSummary};
+use quorate_core::report::{Explanation, ReplicaState, VersionSummary};
+use quorate_core::request::{PeerReply, PeerRequest};
 use quorate_core::{Key, NodeId, Object, Payload, RequestError};
 use tokio::time::Instant;
 
-use super::Place;
-use super::read::{ask_one, object_of};
+use super::placement::KeyPlacement;
+use super::read_quorum::{ask_one, object_of};
 use crate::gather::Gather;
 use crate::node::Node;
 
@@ -16,24 +17,24 @@ pub(crate) async fn explain(
     key: Key,
     deadline: Instant,
 ) -> Result<Explanation, RequestError> {
-    let place = Place::of(node, &key)?;
-    let layout = place.view.read.clone();
-    let definition = &place.bucket.definition;
+    let placement = KeyPlacement::of(node, &key)?;
+    let layout = placement.view.read.clone();
+    let definition = &placement.bucket.definition;
     let gather = Gather::default();
-    for &replica in &place.replicas {
-        ask_one(node, &place, replica, deadline, &gather);
+    for &replica in &placement.replicas {
+        ask_one(node, &placement, replica, deadline, &gather);
     }
     let mut holdings: Vec<ReplicaState> =
-        place.replicas.iter().map(|&replica| unknown(layout.name_of(replica))).collect();
-    for _ in &place.replicas {
+        placement.replicas.iter().map(|&replica| unknown(layout.name_of(replica))).collect();
+    for _ in &placement.replicas {
         let Some((from, answer)) = gather.next(deadline).await else {
             break;
         };
-        if let Some(at) = place.replicas.iter().position(|&replica| replica == from) {
+        if let Some(at) = placement.replicas.iter().position(|&replica| replica == from) {
             holdings[at] = describe(layout.name_of(from), object_of(answer));
         }
     }
-    let hints = kept(node, &place, deadline).await;
+    let hints = hint_holders(node, &placement, deadline).await;
     let agree =
         holdings.iter().all(|h| (h.state == "held" || h.state == "absent") && h.digest == holdings[0].digest);
     let names = |nodes: &[NodeId]| nodes.iter().map(|&node| layout.name_of(node)).collect();
@@ -43,37 +44,33 @@ pub(crate) async fn explain(
             Ok(text) => text.to_owned(),
             Err(_) => key.bytes().escape_ascii().to_string(),
         },
-        partition: place.partition().0,
+        partition: placement.partition().0,
         layout: layout.number(),
-        n: place.n(),
-        r: place.bucket.required(Default::default(), definition.r, "r", place.n())?,
-        w: place.bucket.required(Default::default(), definition.w, "w", place.n())?,
-        replicas: names(&place.replicas),
-        fallbacks: names(&layout.fallbacks_of(place.partition(), place.bucket.n)),
+        n: placement.n(),
+        r: placement.bucket.required(Default::default(), definition.r, "r", placement.n())?,
+        w: placement.bucket.required(Default::default(), definition.w, "w", placement.n())?,
+        replicas: names(&placement.replicas),
+        fallbacks: names(&layout.fallbacks_of(placement.partition(), placement.bucket.n)),
         holdings,
         agree,
         hints,
     })
 }
 
-/// Who keeps hints for the key.
-async fn kept(node: &Rc<Node>, place: &Place, deadline: Instant) -> Vec<String> {
+/// The names of the nodes that keep hints for the key, sorted.
+async fn hint_holders(node: &Rc<Node>, placement: &KeyPlacement, deadline: Instant) -> Vec<String> {
     let gather = Gather::default();
-    let participants = place.view.participants.iter().copied();
+    let participants = placement.view.participants.iter().copied();
     let live: Vec<NodeId> = participants.filter(|&id| node.is_live(id)).collect();
     for &id in &live {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let request = PeerRequest::ReadHints(place.key.clone());
-        if id == node.shared.node() {
-            node.answer_peer(request, timeout, gather.slot(id));
-        } else {
-            node.transport.send(id, request, timeout, gather.slot(id));
-        }
+        let request = PeerRequest::ReadHints(placement.key.clone());
+        node.send(id, request, timeout, gather.reply_to(id));
     }
     let mut hints = Vec::new();
     for _ in &live {
         match gather.next(deadline).await {
-            Some((from, Ok(PeerReply::Object(Some(_))))) => hints.push(place.view.name_of(from)),
+            Some((from, Ok(PeerReply::Object(Some(_))))) => hints.push(placement.view.name_of(from)),
             Some(_) => {}
             None => break,
         }

@@ -4,22 +4,27 @@ use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, P
 use quorate_core::{NodeId, RequestError};
 use tokio::time::Instant;
 
-use super::Place;
+use super::placement::KeyPlacement;
 use crate::gather::Gather;
 use crate::node::Node;
 
 pub(crate) async fn forward(
     node: &Node,
-    place: &Place,
+    placement: &KeyPlacement,
     request: ClientRequest,
     deadline: Instant,
 ) -> ClientResult {
     let is_write = matches!(request, ClientRequest::Put(_));
-    let replicas: Vec<NodeId> = place.live(node);
+    let replicas: Vec<NodeId> = placement.live(node);
     let gather = Gather::default();
     for &replica in &replicas {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        node.transport.send(replica, PeerRequest::Forward(request.clone()), timeout, gather.slot(replica));
+        node.transport.send(
+            replica,
+            PeerRequest::Forward(request.clone()),
+            timeout,
+            gather.reply_to(replica),
+        );
         match gather.next(deadline).await {
             Some((_, Ok(PeerReply::Client(result)))) => return result,
             Some((_, Err(PeerError::Refused { detail }))) => {
@@ -35,5 +40,5 @@ pub(crate) async fn forward(
             _ => {}
         }
     }
-    Err(RequestError::NotAttempted { needed: 1, reachable: 0 })
+    Err(RequestError::Unavailable { needed: 1, reachable: 0 })
 }

@@ -2,44 +2,70 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
+use quorate_core::bucket::Bucket;
 use quorate_core::codec::encode_context;
-use quorate_core::request::{ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, Receipt};
+use quorate_core::object::Version;
+use quorate_core::request::{
+    ClientReply, ClientRequest, ClientResult, GetReply, GetRequest, Receipt, Sibling,
+};
+use quorate_core::{Object, Payload, RequestError};
 use tokio::time::Instant;
 
 use super::forward::forward;
-use super::read::read_replicas;
-use super::repair::repair;
-use super::{Place, shown};
+use super::placement::{KeyPlacement, Origin};
+use super::read_quorum::read_replicas;
+use super::read_repair::{HoldersNeeded, repair};
 use crate::node::Node;
 
 pub(crate) async fn get(
     node: &Rc<Node>,
     request: GetRequest,
     deadline: Instant,
-    forwarded: bool,
+    origin: Origin,
 ) -> ClientResult {
     let begun = Instant::now();
-    let place = Place::of(node, &request.key)?;
-    let required = place.bucket.required(request.r, place.bucket.definition.r, "r", place.n())?;
-    if place.must_forward(node, forwarded) {
-        return forward(node, &place, ClientRequest::Get(request), deadline).await;
+    let placement = KeyPlacement::of(node, &request.key)?;
+    let required = placement.bucket.required(request.r, placement.bucket.definition.r, "r", placement.n())?;
+    if placement.must_forward(node, origin) {
+        return forward(node, &placement, ClientRequest::Get(request), deadline).await;
     }
-    let sloppy = place.bucket.definition.sloppy;
-    let read = read_replicas(node, &place, required, sloppy, deadline).await?;
-    let repaired = repair(node, &place, &read, (request.r, required), deadline).await?;
+    let sloppy = placement.bucket.definition.sloppy;
+    let read = read_replicas(node, &placement, required, sloppy, deadline).await?;
+    let repaired =
+        repair(node, &placement, &read, HoldersNeeded { size: request.r, required }, deadline).await?;
     Ok(ClientReply::Get(GetReply {
-        siblings: shown(node, &place.bucket, &read.merged)?,
+        siblings: shown(node, &placement.bucket, &read.merged)?,
         context: match read.encoded {
-            Some(_) => encode_context(&read.merged.context(), place.key_hash).into(),
-            None => bytes::Bytes::new(),
+            Some(_) => encode_context(&read.merged.context(), placement.key_hash).into(),
+            None => Bytes::new(),
         },
         receipt: Receipt {
             coordinator: node.shared.node(),
-            layout: place.view.read.number(),
-            fallbacks: place.fallbacks_among(&read.replied),
+            layout: placement.view.read.number(),
+            fallbacks: placement.fallbacks_among(&read.replied),
             acked: read.replied,
             repaired,
             micros: begun.elapsed().as_micros() as u32,
         },
     }))
+}
+
+/// The siblings that a client is shown of an object. The bucket's conflict resolver chooses them here,
+/// and only here.
+///
+/// # Errors
+/// `InvalidRequest` if this node has no such resolver.
+pub(crate) fn shown(node: &Node, bucket: &Bucket, object: &Object) -> Result<Vec<Sibling>, RequestError> {
+    let versions = object.shown();
+    let versions = match versions.len() {
+        0 | 1 => versions,
+        _ => node.shared.resolver(&bucket.definition.resolver)?.resolve(versions),
+    };
+    let value = |payload: &Payload| match payload {
+        Payload::Value(value) => value.clone(),
+        Payload::Tombstone => Bytes::new(),
+    };
+    let sibling = |version: &Version| Sibling { stamp: version.dot.stamp, value: value(&version.payload) };
+    Ok(versions.into_iter().map(sibling).collect())
 }

@@ -9,24 +9,25 @@ use std::rc::Rc;
 use bytes::Bytes;
 use quorate_core::codec::{decode_context, encode_context};
 use quorate_core::event::EventKind;
-use quorate_core::object::{MergeRule, Replaces, Write, Written};
+use quorate_core::object::{MergeRule, Write, WriteMode, Written};
 use quorate_core::planted::{Bug, planted};
 use quorate_core::quorum::{Step, WriteQuorum};
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, PeerReply, PeerWrite, PutReply, PutRequest, Receipt, Replacing,
-    WritePurpose,
+    ClientReply, ClientRequest, ClientResult, EncodedWriteMode, PeerReply, PeerRequest, PeerWrite, PutReply,
+    PutRequest, Receipt, WritePurpose,
 };
 use quorate_core::seams::ReplyTo;
 use quorate_core::{CausalContext, NodeId, Payload, RequestError};
 use tokio::time::{Duration, Instant};
 
-use super::Place;
 use super::forward::forward;
-use super::read::read_replicas;
-use super::repair::push;
+use super::placement::{KeyPlacement, Origin};
+use super::read_quorum::read_replicas;
+use super::read_repair::push;
 use crate::gather::Gather;
 use crate::node::Node;
-use crate::settings::AFTERMATH_MS;
+use crate::replica::write::ClientWriteRequest;
+use crate::state::settings::AFTERMATH_MS;
 
 /// A write that has not its acks by then is also offered to fallbacks, in place of the replicas that did not answer.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
@@ -36,86 +37,86 @@ pub(crate) async fn put(
     node: &Rc<Node>,
     request: PutRequest,
     deadline: Instant,
-    forwarded: bool,
+    origin: Origin,
     reply: ReplyTo<ClientResult>,
 ) {
-    let place = match Place::of(node, &request.key) {
-        Ok(place) => place,
+    let placement = match KeyPlacement::of(node, &request.key) {
+        Ok(placement) => placement,
         Err(error) => return reply.send(Err(error)),
     };
-    if place.must_forward(node, forwarded) {
-        return reply.send(forward(node, &place, ClientRequest::Put(request), deadline).await);
+    if placement.must_forward(node, origin) {
+        return reply.send(forward(node, &placement, ClientRequest::Put(request), deadline).await);
     }
-    let mut attempt = match Attempt::prepare(node, &place, &request, deadline, forwarded) {
+    let mut attempt = match WriteAttempt::prepare(node, &placement, &request, deadline, origin) {
         Ok(attempt) => attempt,
         Err(error) => return reply.send(Err(error)),
     };
-    match attempt.begin().await {
+    match attempt.write_own_replica().await {
         Ok((written, object)) => attempt.replicate(written, object, reply).await,
         Err(error) => reply.send(Err(error)),
     }
 }
 
 /// One attempt at a write, checked and with the number of acks it needs.
-struct Attempt<'a> {
+struct WriteAttempt<'a> {
     node: &'a Rc<Node>,
-    place: &'a Place,
+    placement: &'a KeyPlacement,
     write: Write,
     required: u8,
-    /// Acks that it needs in each of the place's other replica sets.
+    /// Acks that it needs in each of the placement's other replica sets.
     also_required: Vec<u8>,
     /// Fallbacks count.
     sloppy: bool,
     /// This node is no replica: it coordinates as a fallback, and what it mints is a hint for this replica.
-    stands_for: Option<NodeId>,
+    hint_for: Option<NodeId>,
     retry: bool,
     begun: Instant,
     deadline: Instant,
     /// When the object that is sent is void.
     valid_until_ms: u64,
     gather: Gather,
-    asked: Vec<Asked>,
+    sent: Vec<SentWrite>,
     /// Fallbacks that were not used yet, once they were looked up.
     fallbacks: Option<std::vec::IntoIter<NodeId>>,
 }
 
 /// Somebody who was sent the write.
-struct Asked {
+struct SentWrite {
     to: NodeId,
     /// The replica that it is meant for: `to` itself, or the one that `to` stands in for.
     target: NodeId,
-    state: Asking,
+    state: SentState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Asking {
+enum SentState {
     Open,
     Acked,
     Failed,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> WriteAttempt<'a> {
     /// Checks the request, and whether enough nodes are in sight, before anything is minted.
     fn prepare(
         node: &'a Rc<Node>,
-        place: &'a Place,
+        placement: &'a KeyPlacement,
         request: &PutRequest,
         deadline: Instant,
-        forwarded: bool,
-    ) -> Result<Attempt<'a>, RequestError> {
+        origin: Origin,
+    ) -> Result<WriteAttempt<'a>, RequestError> {
         let begun = Instant::now();
-        let definition = &place.bucket.definition;
-        let required = place.bucket.required(request.w, definition.w, "w", place.n())?;
+        let definition = &placement.bucket.definition;
+        let required = placement.bucket.required(request.w, definition.w, "w", placement.n())?;
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
         let this = node.shared.node();
-        let is_replica = place.replicas.contains(&this);
+        let is_replica = placement.replicas.contains(&this);
         // Who passed it on goes by another layout; who is about to come or to go stands in for nobody.
         let stays = || {
-            let view = &place.view;
+            let view = &placement.view;
             view.read.member(this).is_some() && view.newest().member(this).is_some()
         };
-        if !is_replica && (forwarded || !stays()) {
-            return Err(RequestError::NotAttempted { needed: required, reachable: 0 });
+        if !is_replica && (origin == Origin::Coordinator || !stays()) {
+            return Err(RequestError::Unavailable { needed: required, reachable: 0 });
         }
         if let Payload::Value(value) = &request.payload
             && value.len() > definition.max_value_bytes as usize
@@ -126,47 +127,53 @@ impl<'a> Attempt<'a> {
                 definition.max_value_bytes
             )));
         }
-        let mut also_required = Vec::with_capacity(place.also.len());
-        for set in &place.also {
+        let mut also_required = Vec::with_capacity(placement.pending_write_sets.len());
+        for set in &placement.pending_write_sets {
             let n = set.len() as u8;
-            also_required.push(place.bucket.required(request.w, definition.w, "w", n.max(1))?);
+            also_required.push(placement.bucket.required(request.w, definition.w, "w", n.max(1))?);
         }
-        let may_not = node.shared.clock_trouble().is_some() || !node.shared.is_confirmed();
-        let sets = place.also.iter().zip(&also_required).map(|(set, &needed)| (needed, &set[..]));
-        for (needed, set) in std::iter::once((required, &place.replicas[..])).chain(sets) {
+        let may_not = node.shared.clock_problem().is_some() || !node.shared.recovery.are_layouts_confirmed();
+        let sets =
+            placement.pending_write_sets.iter().zip(&also_required).map(|(set, &needed)| (needed, &set[..]));
+        for (needed, set) in std::iter::once((required, &placement.replicas[..])).chain(sets) {
             let live = set.iter().filter(|&&replica| node.is_live(replica)).count();
-            let standing_in = if sloppy && live < set.len() { place.live_fallbacks(node).len() } else { 0 };
+            let standing_in =
+                if sloppy && live < set.len() { placement.live_fallbacks(node).len() } else { 0 };
             let reachable = (live + standing_in).min(set.len()) as u8;
             if reachable < needed || may_not {
                 let reachable = if may_not { 0 } else { reachable };
-                return Err(RequestError::NotAttempted { needed, reachable });
+                return Err(RequestError::Unavailable { needed, reachable });
             }
         }
-        let replaces = match &request.replacing {
-            Replacing::WhatIsThere { seen } => Replaces::WhatIsThere { seen: context_of(node, place, seen)? },
-            Replacing::Exactly { context } => Replaces::Exactly(context_of(node, place, context)?),
+        let mode = match &request.mode {
+            EncodedWriteMode::Overwrite { seen } => {
+                WriteMode::Overwrite { seen: context_of(node, placement, seen)? }
+            }
+            EncodedWriteMode::Exactly { context } => {
+                WriteMode::Exactly(context_of(node, placement, context)?)
+            }
         };
         let left = deadline.saturating_duration_since(begun);
-        Ok(Attempt {
+        Ok(WriteAttempt {
             node,
-            place,
-            write: Write { request: request.request, payload: request.payload.clone(), replaces },
+            placement,
+            write: Write { request: request.request, payload: request.payload.clone(), mode },
             required,
             also_required,
             sloppy,
-            stands_for: (!is_replica).then(|| place.replicas[0]),
+            hint_for: (!is_replica).then(|| placement.replicas[0]),
             retry: request.attempt > 0,
             begun,
             deadline,
             valid_until_ms: node.shared.valid_until_ms(left + Duration::from_millis(AFTERMATH_MS)),
             gather: Gather::default(),
-            asked: Vec::with_capacity(place.replicas.len()),
+            sent: Vec::with_capacity(placement.replicas.len()),
             fallbacks: None,
         })
     }
 
     /// Makes the object that the replicas are to hold: minted here, or, for a retry that a quorum knows, as it is.
-    async fn begin(&mut self) -> Result<(Written, Bytes), RequestError> {
+    async fn write_own_replica(&mut self) -> Result<(Written, Bytes), RequestError> {
         if self.retry {
             match self.find_earlier_attempt().await {
                 Ok(Some(found)) => return Ok(found),
@@ -177,17 +184,17 @@ impl<'a> Attempt<'a> {
                 Err(_) => {}
             }
         }
-        self.remember_first().await?;
+        self.read_before_overwrite().await?;
         let this = self.node.shared.node();
-        self.asked.push(Asked { to: this, target: self.stands_for.unwrap_or(this), state: Asking::Open });
-        let applied = self.node.replica.write(
-            self.place.key.clone(),
-            self.stands_for,
-            self.place.long_key.clone(),
-            self.write.clone(),
-            self.deadline.saturating_duration_since(Instant::now()),
-            self.gather.slot(this),
-        );
+        self.sent.push(SentWrite { to: this, target: self.hint_for.unwrap_or(this), state: SentState::Open });
+        let request = ClientWriteRequest {
+            key: self.placement.key.clone(),
+            hint_for: self.hint_for,
+            long_key: self.placement.long_key.clone(),
+            write: self.write.clone(),
+            timeout: self.deadline.saturating_duration_since(Instant::now()),
+        };
+        let applied = self.node.replica.coordinate_write(request, self.gather.reply_to(this));
         match tokio::time::timeout_at(self.deadline, applied).await {
             Ok(Ok(Ok(applied))) => Ok((applied.written, applied.object)),
             Ok(Ok(Err(failure))) => Err(failure.for_client()),
@@ -197,26 +204,26 @@ impl<'a> Attempt<'a> {
     }
 
     /// An overwrite replaces what its coordinator holds. One that may have forgotten what it held asks R replicas first.
-    async fn remember_first(&self) -> Result<(), RequestError> {
-        let recovering = self.node.shared.is_recovering(self.place.partition());
-        if !recovering || self.stands_for.is_some() || matches!(self.write.replaces, Replaces::Exactly(_)) {
+    async fn read_before_overwrite(&self) -> Result<(), RequestError> {
+        let recovering = self.node.shared.is_recovering(self.placement.partition());
+        if !recovering || self.hint_for.is_some() || matches!(self.write.mode, WriteMode::Exactly(_)) {
             return Ok(());
         }
-        let definition = &self.place.bucket.definition;
-        let n = self.place.n();
-        let required = self.place.bucket.required(Default::default(), definition.r, "r", n)?;
-        let read = read_replicas(self.node, self.place, required, self.sloppy, self.deadline).await?;
+        let definition = &self.placement.bucket.definition;
+        let n = self.placement.n();
+        let required = self.placement.bucket.required(Default::default(), definition.r, "r", n)?;
+        let read = read_replicas(self.node, self.placement, required, self.sloppy, self.deadline).await?;
         let Some(object) = &read.encoded else { return Ok(()) };
         let gather = Gather::default();
-        push(self.node, self.place, object, self.node.shared.node(), self.deadline, &gather);
+        push(self.node, self.placement, object, self.node.shared.node(), self.deadline, &gather);
         match gather.next(self.deadline).await {
             Some((_, Ok(PeerReply::Acked))) => Ok(()),
-            _ => Err(RequestError::NotAttempted { needed: self.required, reachable: 0 }),
+            _ => Err(RequestError::Unavailable { needed: self.required, reachable: 0 }),
         }
     }
 
     fn keeps_newest(&self) -> bool {
-        self.node.shared.merge_rule(self.place.key.bucket()) == MergeRule::KeepNewest
+        self.node.shared.merge_rule(self.placement.key.bucket()) == MergeRule::KeepNewest
     }
 
     /// Asks R replicas whether the write's id is live or was replaced.
@@ -226,9 +233,9 @@ impl<'a> Attempt<'a> {
     async fn find_earlier_attempt(&self) -> Result<Option<(Written, Bytes)>, RequestError> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
-        let (bucket, n) = (&self.place.bucket, self.place.n());
+        let (bucket, n) = (&self.placement.bucket, self.placement.n());
         let required = bucket.required(Default::default(), bucket.definition.r, "r", n)?;
-        let read = read_replicas(self.node, self.place, required, self.sloppy, half).await?;
+        let read = read_replicas(self.node, self.placement, required, self.sloppy, half).await?;
         let known = read.merged.knows(self.write.request);
         let object = read.encoded.filter(|_| known);
         Ok(object.map(|object| (read.merged.already_written(&self.write), object)))
@@ -238,20 +245,20 @@ impl<'a> Attempt<'a> {
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
         let mut reply = Some(reply);
         let mut quorum = self.quorum();
-        self.asked.iter().for_each(|asked| quorum.sent(asked.target));
-        if let Some(replica) = self.stands_for.filter(|_| self.asked.is_empty()) {
+        self.sent.iter().for_each(|sent| quorum.sent(sent.target));
+        if let Some(replica) = self.hint_for.filter(|_| self.sent.is_empty()) {
             self.send(self.node.shared.node(), replica, &object);
             quorum.sent(replica);
         }
-        for replica in self.place.targets() {
-            if self.asked.iter().any(|asked| asked.target == replica) {
+        for replica in self.placement.targets() {
+            if self.sent.iter().any(|sent| sent.target == replica) {
                 continue;
             }
             if self.node.is_live(replica) {
                 self.send(replica, replica, &object);
                 quorum.sent(replica);
             } else {
-                self.stand_in(replica, &object, &mut quorum);
+                self.send_hint(replica, &object, &mut quorum);
             }
         }
         if quorum.step() == Step::Impossible {
@@ -259,15 +266,15 @@ impl<'a> Attempt<'a> {
         }
         let mut slow_at = Some(Instant::now() + SLOW_WRITE).filter(|at| self.sloppy && *at < self.deadline);
         // After the answer this goes on: every replica's ack or failure is heard, whoever still waits for it.
-        while self.asked.iter().any(|asked| asked.state == Asking::Open) {
+        while self.sent.iter().any(|sent| sent.state == SentState::Open) {
             let until = slow_at.unwrap_or(self.deadline);
             let step = match self.gather.next(until).await {
                 Some((from, answer)) => {
-                    self.heard(from, matches!(answer, Ok(PeerReply::Acked)), &object, &mut quorum)
+                    self.count_answer(from, matches!(answer, Ok(PeerReply::Acked)), &object, &mut quorum)
                 }
                 None if slow_at.take().is_some() => {
                     if reply.is_some() {
-                        self.stand_in_for_the_slow(&object, &mut quorum);
+                        self.hint_slow_replicas(&object, &mut quorum);
                     }
                     Step::Wait
                 }
@@ -276,7 +283,7 @@ impl<'a> Attempt<'a> {
             match step {
                 Step::Reached => {
                     if let Some(reply) = reply.take() {
-                        reply.send(Ok(ClientReply::Put(self.answer(&written, quorum.acked()))));
+                        reply.send(Ok(ClientReply::Put(self.put_reply(&written, quorum.acked()))));
                     }
                 }
                 Step::Impossible if reply.is_some() => self.give_up(quorum.acked().len() as u8, reply.take()),
@@ -287,76 +294,81 @@ impl<'a> Attempt<'a> {
             self.give_up(quorum.acked().len() as u8, reply.take());
         }
         // Who has not answered by now is told of the write by a hint, not only by the next round of anti-entropy.
-        for target in self.without_answer() {
-            self.stand_in(target, &object, &mut quorum);
+        for target in self.unanswered_replicas() {
+            self.send_hint(target, &object, &mut quorum);
         }
     }
 
     /// The acks that the write needs: in each replica set.
     fn quorum(&self) -> WriteQuorum {
-        if self.place.also.is_empty() || planted(Bug::QuorumOverUnion) {
+        if self.placement.pending_write_sets.is_empty() || planted(Bug::QuorumOverUnion) {
             return WriteQuorum::new(self.required);
         }
-        let also = self.place.also.iter().zip(&self.also_required).map(|(set, &needed)| (needed, &set[..]));
-        WriteQuorum::of_sets(std::iter::once((self.required, &self.place.replicas[..])).chain(also))
+        let also = self
+            .placement
+            .pending_write_sets
+            .iter()
+            .zip(&self.also_required)
+            .map(|(set, &needed)| (needed, &set[..]));
+        WriteQuorum::of_sets(std::iter::once((self.required, &self.placement.replicas[..])).chain(also))
     }
 
     /// Takes an answer: counts it, and finds somebody else where it is a failure.
-    fn heard(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
-        let place = self.asked.iter_mut().find(|asked| asked.to == from && asked.state == Asking::Open);
-        let Some(asked) = place else { return Step::Wait };
-        asked.state = if acked { Asking::Acked } else { Asking::Failed };
-        let target = asked.target;
+    fn count_answer(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
+        let placement = self.sent.iter_mut().find(|sent| sent.to == from && sent.state == SentState::Open);
+        let Some(sent) = placement else { return Step::Wait };
+        sent.state = if acked { SentState::Acked } else { SentState::Failed };
+        let target = sent.target;
         let counts = self.counts(from);
         if acked {
             // A replica and its stand-in are one copy in the end, and one ack.
-            let same = |asked: &&Asked| {
-                asked.target == target && asked.state == Asking::Acked && self.counts(asked.to)
+            let same = |sent: &&SentWrite| {
+                sent.target == target && sent.state == SentState::Acked && self.counts(sent.to)
             };
-            let first = self.asked.iter().filter(same).count() == 1;
+            let first = self.sent.iter().filter(same).count() == 1;
             return match (counts, first) {
                 (true, true) => quorum.ack(target, from),
                 (true, false) => quorum.failure(target),
                 (false, _) => Step::Wait,
             };
         }
-        let covered = |other: &Asked| other.target == target && other.state != Asking::Failed;
-        if !self.asked.iter().any(covered) {
-            self.stand_in(target, object, quorum);
+        let covered = |other: &SentWrite| other.target == target && other.state != SentState::Failed;
+        if !self.sent.iter().any(covered) {
+            self.send_hint(target, object, quorum);
         }
         if counts { quorum.failure(target) } else { Step::Wait }
     }
 
     /// Whether an ack of this node counts towards W.
     fn counts(&self, from: NodeId) -> bool {
-        self.sloppy || self.place.is_target(from)
+        self.sloppy || self.placement.is_target(from)
     }
 
     /// Replicas that neither acked nor have a fallback that did, or may yet.
-    fn without_answer(&self) -> Vec<NodeId> {
+    fn unanswered_replicas(&self) -> Vec<NodeId> {
         let open = |replica: &NodeId| {
-            let mut asked = self.asked.iter().filter(|asked| asked.target == *replica);
-            !asked.any(|asked| asked.state == Asking::Acked)
+            let mut sent = self.sent.iter().filter(|sent| sent.target == *replica);
+            !sent.any(|sent| sent.state == SentState::Acked)
         };
-        self.place.targets().into_iter().filter(open).collect()
+        self.placement.targets().into_iter().filter(open).collect()
     }
 
-    fn stand_in_for_the_slow(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
-        let slow = |asked: &&Asked| asked.state == Asking::Open && asked.to == asked.target;
-        let targets: Vec<NodeId> = self.asked.iter().filter(slow).map(|asked| asked.target).collect();
+    fn hint_slow_replicas(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
+        let slow = |sent: &&SentWrite| sent.state == SentState::Open && sent.to == sent.target;
+        let targets: Vec<NodeId> = self.sent.iter().filter(slow).map(|sent| sent.target).collect();
         let this = self.node.shared.node();
         for target in targets.into_iter().filter(|&target| target != this) {
-            self.stand_in(target, object, quorum);
+            self.send_hint(target, object, quorum);
         }
     }
 
     /// Has the object kept for a replica by the next fallback, or by this node itself, which does not count, where there
     /// is none.
-    fn stand_in(&mut self, target: NodeId, object: &Bytes, quorum: &mut WriteQuorum) {
-        let (node, place) = (self.node, self.place);
+    fn send_hint(&mut self, target: NodeId, object: &Bytes, quorum: &mut WriteQuorum) {
+        let (node, placement) = (self.node, self.placement);
         let this = node.shared.node();
         let fallbacks = self.fallbacks.get_or_insert_with(|| {
-            let mut live = place.live_fallbacks(node);
+            let mut live = placement.live_fallbacks(node);
             live.retain(|&fallback| fallback != this);
             live.into_iter()
         });
@@ -368,32 +380,31 @@ impl<'a> Attempt<'a> {
                 }
             }
             None if target != this => {
-                let nobody = Gather::default();
-                let write = self.message(this, target, object);
-                node.send_write(this, write, self.patience(), nobody.slot(this));
+                let write = PeerRequest::Write(self.message(this, target, object));
+                node.send(this, write, self.send_timeout(), ReplyTo::ignored());
             }
             None => {}
         }
     }
 
     fn send(&mut self, to: NodeId, target: NodeId, object: &Bytes) {
-        let write = self.message(to, target, object);
-        self.node.send_write(to, write, self.patience(), self.gather.slot(to));
-        self.asked.push(Asked { to, target, state: Asking::Open });
+        let write = PeerRequest::Write(self.message(to, target, object));
+        self.node.send(to, write, self.send_timeout(), self.gather.reply_to(to));
+        self.sent.push(SentWrite { to, target, state: SentState::Open });
     }
 
     fn message(&self, to: NodeId, target: NodeId, object: &Bytes) -> PeerWrite {
         PeerWrite {
-            key: self.place.key.clone(),
+            key: self.placement.key.clone(),
             object: object.clone(),
             purpose: if to == target { WritePurpose::Replicate } else { WritePurpose::Hint(target) },
             valid_until_ms: self.valid_until_ms,
-            layout: self.place.view.written(),
+            layout: self.placement.view.written(),
         }
     }
 
     /// How long whoever is sent the write has for it: until the deadline, and a little for what comes after it.
-    fn patience(&self) -> Duration {
+    fn send_timeout(&self) -> Duration {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Duration::from_millis(AFTERMATH_MS / 2) } else { left }
     }
@@ -406,15 +417,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn answer(&self, written: &Written, acked: &[NodeId]) -> PutReply {
-        let fallbacks = self.place.fallbacks_among(acked);
+    fn put_reply(&self, written: &Written, acked: &[NodeId]) -> PutReply {
+        let fallbacks = self.placement.fallbacks_among(acked);
         PutReply {
-            context: encode_context(&written.context, self.place.key_hash).into(),
+            context: encode_context(&written.context, self.placement.key_hash).into(),
             conflict: written.conflict,
             hinted: fallbacks.len() as u8,
             receipt: Receipt {
                 coordinator: self.node.shared.node(),
-                layout: self.place.view.read.number(),
+                layout: self.placement.view.read.number(),
                 acked: acked.to_vec(),
                 fallbacks,
                 repaired: Vec::new(),
@@ -425,8 +436,8 @@ impl<'a> Attempt<'a> {
 }
 
 /// A client's context, if it is good for this key and not from a clock too far ahead.
-fn context_of(node: &Node, place: &Place, bytes: &[u8]) -> Result<CausalContext, RequestError> {
-    let context = decode_context(bytes, place.key_hash)
+fn context_of(node: &Node, placement: &KeyPlacement, bytes: &[u8]) -> Result<CausalContext, RequestError> {
+    let context = decode_context(bytes, placement.key_hash)
         .map_err(|error| RequestError::invalid(format!("context of {} bytes: {error}", bytes.len())))?;
     let ahead = context.newest().wall_ms().saturating_sub(node.shared.environment.wall_ms());
     let limit = node.shared.settings.coordinator.max_clock_skew_ms;

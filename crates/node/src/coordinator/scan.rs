@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quorate_core::codec::{decode_object, encode_context};
+use quorate_core::layout_change::View;
 use quorate_core::quorum::{ReadQuorum, Step};
 use quorate_core::request::{
     PeerReply, PeerRequest, ScanEntry, ScanPage, ScanPartition, ScanReply, ScanRequest, scan_cursor,
 };
-use quorate_core::transition::View;
 use quorate_core::{Key, Layout, NodeId, Object, PartitionId, RequestError, StorageKey};
 use tokio::time::Instant;
 
-use super::read::{Read, read_replicas};
-use super::repair::repair;
-use super::{Place, bucket_of, live_first, shown};
+use super::get::shown;
+use super::placement::{KeyPlacement, bucket_of, live_first};
+use super::read_quorum::{Read, read_replicas};
+use super::read_repair::{HoldersNeeded, repair};
 use crate::gather::Gather;
 use crate::node::Node;
 
@@ -133,7 +134,7 @@ async fn read_partition(
     let stays = |replica: &NodeId| {
         let set =
             |layout: &Arc<Layout>| layout.replicas_for(scan.partition, request.bucket.as_str()).to_vec();
-        view.also.iter().all(|layout| set(layout).contains(replica))
+        view.pending_write_layouts.iter().all(|layout| set(layout).contains(replica))
     };
     live.sort_by_key(|replica| !stays(replica));
     let pages = read_pages(node, live, &scan, required, deadline).await?;
@@ -168,17 +169,11 @@ async fn read_pages(
 ) -> Result<Vec<(NodeId, ScanPage)>, RequestError> {
     let begun = Instant::now();
     let mut quorum = ReadQuorum::new(required, live)
-        .map_err(|reachable| RequestError::NotAttempted { needed: required, reachable })?;
+        .map_err(|reachable| RequestError::Unavailable { needed: required, reachable })?;
     let gather = Gather::default();
     let ask = |replica: NodeId| {
-        let slot = gather.slot(replica);
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let request = PeerRequest::ScanPartition(scan.clone());
-        if replica == node.shared.node() {
-            node.answer_peer(request, timeout, slot);
-        } else {
-            node.transport.send(replica, request, timeout, slot);
-        }
+        node.send(replica, PeerRequest::ScanPartition(scan.clone()), timeout, gather.reply_to(replica));
     };
     for &replica in quorum.first_asked() {
         ask(replica);
@@ -202,7 +197,7 @@ async fn read_pages(
             Step::Wait => {}
             Step::Reached => return Ok(pages),
             Step::Impossible => {
-                return Err(RequestError::NotAttempted { needed: required, reachable: received });
+                return Err(RequestError::Unavailable { needed: required, reachable: received });
             }
         }
     }
@@ -248,21 +243,21 @@ async fn show(
     let digest = merged.digest();
     if damaged {
         // An unreadable record is not an absent one: this key is read by itself, from replicas that can.
-        let place = Place::of(node, &key)?;
-        let sloppy = place.bucket.definition.sloppy;
-        let read = read_replicas(node, &place, required, sloppy, deadline).await?;
-        repair(node, &place, &read, (request.r, required), deadline).await?;
+        let placement = KeyPlacement::of(node, &key)?;
+        let sloppy = placement.bucket.definition.sloppy;
+        let read = read_replicas(node, &placement, required, sloppy, deadline).await?;
+        repair(node, &placement, &read, HoldersNeeded { size: request.r, required }, deadline).await?;
         merged = read.merged;
-    } else if digests.iter().any(|(_, held)| *held != digest) || !view.also.is_empty() {
-        let place = Place::of(node, &key)?;
+    } else if digests.iter().any(|(_, held)| *held != digest) || !view.pending_write_layouts.is_empty() {
+        let placement = KeyPlacement::of(node, &key)?;
         let read = Read {
-            encoded: Some(quorate_core::codec::encode_object(&merged, place.long_key.as_deref())),
+            encoded: Some(quorate_core::codec::encode_object(&merged, placement.long_key.as_deref())),
             merged: merged.clone(),
             replied: digests.iter().map(|(from, _)| *from).collect(),
             damaged: Vec::new(),
             stale: digests.iter().filter(|(_, held)| *held != digest).map(|(from, _)| *from).collect(),
         };
-        repair(node, &place, &read, (request.r, required), deadline).await?;
+        repair(node, &placement, &read, HoldersNeeded { size: request.r, required }, deadline).await?;
     }
     let mut siblings = shown(node, bucket_of(view, request.bucket.as_str())?, &merged)?;
     if siblings.is_empty() || !client_key.starts_with(&request.prefix) {

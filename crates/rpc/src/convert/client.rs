@@ -4,29 +4,38 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use capnp::Error;
-use quorate_core::change::{Change, Staged};
+use quorate_core::change::{LayoutChange, StagedChange};
 use quorate_core::clock::Stamp;
 use quorate_core::key::{BucketName, Key, PartitionId};
 use quorate_core::object::{Payload, RequestId};
+use quorate_core::quorum::QuorumSize;
 use quorate_core::request::{
-    ClientReply, ClientRequest, ClientResult, ClusterRequest, GetReply, GetRequest, PartitionFingerprint,
-    PutReply, PutRequest, QuorumSize, Receipt, Replacing, ScanEntry, ScanReply, ScanRequest, Sibling,
+    ClientReply, ClientRequest, ClientResult, ClusterRequest, EncodedWriteMode, GetReply, GetRequest,
+    PartitionFingerprint, PutReply, PutRequest, Receipt, ScanEntry, ScanReply, ScanRequest, Sibling,
 };
 use quorate_core::{NodeId, RequestError};
 use tokio::time::Instant;
 
 use super::{text, timeout_ms, unknown};
+use crate::batch_sender::{Protocol, Queued};
 use crate::generated::client_capnp::cluster::Verb;
 use crate::generated::client_capnp::{self as wire, failure, operation, put, result};
-use crate::lane::{Protocol, Queued};
+
+/// The answer to a client's operation.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ClientAnswer {
+    /// The node's result.
+    Result(ClientResult),
+    /// The connection was lost: the operation may or may not have been done.
+    ConnectionLost,
+}
 
 /// What clients and nodes speak.
 pub struct ClientProtocol;
 
 impl Protocol for ClientProtocol {
     type Request = ClientRequest;
-    /// `None`: the connection was lost, nobody knows what became of the operation.
-    type Reply = Option<ClientResult>;
+    type Reply = ClientAnswer;
     type Port = wire::node::Client;
 
     fn is_quick(request: &ClientRequest) -> bool {
@@ -40,7 +49,7 @@ impl Protocol for ClientProtocol {
     fn exchange(
         port: &Self::Port,
         batch: Vec<Queued<ClientRequest>>,
-    ) -> impl Future<Output = Result<Vec<(u64, Option<ClientResult>)>, Error>> + 'static {
+    ) -> impl Future<Output = Result<Vec<(u64, ClientAnswer)>, Error>> + 'static {
         let mut call = port.exchange_request();
         let mut operations = call.get().init_operations(batch.len() as u32);
         let now = Instant::now();
@@ -52,20 +61,25 @@ impl Protocol for ClientProtocol {
         async move {
             let answer = answer.await?;
             let results = answer.get()?.get_results()?;
-            results.iter().map(|result| Ok((result.get_id(), Some(read_result(result)?)))).collect()
+            results
+                .iter()
+                .map(|result| Ok((result.get_id(), ClientAnswer::Result(read_result(result)?))))
+                .collect()
         }
     }
 
-    fn disconnected() -> Option<ClientResult> {
-        None
+    fn disconnected() -> ClientAnswer {
+        ClientAnswer::ConnectionLost
     }
 
-    fn expired() -> Option<ClientResult> {
-        Some(Err(RequestError::Overloaded { what: "the queue to the node".to_owned(), limit: 0 }))
+    fn expired() -> ClientAnswer {
+        let what = "the queue to the node".to_owned();
+        ClientAnswer::Result(Err(RequestError::Overloaded { what, limit: 0 }))
     }
 
-    fn overloaded(what: &str, limit: usize) -> Option<ClientResult> {
-        Some(Err(RequestError::Overloaded { what: what.to_owned(), limit: limit as u64 }))
+    fn overloaded(what: &str, limit: usize) -> ClientAnswer {
+        let what = what.to_owned();
+        ClientAnswer::Result(Err(RequestError::Overloaded { what, limit: limit as u64 }))
     }
 }
 
@@ -82,8 +96,8 @@ pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
             ClientRequest::Get(get) => get.key.bytes().len(),
             ClientRequest::Put(put) => {
                 let value = if let Payload::Value(value) = &put.payload { value.len() } else { 0 };
-                let (Replacing::WhatIsThere { seen: context } | Replacing::Exactly { context }) =
-                    &put.replacing;
+                let (EncodedWriteMode::Overwrite { seen: context } | EncodedWriteMode::Exactly { context }) =
+                    &put.mode;
                 put.key.bytes().len() + value + context.len()
             }
             ClientRequest::Scan(scan) => scan.prefix.len() + scan.cursor.len(),
@@ -172,7 +186,7 @@ pub(crate) fn write_operation(
                 ClusterRequest::Drain => Verb::Drain,
                 ClusterRequest::CreateBucket { name, definition } => {
                     let (name, definition) = (name.clone(), definition.clone());
-                    builder.set_change(&Change::Bucket { name, definition }.encode());
+                    builder.set_change(&LayoutChange::Bucket { name, definition }.encode());
                     Verb::CreateBucket
                 }
                 ClusterRequest::Buckets => Verb::Buckets,
@@ -193,11 +207,11 @@ fn write_put(mut out: put::Builder<'_>, put: &PutRequest) {
         Payload::Value(value) => out.set_value(value),
         Payload::Tombstone => out.set_tombstone(true),
     }
-    let (kind, context) = match &put.replacing {
-        Replacing::WhatIsThere { seen } => (put::Replaces::WhatIsThere, &seen[..]),
-        Replacing::Exactly { context } => (put::Replaces::Exactly, &context[..]),
+    let (kind, context) = match &put.mode {
+        EncodedWriteMode::Overwrite { seen } => (put::WriteMode::Overwrite, &seen[..]),
+        EncodedWriteMode::Exactly { context } => (put::WriteMode::Exactly, &context[..]),
     };
-    out.set_replaces(kind);
+    out.set_mode(kind);
     out.set_context(context);
     out.set_request_id(put.request.0);
     out.set_attempt(put.attempt);
@@ -256,8 +270,8 @@ pub(crate) fn read_operation(
                 },
                 Verb::Clear => Ok(ClusterRequest::Clear),
                 Verb::Drain => Ok(ClusterRequest::Drain),
-                Verb::CreateBucket => match Change::decode(request.get_change()?) {
-                    Ok(Change::Bucket { name, definition }) => {
+                Verb::CreateBucket => match LayoutChange::decode(request.get_change()?) {
+                    Ok(LayoutChange::Bucket { name, definition }) => {
                         Ok(ClusterRequest::CreateBucket { name, definition })
                     }
                     Ok(other) => Err(RequestError::invalid(format!("{other}: no bucket's definition"))),
@@ -274,17 +288,17 @@ pub(crate) fn read_operation(
     })
 }
 
-fn staged(bytes: &[u8]) -> Result<Staged, RequestError> {
-    Staged::decode(bytes).map_err(|error| RequestError::invalid(format!("change: {error}")))
+fn staged(bytes: &[u8]) -> Result<StagedChange, RequestError> {
+    StagedChange::decode(bytes).map_err(|error| RequestError::invalid(format!("change: {error}")))
 }
 
 fn read_put(put: put::Reader<'_>, key: Key, w: QuorumSize) -> Result<PutRequest, Error> {
     let payload =
         if put.get_tombstone() { Payload::Tombstone } else { Payload::Value(copy(put.get_value()?)) };
     let context = copy(put.get_context()?);
-    let replacing = match put.get_replaces().map_err(unknown)? {
-        put::Replaces::WhatIsThere => Replacing::WhatIsThere { seen: context },
-        put::Replaces::Exactly => Replacing::Exactly { context },
+    let mode = match put.get_mode().map_err(unknown)? {
+        put::WriteMode::Overwrite => EncodedWriteMode::Overwrite { seen: context },
+        put::WriteMode::Exactly => EncodedWriteMode::Exactly { context },
     };
     let sloppy = match put.get_sloppy().map_err(unknown)? {
         put::Choice::Bucket => None,
@@ -292,7 +306,7 @@ fn read_put(put: put::Reader<'_>, key: Key, w: QuorumSize) -> Result<PutRequest,
         put::Choice::No => Some(false),
     };
     let request = RequestId(put.get_request_id());
-    Ok(PutRequest { key, payload, replacing, request, w, sloppy, attempt: put.get_attempt() })
+    Ok(PutRequest { key, payload, mode, request, w, sloppy, attempt: put.get_attempt() })
 }
 
 pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &ClientResult) {
@@ -461,8 +475,8 @@ fn quorum_size(number: i16) -> Result<QuorumSize, RequestError> {
 fn write_failure(mut out: failure::Builder<'_>, error: &RequestError) {
     use failure::Kind;
     match error {
-        RequestError::NotAttempted { needed, reachable } => {
-            out.set_kind(Kind::NotAttempted);
+        RequestError::Unavailable { needed, reachable } => {
+            out.set_kind(Kind::Unavailable);
             out.set_needed(*needed);
             out.set_received(*reachable);
         }
@@ -503,7 +517,7 @@ fn read_failure(failure: failure::Reader<'_>) -> Result<RequestError, Error> {
     let (needed, received) = (failure.get_needed(), failure.get_received());
     let (number, limit) = (failure.get_number() as u32, failure.get_limit());
     Ok(match failure.get_kind().map_err(unknown)? {
-        Kind::NotAttempted => RequestError::NotAttempted { needed, reachable: received },
+        Kind::Unavailable => RequestError::Unavailable { needed, reachable: received },
         Kind::Indeterminate => RequestError::Indeterminate { needed, received },
         Kind::Overloaded => RequestError::Overloaded { what: text(failure.get_detail())?, limit },
         Kind::DeadlineExceeded => RequestError::DeadlineExceeded { needed, received, after_ms: number },

@@ -4,16 +4,16 @@ use bytes::Bytes;
 use capnp::Error;
 use quorate_core::key::{PartitionId, StorageKey};
 use quorate_core::request::{
-    DigestPage, DigestsOf, Likeness, MAX_KEYS_ASKED, PeerError, PeerReply, PeerRequest, PeerResult,
-    PeerWrite, Reap, ScanPage, ScanPartition, TreeName, TreeRoot, TreeState, WritePurpose,
+    CollectTombstones, DigestPage, DigestsOf, Likeness, MAX_KEYS_ASKED, PeerError, PeerReply, PeerRequest,
+    PeerResult, PeerWrite, ScanPage, ScanPartition, TreeName, TreeRoot, TreeState, WritePurpose,
 };
 use quorate_core::{Digest, NodeId};
 
 use tokio::time::Instant;
 
 use super::{client, text, timeout_ms, unknown};
+use crate::batch_sender::{Protocol, Queued};
 use crate::generated::peer_capnp::{self as wire, failure, operation, result};
-use crate::lane::{Protocol, Queued};
 
 /// What nodes speak among themselves.
 pub struct PeerProtocol;
@@ -25,7 +25,9 @@ impl Protocol for PeerProtocol {
 
     fn is_quick(request: &PeerRequest) -> bool {
         match request {
-            PeerRequest::Write(_) | PeerRequest::Reap(_) | PeerRequest::HeldDurably(_) => false,
+            PeerRequest::Write(_) | PeerRequest::CollectTombstones(_) | PeerRequest::DurableDigests(_) => {
+                false
+            }
             PeerRequest::Forward(request) => client::is_quick(request),
             _ => true,
         }
@@ -42,13 +44,13 @@ impl Protocol for PeerProtocol {
                 PeerRequest::ScanPartition(scan) => scan.prefix.len() + scan.after.len(),
                 PeerRequest::Forward(request) => client::request_bytes(request),
                 PeerRequest::Roots(roots) => roots.len() * 16,
-                PeerRequest::HeldDurably(keys) | PeerRequest::MayReap { keys, .. } => {
+                PeerRequest::DurableDigests(keys) | PeerRequest::MayCollect { keys, .. } => {
                     keys.iter().map(|key| key.as_bytes().len() + 16).sum()
                 }
-                PeerRequest::Reap(reap) => {
-                    reap.entries.iter().map(|(key, _)| key.as_bytes().len() + 32).sum()
+                PeerRequest::CollectTombstones(order) => {
+                    order.entries.iter().map(|(key, _)| key.as_bytes().len() + 32).sum()
                 }
-                PeerRequest::Gossip(message) | PeerRequest::News(message) => message.len(),
+                PeerRequest::Gossip(message) | PeerRequest::LayoutSummary(message) => message.len(),
                 PeerRequest::Leaves(_)
                 | PeerRequest::Digests(_)
                 | PeerRequest::Clock
@@ -100,9 +102,9 @@ pub(crate) fn result_bytes(result: &PeerResult) -> usize {
             Ok(PeerReply::Trees(states)) => states.len() * 8,
             Ok(PeerReply::Leaves(leaves)) => leaves.len() * 8,
             Ok(PeerReply::Digests(page)) => page.entries.iter().map(|(key, _)| key.len() + 32).sum(),
-            Ok(PeerReply::Held(held)) => held.len() * 8,
-            Ok(PeerReply::MayReap(free)) => free.len(),
-            Ok(PeerReply::News(bytes) | PeerReply::Layouts(bytes)) => bytes.len(),
+            Ok(PeerReply::DurableDigests(held)) => held.len() * 8,
+            Ok(PeerReply::MayCollect(free)) => free.len(),
+            Ok(PeerReply::LayoutSummary(bytes) | PeerReply::Layouts(bytes)) => bytes.len(),
             _ => 0,
         }
 }
@@ -150,18 +152,18 @@ fn write_operation(mut out: operation::Builder<'_>, queued: &Queued<PeerRequest>
             builder.set_leaves(wanted.leaves);
             builder.set_after(&wanted.after);
         }
-        PeerRequest::HeldDurably(keys) => write_keys(out.init_held_durably(keys.len() as u32), keys),
-        PeerRequest::MayReap { keys, layout } => {
+        PeerRequest::DurableDigests(keys) => write_keys(out.init_durable_digests(keys.len() as u32), keys),
+        PeerRequest::MayCollect { keys, layout } => {
             out.set_layout(*layout);
-            write_keys(out.init_may_reap(keys.len() as u32), keys);
+            write_keys(out.init_may_collect(keys.len() as u32), keys);
         }
-        PeerRequest::News(news) => out.set_news(news),
+        PeerRequest::LayoutSummary(summary) => out.set_layout_summary(summary),
         PeerRequest::Layouts => out.set_layouts(()),
-        PeerRequest::Reap(reap) => {
-            let mut builder = out.init_reap();
-            builder.set_valid_until_ms(reap.valid_until_ms);
-            let mut list = builder.init_entries(reap.entries.len() as u32);
-            for (at, (key, digest)) in reap.entries.iter().enumerate() {
+        PeerRequest::CollectTombstones(order) => {
+            let mut builder = out.init_collect_tombstones();
+            builder.set_valid_until_ms(order.valid_until_ms);
+            let mut list = builder.init_entries(order.entries.len() as u32);
+            for (at, (key, digest)) in order.entries.iter().enumerate() {
                 let mut entry = list.reborrow().get(at as u32);
                 entry.set_key(key.as_bytes());
                 entry.set_digest(digest.0);
@@ -281,15 +283,22 @@ pub(crate) fn read_operation(
                 after: Bytes::copy_from_slice(wanted.get_after()?),
             })))
         }
-        operation::HeldDurably(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::HeldDurably(keys))),
-        operation::MayReap(keys) => read_keys(keys?)?.map(|keys| Some(PeerRequest::MayReap { keys, layout })),
-        operation::News(news) => Ok(Some(PeerRequest::News(Bytes::copy_from_slice(news?)))),
+        operation::DurableDigests(keys) => {
+            read_keys(keys?)?.map(|keys| Some(PeerRequest::DurableDigests(keys)))
+        }
+        operation::MayCollect(keys) => {
+            read_keys(keys?)?.map(|keys| Some(PeerRequest::MayCollect { keys, layout }))
+        }
+        operation::LayoutSummary(summary) => {
+            Ok(Some(PeerRequest::LayoutSummary(Bytes::copy_from_slice(summary?))))
+        }
         operation::Layouts(()) => Ok(Some(PeerRequest::Layouts)),
-        operation::Reap(reap) => {
-            let reap = reap?;
-            let valid_until_ms = reap.get_valid_until_ms();
-            read_entries(reap.get_entries()?)?
-                .map(|entries| Some(PeerRequest::Reap(Reap { entries, valid_until_ms })))
+        operation::CollectTombstones(order) => {
+            let order = order?;
+            let valid_until_ms = order.get_valid_until_ms();
+            read_entries(order.get_entries()?)?.map(|entries| {
+                Some(PeerRequest::CollectTombstones(CollectTombstones { entries, valid_until_ms }))
+            })
         }
         operation::Clock(()) => Ok(Some(PeerRequest::Clock)),
         operation::Gossip(message) => Ok(Some(PeerRequest::Gossip(Bytes::copy_from_slice(message?)))),
@@ -356,20 +365,20 @@ pub(crate) fn write_result(mut out: result::Builder<'_>, id: u64, result: &PeerR
                 entry.set_digest(digest.0);
             }
         }
-        Ok(PeerReply::Held(held)) => {
-            let mut list = out.init_held(held.len() as u32);
+        Ok(PeerReply::DurableDigests(held)) => {
+            let mut list = out.init_durable_digests(held.len() as u32);
             for (at, digest) in held.iter().enumerate() {
                 list.set(at as u32, digest.map_or(0, |digest| digest.0));
             }
         }
-        Ok(PeerReply::MayReap(free)) => {
-            let mut list = out.init_may_reap(free.len() as u32);
+        Ok(PeerReply::MayCollect(free)) => {
+            let mut list = out.init_may_collect(free.len() as u32);
             for (at, free) in free.iter().enumerate() {
                 list.set(at as u32, *free);
             }
         }
         Ok(PeerReply::Clock(now_ms)) => out.set_clock(*now_ms),
-        Ok(PeerReply::News(news)) => out.set_news(news),
+        Ok(PeerReply::LayoutSummary(summary)) => out.set_layout_summary(summary),
         Ok(PeerReply::Layouts(layouts)) => out.set_layouts(layouts),
         Err(error) => write_failure(out.init_failure(), error),
     }
@@ -412,13 +421,13 @@ fn read_result(result: result::Reader<'_>) -> Result<PeerResult, Error> {
             }
             PeerReply::Digests(DigestPage { entries, next: Bytes::copy_from_slice(page.get_next()?) })
         }
-        result::Held(held) => {
+        result::DurableDigests(held) => {
             let digest = |digest| Some(Digest(digest)).filter(|digest| digest.0 != 0);
-            PeerReply::Held(held?.iter().map(digest).collect())
+            PeerReply::DurableDigests(held?.iter().map(digest).collect())
         }
-        result::MayReap(free) => PeerReply::MayReap(free?.iter().collect()),
+        result::MayCollect(free) => PeerReply::MayCollect(free?.iter().collect()),
         result::Clock(now_ms) => PeerReply::Clock(now_ms),
-        result::News(news) => PeerReply::News(Bytes::copy_from_slice(news?)),
+        result::LayoutSummary(summary) => PeerReply::LayoutSummary(Bytes::copy_from_slice(summary?)),
         result::Layouts(layouts) => PeerReply::Layouts(Bytes::copy_from_slice(layouts?)),
         result::Failure(failure) => return Ok(Err(read_failure(failure?)?)),
     }))

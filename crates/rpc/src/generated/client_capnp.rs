@@ -1718,7 +1718,7 @@ pub mod put {
             !self.reader.get_pointer_field(1).is_null()
         }
         #[inline]
-        pub fn get_replaces(self) -> ::core::result::Result<crate::generated::client_capnp::put::Replaces,::capnp::NotInSchema> {
+        pub fn get_mode(self) -> ::core::result::Result<crate::generated::client_capnp::put::WriteMode,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.reader.get_data_field::<u16>(1))
         }
         #[inline]
@@ -1828,11 +1828,11 @@ pub mod put {
             !self.builder.is_pointer_field_null(1)
         }
         #[inline]
-        pub fn get_replaces(self) -> ::core::result::Result<crate::generated::client_capnp::put::Replaces,::capnp::NotInSchema> {
+        pub fn get_mode(self) -> ::core::result::Result<crate::generated::client_capnp::put::WriteMode,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.builder.get_data_field::<u16>(1))
         }
         #[inline]
-        pub fn set_replaces(&mut self, value: crate::generated::client_capnp::put::Replaces)  {
+        pub fn set_mode(&mut self, value: crate::generated::client_capnp::put::WriteMode)  {
             self.builder.set_data_field::<u16>(1, value as u16);
         }
         #[inline]
@@ -1870,7 +1870,7 @@ pub mod put {
     impl Pipeline  {
     }
     mod _private {
-        pub(crate) static ENCODED_NODE: [::capnp::Word; 132] = [
+        pub(crate) static ENCODED_NODE: [::capnp::Word; 131] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
             ::capnp::word(195, 135, 59, 132, 182, 135, 173, 207),
             ::capnp::word(13, 0, 0, 0, 1, 0, 2, 0),
@@ -1887,12 +1887,12 @@ pub mod put {
             ::capnp::word(97, 112, 110, 112, 58, 80, 117, 116),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(8, 0, 0, 0, 1, 0, 1, 0),
-            ::capnp::word(130, 96, 122, 80, 235, 75, 52, 167),
-            ::capnp::word(9, 0, 0, 0, 74, 0, 0, 0),
+            ::capnp::word(250, 83, 84, 146, 195, 182, 70, 151),
+            ::capnp::word(9, 0, 0, 0, 82, 0, 0, 0),
             ::capnp::word(49, 140, 228, 110, 197, 92, 171, 254),
             ::capnp::word(9, 0, 0, 0, 58, 0, 0, 0),
-            ::capnp::word(82, 101, 112, 108, 97, 99, 101, 115),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(87, 114, 105, 116, 101, 77, 111, 100),
+            ::capnp::word(101, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(67, 104, 111, 105, 99, 101, 0, 0),
             ::capnp::word(28, 0, 0, 0, 3, 0, 4, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1919,31 +1919,31 @@ pub mod put {
             ::capnp::word(3, 0, 0, 0, 1, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 3, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(197, 0, 0, 0, 74, 0, 0, 0),
+            ::capnp::word(197, 0, 0, 0, 42, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(196, 0, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(208, 0, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(192, 0, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(204, 0, 0, 0, 2, 0, 1, 0),
             ::capnp::word(4, 0, 0, 0, 1, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 4, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(205, 0, 0, 0, 82, 0, 0, 0),
+            ::capnp::word(201, 0, 0, 0, 82, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(204, 0, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(216, 0, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(200, 0, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(212, 0, 0, 0, 2, 0, 1, 0),
             ::capnp::word(5, 0, 0, 0, 2, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 5, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(213, 0, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(209, 0, 0, 0, 66, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(208, 0, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(220, 0, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(204, 0, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(216, 0, 0, 0, 2, 0, 1, 0),
             ::capnp::word(6, 0, 0, 0, 3, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 6, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(217, 0, 0, 0, 58, 0, 0, 0),
+            ::capnp::word(213, 0, 0, 0, 58, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(212, 0, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(224, 0, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(208, 0, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(220, 0, 0, 0, 2, 0, 1, 0),
             ::capnp::word(118, 97, 108, 117, 101, 0, 0, 0),
             ::capnp::word(13, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1969,10 +1969,9 @@ pub mod put {
             ::capnp::word(13, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(114, 101, 112, 108, 97, 99, 101, 115),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(109, 111, 100, 101, 0, 0, 0, 0),
             ::capnp::word(15, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(130, 96, 122, 80, 235, 75, 52, 167),
+            ::capnp::word(250, 83, 84, 146, 195, 182, 70, 151),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(15, 0, 0, 0, 0, 0, 0, 0),
@@ -2009,7 +2008,7 @@ pub mod put {
                 0 => <::capnp::data::Owned as ::capnp::introspect::Introspect>::introspect(),
                 1 => <bool as ::capnp::introspect::Introspect>::introspect(),
                 2 => <::capnp::data::Owned as ::capnp::introspect::Introspect>::introspect(),
-                3 => <crate::generated::client_capnp::put::Replaces as ::capnp::introspect::Introspect>::introspect(),
+                3 => <crate::generated::client_capnp::put::WriteMode as ::capnp::introspect::Introspect>::introspect(),
                 4 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 5 => <u16 as ::capnp::introspect::Introspect>::introspect(),
                 6 => <crate::generated::client_capnp::put::Choice as ::capnp::introspect::Introspect>::introspect(),
@@ -2034,43 +2033,43 @@ pub mod put {
 
     #[repr(u16)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Replaces {
-        WhatIsThere = 0,
+    pub enum WriteMode {
+        Overwrite = 0,
         Exactly = 1,
     }
 
-    impl ::capnp::introspect::Introspect for Replaces {
-        fn introspect() -> ::capnp::introspect::Type { ::capnp::introspect::TypeVariant::Enum(::capnp::introspect::RawEnumSchema::new(&replaces::ARENA, replaces::get_annotation_types)).into() }
+    impl ::capnp::introspect::Introspect for WriteMode {
+        fn introspect() -> ::capnp::introspect::Type { ::capnp::introspect::TypeVariant::Enum(::capnp::introspect::RawEnumSchema::new(&write_mode::ARENA, write_mode::get_annotation_types)).into() }
     }
-    impl ::core::convert::From<Replaces> for ::capnp::dynamic_value::Reader<'_> {
-        fn from(e: Replaces) -> Self { ::capnp::dynamic_value::Enum::new(e.into(), ::capnp::introspect::RawEnumSchema::new(&replaces::ARENA, replaces::get_annotation_types).into()).into() }
+    impl ::core::convert::From<WriteMode> for ::capnp::dynamic_value::Reader<'_> {
+        fn from(e: WriteMode) -> Self { ::capnp::dynamic_value::Enum::new(e.into(), ::capnp::introspect::RawEnumSchema::new(&write_mode::ARENA, write_mode::get_annotation_types).into()).into() }
     }
-    impl ::core::convert::TryFrom<u16> for Replaces {
+    impl ::core::convert::TryFrom<u16> for WriteMode {
         type Error = ::capnp::NotInSchema;
-        fn try_from(value: u16) -> ::core::result::Result<Self, <Replaces as ::core::convert::TryFrom<u16>>::Error> {
+        fn try_from(value: u16) -> ::core::result::Result<Self, <WriteMode as ::core::convert::TryFrom<u16>>::Error> {
             match value {
-                0 => ::core::result::Result::Ok(Self::WhatIsThere),
+                0 => ::core::result::Result::Ok(Self::Overwrite),
                 1 => ::core::result::Result::Ok(Self::Exactly),
                 n => ::core::result::Result::Err(::capnp::NotInSchema(n)),
             }
         }
     }
-    impl From<Replaces> for u16 {
+    impl From<WriteMode> for u16 {
         #[inline]
-        fn from(x: Replaces) -> u16 { x as u16 }
+        fn from(x: WriteMode) -> u16 { x as u16 }
     }
-    impl ::capnp::traits::HasTypeId for Replaces {
-        const TYPE_ID: u64 = 0xa734_4beb_507a_6082u64;
+    impl ::capnp::traits::HasTypeId for WriteMode {
+        const TYPE_ID: u64 = 0x9746_b6c3_9254_53fau64;
     }
-    mod replaces {
+    mod write_mode {
     pub(crate) static ENCODED_NODE: [::capnp::Word; 27] = [
         ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
-        ::capnp::word(130, 96, 122, 80, 235, 75, 52, 167),
+        ::capnp::word(250, 83, 84, 146, 195, 182, 70, 151),
         ::capnp::word(17, 0, 0, 0, 2, 0, 0, 0),
         ::capnp::word(195, 135, 59, 132, 182, 135, 173, 207),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(21, 0, 0, 0, 210, 0, 0, 0),
+        ::capnp::word(21, 0, 0, 0, 218, 0, 0, 0),
         ::capnp::word(33, 0, 0, 0, 7, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(29, 0, 0, 0, 55, 0, 0, 0),
@@ -2078,18 +2077,18 @@ pub mod put {
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(99, 108, 105, 101, 110, 116, 46, 99),
         ::capnp::word(97, 112, 110, 112, 58, 80, 117, 116),
-        ::capnp::word(46, 82, 101, 112, 108, 97, 99, 101),
-        ::capnp::word(115, 0, 0, 0, 0, 0, 0, 0),
+        ::capnp::word(46, 87, 114, 105, 116, 101, 77, 111),
+        ::capnp::word(100, 101, 0, 0, 0, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
         ::capnp::word(8, 0, 0, 0, 1, 0, 2, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(17, 0, 0, 0, 98, 0, 0, 0),
+        ::capnp::word(17, 0, 0, 0, 82, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(1, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(13, 0, 0, 0, 66, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(119, 104, 97, 116, 73, 115, 84, 104),
-        ::capnp::word(101, 114, 101, 0, 0, 0, 0, 0),
+        ::capnp::word(111, 118, 101, 114, 119, 114, 105, 116),
+        ::capnp::word(101, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(101, 120, 97, 99, 116, 108, 121, 0),
     ];
     pub(crate) fn get_annotation_types(child_index: Option<u16>, index: u32) -> ::capnp::introspect::Type {
@@ -5515,7 +5514,7 @@ pub mod failure {
     #[repr(u16)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Kind {
-        NotAttempted = 0,
+        Unavailable = 0,
         Indeterminate = 1,
         Overloaded = 2,
         DeadlineExceeded = 3,
@@ -5534,7 +5533,7 @@ pub mod failure {
         type Error = ::capnp::NotInSchema;
         fn try_from(value: u16) -> ::core::result::Result<Self, <Kind as ::core::convert::TryFrom<u16>>::Error> {
             match value {
-                0 => ::core::result::Result::Ok(Self::NotAttempted),
+                0 => ::core::result::Result::Ok(Self::Unavailable),
                 1 => ::core::result::Result::Ok(Self::Indeterminate),
                 2 => ::core::result::Result::Ok(Self::Overloaded),
                 3 => ::core::result::Result::Ok(Self::DeadlineExceeded),
@@ -5573,7 +5572,7 @@ pub mod failure {
         ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
         ::capnp::word(28, 0, 0, 0, 1, 0, 2, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(77, 0, 0, 0, 106, 0, 0, 0),
+        ::capnp::word(77, 0, 0, 0, 98, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(1, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(73, 0, 0, 0, 114, 0, 0, 0),
@@ -5593,8 +5592,8 @@ pub mod failure {
         ::capnp::word(6, 0, 0, 0, 0, 0, 0, 0),
         ::capnp::word(57, 0, 0, 0, 122, 0, 0, 0),
         ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-        ::capnp::word(110, 111, 116, 65, 116, 116, 101, 109),
-        ::capnp::word(112, 116, 101, 100, 0, 0, 0, 0),
+        ::capnp::word(117, 110, 97, 118, 97, 105, 108, 97),
+        ::capnp::word(98, 108, 101, 0, 0, 0, 0, 0),
         ::capnp::word(105, 110, 100, 101, 116, 101, 114, 109),
         ::capnp::word(105, 110, 97, 116, 101, 0, 0, 0),
         ::capnp::word(111, 118, 101, 114, 108, 111, 97, 100),

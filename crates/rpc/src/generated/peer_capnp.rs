@@ -529,7 +529,7 @@ pub mod peer {
 }
 
 pub mod operation {
-    pub use self::Which::{Ping,Read,Write,Scan,Forward,ReadHints,Fetch,Roots,Leaves,Digests,HeldDurably,MayReap,Reap,Clock,Gossip,News,Layouts};
+    pub use self::Which::{Ping,Read,Write,Scan,Forward,ReadHints,Fetch,Roots,Leaves,Digests,DurableDigests,MayCollect,CollectTombstones,Clock,Gossip,LayoutSummary,Layouts};
 
     #[derive(Copy, Clone)]
     pub struct Owned(());
@@ -645,17 +645,17 @@ pub mod operation {
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_held_durably(&self) -> bool {
+        pub fn has_durable_digests(&self) -> bool {
             if self.reader.get_data_field::<u16>(6) != 10 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_may_reap(&self) -> bool {
+        pub fn has_may_collect(&self) -> bool {
             if self.reader.get_data_field::<u16>(6) != 11 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_reap(&self) -> bool {
+        pub fn has_collect_tombstones(&self) -> bool {
             if self.reader.get_data_field::<u16>(6) != 12 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
@@ -669,7 +669,7 @@ pub mod operation {
             self.reader.get_data_field::<u64>(2)
         }
         #[inline]
-        pub fn has_news(&self) -> bool {
+        pub fn has_layout_summary(&self) -> bool {
             if self.reader.get_data_field::<u16>(6) != 15 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
@@ -727,17 +727,17 @@ pub mod operation {
                     ))
                 }
                 10 => {
-                    ::core::result::Result::Ok(HeldDurably(
+                    ::core::result::Result::Ok(DurableDigests(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 11 => {
-                    ::core::result::Result::Ok(MayReap(
+                    ::core::result::Result::Ok(MayCollect(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 12 => {
-                    ::core::result::Result::Ok(Reap(
+                    ::core::result::Result::Ok(CollectTombstones(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -752,7 +752,7 @@ pub mod operation {
                     ))
                 }
                 15 => {
-                    ::core::result::Result::Ok(News(
+                    ::core::result::Result::Ok(LayoutSummary(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -974,47 +974,47 @@ pub mod operation {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_held_durably(&mut self, value: ::capnp::data_list::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_durable_digests(&mut self, value: ::capnp::data_list::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(6, 10);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_held_durably(self, size: u32) -> ::capnp::data_list::Builder<'a> {
+        pub fn init_durable_digests(self, size: u32) -> ::capnp::data_list::Builder<'a> {
             self.builder.set_data_field::<u16>(6, 10);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), size)
         }
         #[inline]
-        pub fn has_held_durably(&self) -> bool {
+        pub fn has_durable_digests(&self) -> bool {
             if self.builder.get_data_field::<u16>(6) != 10 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_may_reap(&mut self, value: ::capnp::data_list::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_may_collect(&mut self, value: ::capnp::data_list::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(6, 11);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_may_reap(self, size: u32) -> ::capnp::data_list::Builder<'a> {
+        pub fn init_may_collect(self, size: u32) -> ::capnp::data_list::Builder<'a> {
             self.builder.set_data_field::<u16>(6, 11);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), size)
         }
         #[inline]
-        pub fn has_may_reap(&self) -> bool {
+        pub fn has_may_collect(&self) -> bool {
             if self.builder.get_data_field::<u16>(6) != 11 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_reap(&mut self, value: crate::generated::peer_capnp::reap::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_collect_tombstones(&mut self, value: crate::generated::peer_capnp::collect_tombstones::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(6, 12);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_reap(self, ) -> crate::generated::peer_capnp::reap::Builder<'a> {
+        pub fn init_collect_tombstones(self, ) -> crate::generated::peer_capnp::collect_tombstones::Builder<'a> {
             self.builder.set_data_field::<u16>(6, 12);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
         #[inline]
-        pub fn has_reap(&self) -> bool {
+        pub fn has_collect_tombstones(&self) -> bool {
             if self.builder.get_data_field::<u16>(6) != 12 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
@@ -1046,17 +1046,17 @@ pub mod operation {
             self.builder.set_data_field::<u64>(2, value);
         }
         #[inline]
-        pub fn set_news(&mut self, value: ::capnp::data::Reader<'_>)  {
+        pub fn set_layout_summary(&mut self, value: ::capnp::data::Reader<'_>)  {
             self.builder.set_data_field::<u16>(6, 15);
             self.builder.reborrow().get_pointer_field(0).set_data(value);
         }
         #[inline]
-        pub fn init_news(self, size: u32) -> ::capnp::data::Builder<'a> {
+        pub fn init_layout_summary(self, size: u32) -> ::capnp::data::Builder<'a> {
             self.builder.set_data_field::<u16>(6, 15);
             self.builder.get_pointer_field(0).init_data(size)
         }
         #[inline]
-        pub fn has_news(&self) -> bool {
+        pub fn has_layout_summary(&self) -> bool {
             if self.builder.get_data_field::<u16>(6) != 15 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
@@ -1118,17 +1118,17 @@ pub mod operation {
                     ))
                 }
                 10 => {
-                    ::core::result::Result::Ok(HeldDurably(
+                    ::core::result::Result::Ok(DurableDigests(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 11 => {
-                    ::core::result::Result::Ok(MayReap(
+                    ::core::result::Result::Ok(MayCollect(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 12 => {
-                    ::core::result::Result::Ok(Reap(
+                    ::core::result::Result::Ok(CollectTombstones(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -1143,7 +1143,7 @@ pub mod operation {
                     ))
                 }
                 15 => {
-                    ::core::result::Result::Ok(News(
+                    ::core::result::Result::Ok(LayoutSummary(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -1166,7 +1166,7 @@ pub mod operation {
     impl Pipeline  {
     }
     mod _private {
-        pub(crate) static ENCODED_NODE: [::capnp::Word; 332] = [
+        pub(crate) static ENCODED_NODE: [::capnp::Word; 336] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
             ::capnp::word(216, 229, 92, 244, 165, 202, 239, 148),
             ::capnp::word(11, 0, 0, 0, 1, 0, 3, 0),
@@ -1271,59 +1271,59 @@ pub mod operation {
             ::capnp::word(12, 0, 245, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 12, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(105, 2, 0, 0, 98, 0, 0, 0),
+            ::capnp::word(105, 2, 0, 0, 122, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(104, 2, 0, 0, 3, 0, 1, 0),
             ::capnp::word(132, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(13, 0, 244, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 13, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(129, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(129, 2, 0, 0, 90, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(124, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(152, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(128, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(156, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(14, 0, 243, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 14, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(149, 2, 0, 0, 42, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(144, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(156, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(15, 0, 242, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 15, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(153, 2, 0, 0, 50, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(148, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(160, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(16, 0, 241, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 16, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(157, 2, 0, 0, 58, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(152, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(164, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(19, 0, 0, 0, 2, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 17, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(161, 2, 0, 0, 58, 0, 0, 0),
+            ::capnp::word(153, 2, 0, 0, 146, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(156, 2, 0, 0, 3, 0, 1, 0),
             ::capnp::word(168, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(17, 0, 240, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 18, 0, 0, 0),
+            ::capnp::word(15, 0, 242, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 15, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(165, 2, 0, 0, 42, 0, 0, 0),
+            ::capnp::word(165, 2, 0, 0, 50, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(160, 2, 0, 0, 3, 0, 1, 0),
             ::capnp::word(172, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(18, 0, 239, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 19, 0, 0, 0),
+            ::capnp::word(16, 0, 241, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 16, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(169, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(169, 2, 0, 0, 58, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(164, 2, 0, 0, 3, 0, 1, 0),
             ::capnp::word(176, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(19, 0, 0, 0, 2, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 17, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(173, 2, 0, 0, 58, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(168, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(180, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(17, 0, 240, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 18, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(177, 2, 0, 0, 114, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(176, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(188, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(18, 0, 239, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 19, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(185, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(180, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(192, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(105, 100, 0, 0, 0, 0, 0, 0),
             ::capnp::word(9, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1426,8 +1426,8 @@ pub mod operation {
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(104, 101, 108, 100, 68, 117, 114, 97),
-            ::capnp::word(98, 108, 121, 0, 0, 0, 0, 0),
+            ::capnp::word(100, 117, 114, 97, 98, 108, 101, 68),
+            ::capnp::word(105, 103, 101, 115, 116, 115, 0, 0),
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1439,7 +1439,8 @@ pub mod operation {
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(109, 97, 121, 82, 101, 97, 112, 0),
+            ::capnp::word(109, 97, 121, 67, 111, 108, 108, 101),
+            ::capnp::word(99, 116, 0, 0, 0, 0, 0, 0),
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1451,9 +1452,11 @@ pub mod operation {
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(114, 101, 97, 112, 0, 0, 0, 0),
+            ::capnp::word(99, 111, 108, 108, 101, 99, 116, 84),
+            ::capnp::word(111, 109, 98, 115, 116, 111, 110, 101),
+            ::capnp::word(115, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(248, 183, 15, 53, 167, 103, 37, 235),
+            ::capnp::word(20, 106, 143, 20, 153, 235, 218, 216),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
@@ -1483,7 +1486,8 @@ pub mod operation {
             ::capnp::word(9, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(110, 101, 119, 115, 0, 0, 0, 0),
+            ::capnp::word(108, 97, 121, 111, 117, 116, 83, 117),
+            ::capnp::word(109, 109, 97, 114, 121, 0, 0, 0),
             ::capnp::word(13, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1516,7 +1520,7 @@ pub mod operation {
                 11 => <crate::generated::peer_capnp::digests_of::Owned as ::capnp::introspect::Introspect>::introspect(),
                 12 => <::capnp::data_list::Owned as ::capnp::introspect::Introspect>::introspect(),
                 13 => <::capnp::data_list::Owned as ::capnp::introspect::Introspect>::introspect(),
-                14 => <crate::generated::peer_capnp::reap::Owned as ::capnp::introspect::Introspect>::introspect(),
+                14 => <crate::generated::peer_capnp::collect_tombstones::Owned as ::capnp::introspect::Introspect>::introspect(),
                 15 => <() as ::capnp::introspect::Introspect>::introspect(),
                 16 => <::capnp::data::Owned as ::capnp::introspect::Introspect>::introspect(),
                 17 => <u64 as ::capnp::introspect::Introspect>::introspect(),
@@ -1537,7 +1541,7 @@ pub mod operation {
         );
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[0,1,17];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,18,19];
-        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[15,11,8,6,16,12,0,17,19,10,13,18,2,3,7,14,9,5,1,4];
+        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[15,14,11,12,8,6,16,0,17,18,19,10,13,2,3,7,9,5,1,4];
         pub(crate) const TYPE_ID: u64 = 0x94ef_caa5_f45c_e5d8;
     }
     pub enum Which<A0,A1,A2,A3,A4,A5,A6,A7,A8,A9,A10,A11,A12,A13> {
@@ -1551,16 +1555,16 @@ pub mod operation {
         Roots(A6),
         Leaves(A7),
         Digests(A8),
-        HeldDurably(A9),
-        MayReap(A10),
-        Reap(A11),
+        DurableDigests(A9),
+        MayCollect(A10),
+        CollectTombstones(A11),
         Clock(()),
         Gossip(A12),
-        News(A13),
+        LayoutSummary(A13),
         Layouts(()),
     }
-    pub type WhichReader<'a,> = Which<::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::write::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::scan::Reader<'a>>,::capnp::Result<crate::generated::client_capnp::operation::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::struct_list::Reader<'a,crate::generated::peer_capnp::tree_root::Owned>>,::capnp::Result<crate::generated::peer_capnp::tree::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::digests_of::Reader<'a>>,::capnp::Result<::capnp::data_list::Reader<'a>>,::capnp::Result<::capnp::data_list::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::reap::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>>;
-    pub type WhichBuilder<'a,> = Which<::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::write::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::scan::Builder<'a>>,::capnp::Result<crate::generated::client_capnp::operation::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::struct_list::Builder<'a,crate::generated::peer_capnp::tree_root::Owned>>,::capnp::Result<crate::generated::peer_capnp::tree::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::digests_of::Builder<'a>>,::capnp::Result<::capnp::data_list::Builder<'a>>,::capnp::Result<::capnp::data_list::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::reap::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>>;
+    pub type WhichReader<'a,> = Which<::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::write::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::scan::Reader<'a>>,::capnp::Result<crate::generated::client_capnp::operation::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::struct_list::Reader<'a,crate::generated::peer_capnp::tree_root::Owned>>,::capnp::Result<crate::generated::peer_capnp::tree::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::digests_of::Reader<'a>>,::capnp::Result<::capnp::data_list::Reader<'a>>,::capnp::Result<::capnp::data_list::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::collect_tombstones::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>>;
+    pub type WhichBuilder<'a,> = Which<::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::write::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::scan::Builder<'a>>,::capnp::Result<crate::generated::client_capnp::operation::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::struct_list::Builder<'a,crate::generated::peer_capnp::tree_root::Owned>>,::capnp::Result<crate::generated::peer_capnp::tree::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::digests_of::Builder<'a>>,::capnp::Result<::capnp::data_list::Builder<'a>>,::capnp::Result<::capnp::data_list::Builder<'a>>,::capnp::Result<crate::generated::peer_capnp::collect_tombstones::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>,::capnp::Result<::capnp::data::Builder<'a>>>;
 }
 
 pub mod write {
@@ -3448,7 +3452,7 @@ pub mod digest_page {
     }
 }
 
-pub mod reap {
+pub mod collect_tombstones {
     #[derive(Copy, Clone)]
     pub struct Owned(());
     impl ::capnp::introspect::Introspect for Owned { fn introspect() -> ::capnp::introspect::Type { ::capnp::introspect::TypeVariant::Struct(::capnp::introspect::RawBrandedStructSchema { generic: &_private::RAW_SCHEMA, field_types: _private::get_field_types, annotation_types: _private::get_annotation_types, type_id: ::core::any::TypeId::of::<Owned>() }).into() } }
@@ -3610,21 +3614,23 @@ pub mod reap {
     impl Pipeline  {
     }
     mod _private {
-        pub(crate) static ENCODED_NODE: [::capnp::Word; 51] = [
+        pub(crate) static ENCODED_NODE: [::capnp::Word; 53] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
-            ::capnp::word(248, 183, 15, 53, 167, 103, 37, 235),
+            ::capnp::word(20, 106, 143, 20, 153, 235, 218, 216),
             ::capnp::word(11, 0, 0, 0, 1, 0, 1, 0),
             ::capnp::word(29, 85, 76, 206, 141, 31, 44, 200),
             ::capnp::word(1, 0, 7, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(21, 0, 0, 0, 130, 0, 0, 0),
-            ::capnp::word(25, 0, 0, 0, 7, 0, 0, 0),
+            ::capnp::word(21, 0, 0, 0, 234, 0, 0, 0),
+            ::capnp::word(33, 0, 0, 0, 7, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(21, 0, 0, 0, 119, 0, 0, 0),
+            ::capnp::word(29, 0, 0, 0, 119, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(112, 101, 101, 114, 46, 99, 97, 112),
-            ::capnp::word(110, 112, 58, 82, 101, 97, 112, 0),
+            ::capnp::word(110, 112, 58, 67, 111, 108, 108, 101),
+            ::capnp::word(99, 116, 84, 111, 109, 98, 115, 116),
+            ::capnp::word(111, 110, 101, 115, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
             ::capnp::word(8, 0, 0, 0, 3, 0, 4, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -3683,7 +3689,7 @@ pub mod reap {
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[0,1];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[];
         pub(crate) static MEMBERS_BY_NAME : &[u16] = &[0,1];
-        pub(crate) const TYPE_ID: u64 = 0xeb25_67a7_350f_b7f8;
+        pub(crate) const TYPE_ID: u64 = 0xd8da_eb99_148f_6a14;
     }
 }
 
@@ -4020,7 +4026,7 @@ pub mod scan {
 }
 
 pub mod result {
-    pub use self::Which::{Pong,Absent,Object,Acked,Page,Forwarded,Failure,Trees,Leaves,Digests,Held,MayReap,Clock,News,Layouts};
+    pub use self::Which::{Pong,Absent,Object,Acked,Page,Forwarded,Failure,Trees,Leaves,Digests,DurableDigests,MayCollect,Clock,LayoutSummary,Layouts};
 
     #[derive(Copy, Clone)]
     pub struct Owned(());
@@ -4122,17 +4128,17 @@ pub mod result {
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_held(&self) -> bool {
+        pub fn has_durable_digests(&self) -> bool {
             if self.reader.get_data_field::<u16>(4) != 10 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_may_reap(&self) -> bool {
+        pub fn has_may_collect(&self) -> bool {
             if self.reader.get_data_field::<u16>(4) != 11 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn has_news(&self) -> bool {
+        pub fn has_layout_summary(&self) -> bool {
             if self.reader.get_data_field::<u16>(4) != 13 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
@@ -4195,12 +4201,12 @@ pub mod result {
                     ))
                 }
                 10 => {
-                    ::core::result::Result::Ok(Held(
+                    ::core::result::Result::Ok(DurableDigests(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 11 => {
-                    ::core::result::Result::Ok(MayReap(
+                    ::core::result::Result::Ok(MayCollect(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -4210,7 +4216,7 @@ pub mod result {
                     ))
                 }
                 13 => {
-                    ::core::result::Result::Ok(News(
+                    ::core::result::Result::Ok(LayoutSummary(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -4402,32 +4408,32 @@ pub mod result {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_held(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::primitive_list::Owned<u64>>) -> ::capnp::Result<()> {
+        pub fn set_durable_digests(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::primitive_list::Owned<u64>>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(4, 10);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_held(self, size: u32) -> ::capnp::primitive_list::Builder<'a,u64> {
+        pub fn init_durable_digests(self, size: u32) -> ::capnp::primitive_list::Builder<'a,u64> {
             self.builder.set_data_field::<u16>(4, 10);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), size)
         }
         #[inline]
-        pub fn has_held(&self) -> bool {
+        pub fn has_durable_digests(&self) -> bool {
             if self.builder.get_data_field::<u16>(4) != 10 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_may_reap(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::primitive_list::Owned<bool>>) -> ::capnp::Result<()> {
+        pub fn set_may_collect(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::primitive_list::Owned<bool>>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(4, 11);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_may_reap(self, size: u32) -> ::capnp::primitive_list::Builder<'a,bool> {
+        pub fn init_may_collect(self, size: u32) -> ::capnp::primitive_list::Builder<'a,bool> {
             self.builder.set_data_field::<u16>(4, 11);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), size)
         }
         #[inline]
-        pub fn has_may_reap(&self) -> bool {
+        pub fn has_may_collect(&self) -> bool {
             if self.builder.get_data_field::<u16>(4) != 11 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
@@ -4437,17 +4443,17 @@ pub mod result {
             self.builder.set_data_field::<u64>(2, value);
         }
         #[inline]
-        pub fn set_news(&mut self, value: ::capnp::data::Reader<'_>)  {
+        pub fn set_layout_summary(&mut self, value: ::capnp::data::Reader<'_>)  {
             self.builder.set_data_field::<u16>(4, 13);
             self.builder.reborrow().get_pointer_field(0).set_data(value);
         }
         #[inline]
-        pub fn init_news(self, size: u32) -> ::capnp::data::Builder<'a> {
+        pub fn init_layout_summary(self, size: u32) -> ::capnp::data::Builder<'a> {
             self.builder.set_data_field::<u16>(4, 13);
             self.builder.get_pointer_field(0).init_data(size)
         }
         #[inline]
-        pub fn has_news(&self) -> bool {
+        pub fn has_layout_summary(&self) -> bool {
             if self.builder.get_data_field::<u16>(4) != 13 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
@@ -4520,12 +4526,12 @@ pub mod result {
                     ))
                 }
                 10 => {
-                    ::core::result::Result::Ok(Held(
+                    ::core::result::Result::Ok(DurableDigests(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
                 11 => {
-                    ::core::result::Result::Ok(MayReap(
+                    ::core::result::Result::Ok(MayCollect(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -4535,7 +4541,7 @@ pub mod result {
                     ))
                 }
                 13 => {
-                    ::core::result::Result::Ok(News(
+                    ::core::result::Result::Ok(LayoutSummary(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -4558,7 +4564,7 @@ pub mod result {
     impl Pipeline  {
     }
     mod _private {
-        pub(crate) static ENCODED_NODE: [::capnp::Word; 274] = [
+        pub(crate) static ENCODED_NODE: [::capnp::Word; 277] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
             ::capnp::word(176, 54, 82, 143, 90, 250, 218, 152),
             ::capnp::word(11, 0, 0, 0, 1, 0, 3, 0),
@@ -4656,38 +4662,38 @@ pub mod result {
             ::capnp::word(11, 0, 245, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 11, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(1, 2, 0, 0, 42, 0, 0, 0),
+            ::capnp::word(1, 2, 0, 0, 122, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(252, 1, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(24, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(0, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(28, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(12, 0, 244, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 12, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(21, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(25, 2, 0, 0, 90, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(16, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(44, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(24, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(52, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(13, 0, 243, 255, 2, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 13, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(41, 2, 0, 0, 50, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(36, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(48, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(14, 0, 242, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 14, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(45, 2, 0, 0, 42, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(40, 2, 0, 0, 3, 0, 1, 0),
-            ::capnp::word(52, 2, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(15, 0, 241, 255, 0, 0, 0, 0),
-            ::capnp::word(0, 0, 1, 0, 15, 0, 0, 0),
-            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(49, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(49, 2, 0, 0, 50, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(44, 2, 0, 0, 3, 0, 1, 0),
             ::capnp::word(56, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(14, 0, 242, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 14, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(53, 2, 0, 0, 114, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(52, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(64, 2, 0, 0, 2, 0, 1, 0),
+            ::capnp::word(15, 0, 241, 255, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 1, 0, 15, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(61, 2, 0, 0, 66, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(56, 2, 0, 0, 3, 0, 1, 0),
+            ::capnp::word(68, 2, 0, 0, 2, 0, 1, 0),
             ::capnp::word(105, 100, 0, 0, 0, 0, 0, 0),
             ::capnp::word(9, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -4785,7 +4791,8 @@ pub mod result {
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(104, 101, 108, 100, 0, 0, 0, 0),
+            ::capnp::word(100, 117, 114, 97, 98, 108, 101, 68),
+            ::capnp::word(105, 103, 101, 115, 116, 115, 0, 0),
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -4797,7 +4804,8 @@ pub mod result {
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(109, 97, 121, 82, 101, 97, 112, 0),
+            ::capnp::word(109, 97, 121, 67, 111, 108, 108, 101),
+            ::capnp::word(99, 116, 0, 0, 0, 0, 0, 0),
             ::capnp::word(14, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -4817,7 +4825,8 @@ pub mod result {
             ::capnp::word(9, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(110, 101, 119, 115, 0, 0, 0, 0),
+            ::capnp::word(108, 97, 121, 111, 117, 116, 83, 117),
+            ::capnp::word(109, 109, 97, 114, 121, 0, 0, 0),
             ::capnp::word(13, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -4867,7 +4876,7 @@ pub mod result {
         );
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[0];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15];
-        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[2,4,13,10,7,6,11,0,15,9,12,14,3,5,1,8];
+        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[2,4,13,10,11,7,6,0,14,15,9,12,3,5,1,8];
         pub(crate) const TYPE_ID: u64 = 0x98da_fa5a_8f52_36b0;
     }
     pub enum Which<A0,A1,A2,A3,A4,A5,A6,A7,A8,A9,A10> {
@@ -4881,10 +4890,10 @@ pub mod result {
         Trees(A4),
         Leaves(A5),
         Digests(A6),
-        Held(A7),
-        MayReap(A8),
+        DurableDigests(A7),
+        MayCollect(A8),
         Clock(u64),
-        News(A9),
+        LayoutSummary(A9),
         Layouts(A10),
     }
     pub type WhichReader<'a,> = Which<::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::page::Reader<'a>>,::capnp::Result<crate::generated::client_capnp::result::Reader<'a>>,::capnp::Result<crate::generated::peer_capnp::failure::Reader<'a>>,::capnp::Result<::capnp::struct_list::Reader<'a,crate::generated::peer_capnp::tree_state::Owned>>,::capnp::Result<::capnp::primitive_list::Reader<'a,u64>>,::capnp::Result<crate::generated::peer_capnp::digest_page::Reader<'a>>,::capnp::Result<::capnp::primitive_list::Reader<'a,u64>>,::capnp::Result<::capnp::primitive_list::Reader<'a,bool>>,::capnp::Result<::capnp::data::Reader<'a>>,::capnp::Result<::capnp::data::Reader<'a>>>;

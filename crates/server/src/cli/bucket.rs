@@ -1,17 +1,16 @@
-//! bucket: what buckets' keys are held to.
+//! The command `bucket`: definitions of buckets.
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use quorate_core::BucketDefinition;
 use quorate_core::bucket::{DEFAULT_BUCKET, ReadRepair};
-use quorate_core::request::{BucketReport, BucketsReport, QuorumSize};
+use quorate_core::quorum::QuorumSize;
+use quorate_core::report::{BucketReport, BucketsReport};
 
+use super::connection::Connection;
 use super::exit::Failure;
-use super::{Connection, print_json, table};
-
-/// Telling all nodes takes longer than a read.
-const SHORTEST_TIMEOUT: Duration = Duration::from_secs(10);
+use super::output::{print_json, print_line, print_report, table};
 
 /// A bucket need not be created: without a definition of its own it goes by that of "default".
 #[derive(Subcommand)]
@@ -29,12 +28,15 @@ pub(super) enum BucketCommand {
     },
 }
 
+/// Least timeout of a creation: telling all nodes takes longer than a read.
+const MIN_CREATE_TIMEOUT: Duration = Duration::from_secs(10);
+
 #[derive(Args)]
 pub(super) struct Create {
     /// Its name: up to 64 of A-Z a-z 0-9 . _ -
     name: String,
-    /// Replicas a key. Default: as many as the layout has. Only a bucket without keys can get another number, or an r or w
-    /// that need not meet those before.
+    /// Replicas a key. Default: as many as the layout has. Only a bucket without keys can get
+    /// another number, or an r or w that need not meet those before.
     #[arg(long)]
     n: Option<u8>,
     /// Replicas a read asks: a number, "quorum" or "all".
@@ -93,38 +95,41 @@ impl BucketCommand {
         match self {
             BucketCommand::Create(create) => {
                 let (name, definition) = (create.name.clone(), create.definition());
-                let timeout = create.connection.config()?.timeout.max(SHORTEST_TIMEOUT);
+                let timeout = create.connection.config()?.timeout.max(MIN_CREATE_TIMEOUT);
                 let client = create.connection.connect().await?;
                 let report = client.create_bucket(&name, definition, timeout).await?;
-                show_one(&create.connection, &report, &create.name)
+                print_bucket(&create.connection, &report, &create.name)
             }
             BucketCommand::List(connection) => {
                 let report = connection.connect().await?.buckets().await?;
-                if connection.is_json() {
-                    print_json(&serde_json::to_value(&report).expect("plain data"));
-                    return Ok(());
+                match connection.is_json() {
+                    true => print_report(&report),
+                    false => print_list(&report),
                 }
-                let mut out = table(&["bucket", "n", "r", "w", "resolver", "sloppy", "state"]);
-                for (name, bucket) in &report.buckets {
-                    let definition = &bucket.definition;
-                    out.add_row([
-                        name.clone(),
-                        n_of(bucket, &report),
-                        definition.r.to_string(),
-                        definition.w.to_string(),
-                        definition.resolver.clone(),
-                        definition.sloppy.to_string(),
-                        state_of(bucket).to_owned(),
-                    ]);
-                }
-                say!("{out}");
                 Ok(())
             }
             BucketCommand::Show { name, connection } => {
-                show_one(&connection, &connection.connect().await?.buckets().await?, &name)
+                print_bucket(&connection, &connection.connect().await?.buckets().await?, &name)
             }
         }
     }
+}
+
+fn print_list(report: &BucketsReport) {
+    let mut out = table(&["bucket", "n", "r", "w", "resolver", "sloppy", "state"]);
+    for (name, bucket) in &report.buckets {
+        let definition = &bucket.definition;
+        out.add_row([
+            name.clone(),
+            n_of(bucket, report),
+            definition.r.to_string(),
+            definition.w.to_string(),
+            definition.resolver.clone(),
+            definition.sloppy.to_string(),
+            state_of(bucket).to_owned(),
+        ]);
+    }
+    print_line!("{out}");
 }
 
 fn n_of(bucket: &BucketReport, report: &BucketsReport) -> String {
@@ -135,7 +140,7 @@ fn state_of(bucket: &BucketReport) -> &'static str {
     if bucket.ready { "ready" } else { "being created" }
 }
 
-fn show_one(connection: &Connection, report: &BucketsReport, name: &str) -> Result<(), Failure> {
+fn print_bucket(connection: &Connection, report: &BucketsReport, name: &str) -> Result<(), Failure> {
     quorate_core::BucketName::new(name).map_err(|error| Failure::usage(error.to_string()))?;
     let own = report.buckets.get(name);
     let Some(bucket) = own.or_else(|| report.buckets.get(DEFAULT_BUCKET)) else {
@@ -150,8 +155,10 @@ fn show_one(connection: &Connection, report: &BucketsReport, name: &str) -> Resu
     }
     let definition = &bucket.definition;
     match own {
-        Some(_) => say!("bucket {name}, {}", state_of(bucket)),
-        None => say!("bucket {name} has no definition of its own: it goes by that of \"{DEFAULT_BUCKET}\""),
+        Some(_) => print_line!("bucket {name}, {}", state_of(bucket)),
+        None => {
+            print_line!("bucket {name} has no definition of its own: it goes by that of \"{DEFAULT_BUCKET}\"")
+        }
     }
     let repair = format!("{:?}", definition.read_repair).to_lowercase();
     let rows = [
@@ -168,6 +175,6 @@ fn show_one(connection: &Connection, report: &BucketsReport, name: &str) -> Resu
     for (name, value, what) in rows {
         out.add_row([name.to_owned(), value, what.to_owned()]);
     }
-    say!("{out}");
+    print_line!("{out}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the command ends with.
+//! The exit codes of the command.
 
 use std::process::ExitCode;
 
@@ -7,25 +7,27 @@ use quorate_core::RequestError;
 
 use crate::config::ConfigError;
 
-pub(super) const HELP: &str = "\
-Exit codes: 0 done; 1 the key is absent; 2 usage, configuration or invalid request; 3 unavailable or unreachable; \
-4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings; \
-9 a wrong or missing read (bench --verify).";
-
-/// Why a command failed.
-pub(super) enum Failure {
+/// Error of a command.
+pub(crate) enum Failure {
     Absent,
     Usage(String),
     Client(ClientError),
-    /// Reads that were wrong or missing, in words.
+    /// Descriptions of reads that were wrong or missing.
     Verification(Vec<String>),
 }
+
+/// Help text that lists the exit codes.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 the key is absent; 2 usage, configuration or invalid request; 3 unavailable or unreachable; \
+4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings; \
+9 a wrong or missing read (bench --verify).";
 
 impl Failure {
     pub(super) fn usage(message: impl Into<String>) -> Failure {
         Failure::Usage(message.into())
     }
 
+    /// Prints the error to stderr, and returns its exit code.
     pub(super) fn report(self) -> ExitCode {
         let (code, message) = match self {
             Failure::Absent => return ExitCode::from(1),
@@ -34,7 +36,7 @@ impl Failure {
             Failure::Client(error) => {
                 let code = match &error {
                     ClientError::Unreachable { .. }
-                    | ClientError::Request(RequestError::NotAttempted { .. }) => 3,
+                    | ClientError::Request(RequestError::Unavailable { .. }) => 3,
                     ClientError::Request(RequestError::InvalidRequest { .. }) => 2,
                     ClientError::Request(RequestError::Indeterminate { .. }) => 4,
                     ClientError::Request(RequestError::DeadlineExceeded { .. }) => 5,

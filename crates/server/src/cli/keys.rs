@@ -1,28 +1,30 @@
-//! get, put, delete, scan.
+//! The commands on keys: `get`, `put`, `delete`, `scan`.
 
 use std::io::{Read, Write};
 
 use bytes::Bytes;
 use clap::Args;
-use quorate_client::{ReadOptions, Replacing, ScanOptions, WriteOptions};
+use quorate_client::{EncodedWriteMode, ReadOptions, ScanOptions, WriteOptions};
 use quorate_core::key::BucketName;
-use quorate_core::request::{QuorumSize, Receipt, Sibling};
-use quorate_core::{Key, Payload};
+use quorate_core::quorum::QuorumSize;
+use quorate_core::request::{PutReply, Receipt, ScanEntry, Sibling};
+use quorate_core::{Key, NodeId, Payload};
 use serde_json::json;
 
+use super::connection::Connection;
 use super::exit::Failure;
-use super::{Connection, Output, print_json, shown, table};
+use super::output::{Output, print_json, print_line, printable, table};
 
 /// A key in a bucket.
 #[derive(Args)]
-pub(super) struct Named {
+pub(super) struct KeyArguments {
     /// The bucket.
     bucket: String,
     /// The key.
     key: String,
 }
 
-impl Named {
+impl KeyArguments {
     pub(super) fn key(&self) -> Result<Key, Failure> {
         Ok(Key::new(self.bucket.as_bytes(), self.key.as_bytes())?)
     }
@@ -31,7 +33,7 @@ impl Named {
 #[derive(Args)]
 pub(super) struct Get {
     #[command(flatten)]
-    named: Named,
+    arguments: KeyArguments,
     /// Replicas that must answer: a number, quorum or all.
     #[arg(long)]
     r: Option<QuorumSize>,
@@ -44,12 +46,12 @@ pub(super) struct Get {
 
 impl Get {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let key = self.named.key()?;
+        let key = self.arguments.key()?;
         let client = self.connection.connect().await?;
         let read = client.get(&key, &ReadOptions { r: self.r.unwrap_or_default(), timeout: None }).await?;
         if self.connection.is_json() {
             print_json(&json!({
-                "key": shown(key.bytes()),
+                "key": printable(key.bytes()),
                 "siblings": read.siblings.iter().map(sibling_json).collect::<Vec<_>>(),
                 "context": hex(&read.context),
                 "receipt": receipt_json(&read.receipt),
@@ -70,12 +72,12 @@ impl Get {
                 out.add_row([
                     sibling.stamp.wall_ms().to_string(),
                     sibling.value.len().to_string(),
-                    shown(&sibling.value),
+                    printable(&sibling.value),
                 ]);
             }
-            say!("{out}");
+            print_line!("{out}");
             if read.siblings.len() > 1 {
-                say!(
+                print_line!(
                     "{} siblings lie side by side: put with --context {} to replace them",
                     read.siblings.len(),
                     hex(&read.context)
@@ -95,13 +97,14 @@ impl Get {
 #[derive(Args)]
 pub(super) struct Put {
     #[command(flatten)]
-    named: Named,
+    arguments: KeyArguments,
     /// The value; "-" reads it from standard input.
     value: String,
     /// Acks to wait for: a number, quorum or all.
     #[arg(long)]
     w: Option<QuorumSize>,
-    /// Replace exactly what a read showed: the context that `get` prints. Without one, replace what is there.
+    /// Replace exactly what a read showed: the context that `get` prints. Without one, replace what
+    /// is there.
     #[arg(long, value_name = "HEX")]
     context: Option<String>,
     #[command(flatten)]
@@ -110,7 +113,7 @@ pub(super) struct Put {
 
 impl Put {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let key = self.named.key()?;
+        let key = self.arguments.key()?;
         let value = match self.value.as_str() {
             "-" => {
                 let mut value = Vec::new();
@@ -122,13 +125,13 @@ impl Put {
             value => Bytes::from(value.to_owned()),
         };
         let replacing = match &self.context {
-            Some(context) => Replacing::Exactly { context: unhex(context)? },
-            None => Replacing::WhatIsThere { seen: Bytes::new() },
+            Some(context) => EncodedWriteMode::Exactly { context: unhex(context)? },
+            None => EncodedWriteMode::Overwrite { seen: Bytes::new() },
         };
         let client = self.connection.connect().await?;
         let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
         let put = client.put(&key, Payload::Value(value), replacing, &options).await?;
-        print_write(&put, self.connection.output());
+        print_put(&put, self.connection.output());
         Ok(())
     }
 }
@@ -136,7 +139,7 @@ impl Put {
 #[derive(Args)]
 pub(super) struct Delete {
     #[command(flatten)]
-    named: Named,
+    arguments: KeyArguments,
     /// Acks to wait for: a number, quorum or all.
     #[arg(long)]
     w: Option<QuorumSize>,
@@ -149,12 +152,12 @@ pub(super) struct Delete {
 
 impl Delete {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let key = self.named.key()?;
+        let key = self.arguments.key()?;
         let context = self.context.as_deref().map(unhex).transpose()?;
         let client = self.connection.connect().await?;
         let options = WriteOptions { w: self.w.unwrap_or_default(), ..WriteOptions::default() };
         let put = client.delete(&key, context, &options).await?;
-        print_write(&put, self.connection.output());
+        print_put(&put, self.connection.output());
         Ok(())
     }
 }
@@ -179,6 +182,9 @@ pub(super) struct Scan {
     connection: Connection,
 }
 
+/// Most keys that a scan fetches at a time.
+const PAGE_KEYS: usize = 1_000;
+
 impl Scan {
     /// Prints page by page, so that a large bucket needs no memory: a line a key, in JSON too.
     pub(super) async fn run(self) -> Result<(), Failure> {
@@ -194,24 +200,11 @@ impl Scan {
         };
         let mut stdout = std::io::stdout().lock();
         while left > 0 {
-            options.limit = left.min(1_000) as u32;
+            options.limit = left.min(PAGE_KEYS) as u32;
             let page = client.scan(&bucket, &options).await?;
             left -= page.entries.len().min(left);
             for entry in page.entries {
-                let line = match (self.connection.output(), self.keys) {
-                    (Output::Json, true) => json!({ "key": shown(&entry.key) }).to_string(),
-                    (Output::Json, false) => json!({
-                        "key": shown(&entry.key),
-                        "siblings": entry.siblings.iter().map(sibling_json).collect::<Vec<_>>(),
-                    })
-                    .to_string(),
-                    (Output::Table, true) => shown(&entry.key),
-                    (Output::Table, false) => {
-                        let values: Vec<String> =
-                            entry.siblings.iter().map(|sibling| shown(&sibling.value)).collect();
-                        format!("{}\t{}", shown(&entry.key), values.join("\t"))
-                    }
-                };
+                let line = self.line(&entry);
                 // A closed pipe (`| head`) ends the listing, and is no failure.
                 if writeln!(stdout, "{line}").is_err() {
                     return Ok(());
@@ -224,9 +217,26 @@ impl Scan {
         }
         Ok(())
     }
+
+    fn line(&self, entry: &ScanEntry) -> String {
+        let key = printable(&entry.key);
+        match (self.connection.output(), self.keys) {
+            (Output::Json, true) => json!({ "key": key }).to_string(),
+            (Output::Json, false) => {
+                let siblings: Vec<_> = entry.siblings.iter().map(sibling_json).collect();
+                json!({ "key": key, "siblings": siblings }).to_string()
+            }
+            (Output::Table, true) => key,
+            (Output::Table, false) => {
+                let values: Vec<String> =
+                    entry.siblings.iter().map(|sibling| printable(&sibling.value)).collect();
+                format!("{key}\t{}", values.join("\t"))
+            }
+        }
+    }
 }
 
-fn print_write(put: &quorate_core::request::PutReply, output: Output) {
+fn print_put(put: &PutReply, output: Output) {
     if output == Output::Json {
         print_json(&json!({
             "context": hex(&put.context),
@@ -237,18 +247,16 @@ fn print_write(put: &quorate_core::request::PutReply, output: Output) {
         }));
     } else {
         let conflict = if put.conflict { "; siblings lie beside it" } else { "" };
-        say!("{} acks in {} µs{conflict}", put.receipt.acked.len(), put.receipt.micros);
+        print_line!("{} acks in {} µs{conflict}", put.receipt.acked.len(), put.receipt.micros);
     }
 }
 
 fn sibling_json(sibling: &Sibling) -> serde_json::Value {
-    json!({ "value": shown(&sibling.value), "bytes": sibling.value.len(), "written_ms": sibling.stamp.wall_ms() })
+    json!({ "value": printable(&sibling.value), "bytes": sibling.value.len(), "written_ms": sibling.stamp.wall_ms() })
 }
 
 fn receipt_json(receipt: &Receipt) -> serde_json::Value {
-    let nodes = |nodes: &[quorate_core::NodeId]| {
-        nodes.iter().map(|node| format!("{:016x}", node.0)).collect::<Vec<_>>()
-    };
+    let nodes = |nodes: &[NodeId]| nodes.iter().map(|node| format!("{:016x}", node.0)).collect::<Vec<_>>();
     json!({
         "coordinator": format!("{:016x}", receipt.coordinator.0),
         "layout": receipt.layout,

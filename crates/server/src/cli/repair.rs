@@ -1,12 +1,14 @@
-//! repair start, repair status.
+//! The commands `repair start` and `repair status`.
 
 use clap::{Args, Subcommand};
-use quorate_core::request::RepairStatus;
+use quorate_core::report::RepairStatus;
 
+use super::connection::Connection;
 use super::exit::Failure;
-use super::{Connection, print_json, table};
+use super::output::{print_line, print_report, table};
 
-/// Nodes compare their replicas by themselves: now and then, and whenever a peer returns. This is to look, or to hurry.
+/// Nodes compare their replicas by themselves: now and then, and whenever a peer returns. This is
+/// to look, or to hurry.
 #[derive(Subcommand)]
 pub(super) enum RepairCommand {
     /// Have the first node that answers begin a round with each of its peers now.
@@ -30,18 +32,18 @@ impl RepairCommand {
         let client = repair.connection.connect().await?;
         let status = client.repair(start).await?;
         if repair.connection.is_json() {
-            print_json(&serde_json::to_value(&status).expect("plain data"));
+            print_report(&status);
             return Ok(());
         }
         if start {
-            say!("a round with each peer begins; `quorate repair status` shows what it comes to");
+            print_line!("a round with each peer begins; `quorate repair status` shows what it comes to");
         }
-        show(&status);
+        print_status(&status);
         Ok(())
     }
 }
 
-fn show(status: &RepairStatus) {
+fn print_status(status: &RepairStatus) {
     let mut out = table(&[
         "rounds",
         "running with",
@@ -56,7 +58,7 @@ fn show(status: &RepairStatus) {
         status.divergent_keys.to_string(),
         status.last_round_keys.to_string(),
         status.last_round_ago_ms.map_or("never".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
-        status.trouble.clone().unwrap_or_default(),
+        status.last_error.clone().unwrap_or_default(),
     ]);
-    say!("{out}");
+    print_line!("{out}");
 }

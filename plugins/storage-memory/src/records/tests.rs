@@ -9,7 +9,7 @@ use crate::arena::{CHUNK_BYTES, LARGEST_IN_CHUNK};
 /// An update that does what it was told, and keeps what it saw.
 struct Told {
     key: StorageKey,
-    change: Change,
+    change: RecordAction,
     saw: Option<Bytes>,
 }
 
@@ -18,7 +18,7 @@ impl Update for Told {
         &self.key
     }
 
-    fn change(&mut self, stored: Option<Bytes>) -> Result<Change, StorageError> {
+    fn change(&mut self, stored: Option<Bytes>) -> Result<RecordAction, StorageError> {
         self.saw = stored;
         Ok(self.change.clone())
     }
@@ -39,7 +39,7 @@ fn named(number: u32) -> StorageKey {
     key(&name)
 }
 
-fn told(records: &mut Records, key: &StorageKey, change: Change) -> Option<Bytes> {
+fn told(records: &mut Records, key: &StorageKey, change: RecordAction) -> Option<Bytes> {
     let mut update = Told { key: key.clone(), change, saw: None };
     records.update(&mut update, None).unwrap();
     update.saw
@@ -51,7 +51,7 @@ fn like_a_map(steps: Vec<(u32, Option<usize>)>) {
     for (at, (number, len)) in steps.into_iter().enumerate() {
         let key = named(number);
         let value = len.map(|len| Bytes::from(vec![at as u8; len]));
-        let change = value.clone().map_or(Change::Remove, Change::Put);
+        let change = value.clone().map_or(RecordAction::Remove, RecordAction::Put);
         let saw = told(&mut records, &key, change);
         let before = match value {
             Some(value) => model.insert(Bytes::copy_from_slice(key.as_bytes()), value),
@@ -103,7 +103,7 @@ proptest! {
 #[test]
 fn holes_are_given_back() {
     let mut records = Records::default();
-    let value = |len: usize| Change::Put(Bytes::from(vec![7; len]));
+    let value = |len: usize| RecordAction::Put(Bytes::from(vec![7; len]));
     for round in 0..6 {
         for number in 0..20_000 {
             told(&mut records, &named(number), value(100 * (1 + round % 3)));
@@ -112,7 +112,7 @@ fn holes_are_given_back() {
         assert!(live > 20_000 * 100 && used <= live * 3 / 2 + 7 * CHUNK_BYTES, "{used} bytes for {live}");
     }
     for number in (0..20_000).filter(|number| number % 10 != 0) {
-        told(&mut records, &named(number), Change::Remove);
+        told(&mut records, &named(number), RecordAction::Remove);
     }
     let (used, live) = records.arena.extent();
     assert!(used <= live * 3 / 2 + 7 * CHUNK_BYTES, "{used} bytes for {live}");
@@ -121,7 +121,7 @@ fn holes_are_given_back() {
         assert_eq!(records.get(named(number).as_bytes()), expected);
     }
     // The last ones too, and then large ones.
-    (0..20_000).step_by(10).for_each(|number| drop(told(&mut records, &named(number), Change::Remove)));
+    (0..20_000).step_by(10).for_each(|number| drop(told(&mut records, &named(number), RecordAction::Remove)));
     assert_eq!((records.arena.extent().1, records.bytes, records.parts.len()), (0, 0, 0));
     for len in [LARGEST_IN_CHUNK, LARGEST_IN_CHUNK + 1, LARGEST_IN_CHUNK, 5_000, 6_000, 0] {
         told(&mut records, &named(1), value(len));
@@ -135,16 +135,16 @@ fn what_comes_before_all_others_is_found() {
     let mut records = Records::default();
     let names = |range: std::ops::Range<u32>| range.map(|number| named(3 * number));
     for key in names(1_000..2_000) {
-        told(&mut records, &key, Change::Put(Bytes::from_static(b"first")));
+        told(&mut records, &key, RecordAction::Put(Bytes::from_static(b"first")));
     }
-    names(1_000..1_700).for_each(|key| drop(told(&mut records, &key, Change::Remove)));
+    names(1_000..1_700).for_each(|key| drop(told(&mut records, &key, RecordAction::Remove)));
     let mut keys: Vec<StorageKey> = names(0..1_500).collect();
     keys.reverse();
     for key in &keys {
-        assert_eq!(told(&mut records, key, Change::Put(Bytes::from_static(b"second"))), None);
+        assert_eq!(told(&mut records, key, RecordAction::Put(Bytes::from_static(b"second"))), None);
     }
     for key in &keys {
-        assert_eq!(told(&mut records, key, Change::Keep).as_deref(), Some(&b"second"[..]));
+        assert_eq!(told(&mut records, key, RecordAction::Keep).as_deref(), Some(&b"second"[..]));
     }
     let all = Range { start: b"", after: false, end: None, limit: usize::MAX, max_bytes: usize::MAX };
     let found = records.scan(&all).records;

@@ -1,0 +1,349 @@
+//! The layouts that a node knows, and how far every node is with the newest one.
+
+use crate::change::{LayoutChange, StagedChange};
+use crate::key::PartitionId;
+use crate::layout::Layout;
+use crate::member::NodeId;
+use crate::planted::{Bug, planted};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::phase::{NextStep, Phase};
+use super::summary::{LayoutSummary, SummaryMerge};
+use super::view::View;
+
+/// Layouts that may be active together: further changes wait.
+pub const MAX_ACTIVE: usize = 6;
+
+/// Further ones that may be, to declare disks lost.
+pub(super) const RESERVED_ACTIVE: usize = 4;
+
+/// Changes that may be staged.
+pub const MAX_STAGED: usize = 256;
+
+/// Applied or withdrawn changes that are remembered, so that they are not staged again by somebody who has not heard.
+pub(super) const MAX_CLEARED: usize = 1_024;
+
+/// LayoutRecord layouts that are remembered.
+pub(super) const MAX_HISTORY: usize = 4_096;
+
+pub(super) const MAX_SUMMARY: usize = 1_024;
+
+/// A layout that was.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LayoutRecord {
+    /// Its number.
+    pub number: u64,
+    /// Its digest.
+    pub digest: u64,
+    /// What was changed, for people.
+    pub summary: String,
+}
+
+/// Which of the older layouts a node reads and writes, by digest: settled when a newer one appeared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Base {
+    pub(super) read: u64,
+    pub(super) from: u64,
+    pub(super) to: u64,
+}
+
+/// What a node knows of layouts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layouts {
+    pub(super) this: NodeId,
+    /// Each the parent of the next. Never none.
+    pub(super) active: Vec<Arc<Layout>>,
+    pub(super) base: Base,
+    /// With the newest layout.
+    pub(super) progress: BTreeMap<NodeId, Phase>,
+    /// This node's own, as far as its disk remembers: a lost disk begins anew, whatever the others remember.
+    pub(super) own: Phase,
+    /// Up to the newest, which is the last.
+    pub(super) history: Vec<LayoutRecord>,
+    pub(super) staged: BTreeMap<u64, LayoutChange>,
+    pub(super) cleared: BTreeSet<u64>,
+    /// The digest of the layout that took this node out while it was away.
+    pub(super) removed: Option<u64>,
+}
+
+impl Layouts {
+    /// A node that goes by one layout.
+    pub fn settled(this: NodeId, layout: Layout) -> Layouts {
+        let digest = layout.digest();
+        let past = LayoutRecord { number: layout.number(), digest, summary: describe_changes(&layout) };
+        Layouts {
+            this,
+            active: vec![Arc::new(layout)],
+            base: Base { read: digest, from: digest, to: digest },
+            progress: BTreeMap::new(),
+            own: Phase::Cleared,
+            history: vec![past],
+            staged: BTreeMap::new(),
+            cleared: BTreeSet::new(),
+            removed: None,
+        }
+    }
+
+    /// The newest layout.
+    pub fn newest(&self) -> &Arc<Layout> {
+        self.active.last().expect("one layout is always active")
+    }
+
+    /// All active layouts, the oldest first.
+    pub fn active(&self) -> &[Arc<Layout>] {
+        &self.active
+    }
+
+    /// The digest of the first layout that is remembered: the same on all nodes of a cluster.
+    pub fn root(&self) -> u64 {
+        self.history[0].digest
+    }
+
+    /// The layouts that were, the newest last.
+    pub fn history(&self) -> &[LayoutRecord] {
+        &self.history
+    }
+
+    /// True if this node was taken out while it was away.
+    pub fn removed(&self) -> bool {
+        self.removed.is_some()
+    }
+
+    /// How far this node is with the newest layout.
+    pub fn local_phase(&self) -> Phase {
+        self.own
+    }
+
+    /// How far a participant is, as far as is known.
+    pub fn phase_of(&self, node: NodeId) -> Phase {
+        if self.active.len() == 1 {
+            return Phase::Cleared;
+        }
+        self.progress.get(&node).copied().unwrap_or_default()
+    }
+
+    /// All members of all active layouts, but those whose disk was declared lost. Sorted.
+    pub fn participants(&self) -> Vec<NodeId> {
+        let all = self.active.iter().flat_map(|layout| layout.members()).map(|member| member.id);
+        let newest = self.newest();
+        let mut all: Vec<NodeId> = all.filter(|&node| !newest.is_lost(node)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What everybody has reached with the newest layout.
+    pub fn cluster_phase(&self) -> Phase {
+        self.participants().into_iter().map(|node| self.phase_of(node)).min().unwrap_or(Phase::Cleared)
+    }
+
+    /// Positions in `active` of the layout that is read, and of those that are written, the newest of them apart.
+    pub(super) fn mode(&self, least: Phase) -> Mode {
+        let newest = self.active.len() - 1;
+        let read_from = if planted(Bug::ReadsMoveBeforeSynced) { Phase::Acked } else { Phase::Synced };
+        let (from, to) = (self.position(self.base.from), self.position(self.base.to));
+        Mode {
+            read: if least >= read_from { newest } else { self.position(self.base.read) },
+            from: if least >= Phase::Reading { newest } else { from },
+            to: if least >= Phase::Reading { newest } else { to },
+            newest: least >= Phase::Known,
+        }
+    }
+
+    /// The position of a layout; the oldest if it is none any more.
+    pub(super) fn position(&self, digest: u64) -> usize {
+        self.active.iter().position(|layout| layout.digest() == digest).unwrap_or(0)
+    }
+
+    /// What to go by.
+    pub fn view(&self) -> View {
+        let least = self.cluster_phase();
+        let mode = self.mode(least);
+        let newest = self.active.len() - 1;
+        let written = |at: &usize| (mode.from..=mode.to).contains(at) || (*at == newest && mode.newest);
+        let also = (0..self.active.len()).filter(|at| *at != mode.read).filter(written);
+        View {
+            read: self.active[mode.read].clone(),
+            pending_write_layouts: also.map(|at| self.active[at].clone()).collect(),
+            participants: self.participants(),
+            active: self.active.clone(),
+            cluster_phase: least,
+            removed: self.removed(),
+        }
+    }
+
+    /// The layouts whose replicas may hold what the newest one's must copy.
+    pub fn sources(&self) -> &[Arc<Layout>] {
+        let newest = self.active.len() - 1;
+        &self.active[self.position(self.base.read).min(newest)..newest]
+    }
+
+    /// Buckets whose requests by the newest layout may miss what was written by one that it follows.
+    pub fn redefined_buckets(&self) -> BTreeSet<String> {
+        let newest = self.newest().buckets();
+        let redefined = |source: &Arc<Layout>| {
+            newest.that_miss(source.buckets(), source.replicas()).map(str::to_owned).collect()
+        };
+        self.sources().iter().flat_map(|source| -> Vec<String> { redefined(source) }).collect()
+    }
+
+    /// True if the partition moves to this node, and it has not copied it yet.
+    pub fn has_to_copy(&self, partition: PartitionId) -> bool {
+        let held = self.sources().iter().any(|source| source.holds(self.this, partition));
+        self.active.len() > 1
+            && self.own < Phase::Synced
+            && !self.removed()
+            && !held
+            && self.newest().holds(self.this, partition)
+    }
+
+    /// What this node has to do next.
+    pub fn next_step(&self) -> NextStep {
+        let least = self.cluster_phase();
+        let takes_part = self.active.len() > 1 && !self.removed() && self.participants().contains(&self.this);
+        if takes_part && planted(Bug::SyncBeforeAllAcked) {
+            match self.own {
+                Phase::Known => return NextStep::CopyData,
+                Phase::Acked if least >= Phase::Acked => return NextStep::DrainRequests,
+                _ => {}
+            }
+        }
+        if !takes_part || least < self.own {
+            return NextStep::Idle;
+        }
+        match self.own {
+            Phase::Unaware | Phase::Cleared => NextStep::Idle,
+            Phase::Known | Phase::Synced | Phase::Reading => NextStep::DrainRequests,
+            Phase::Acked => NextStep::CopyData,
+            Phase::Released => NextStep::HandOff,
+        }
+    }
+
+    /// This node has done its duty, or stored the newest layout: it is one phase further. To be stored before it is told.
+    pub fn advance(&mut self) {
+        let next = Phase::ALL.iter().position(|phase| *phase == self.own).unwrap_or(0) + 1;
+        self.own = Phase::ALL[next.min(Phase::ALL.len() - 1)];
+        self.note(self.this, self.own);
+        self.settle();
+    }
+
+    pub(super) fn note(&mut self, node: NodeId, phase: Phase) -> bool {
+        let known = self.progress.entry(node).or_default();
+        let news = phase > *known;
+        *known = (*known).max(phase);
+        news
+    }
+
+    /// Once everybody is done, the older layouts are forgotten.
+    pub(super) fn settle(&mut self) -> bool {
+        if self.active.len() == 1 || self.cluster_phase() < Phase::Cleared {
+            return false;
+        }
+        self.forget_before(self.active.len() - 1);
+        true
+    }
+
+    /// Somebody has seen everybody be done with the layouts before this position.
+    pub(super) fn forget_before(&mut self, position: usize) {
+        if position == 0 {
+            return;
+        }
+        let gone: Vec<Arc<Layout>> = self.active.drain(..position).collect();
+        // Nobody stages a bucket: the many there may be are not to displace what is remembered of others.
+        let is_staged = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
+        let made = gone.iter().chain(self.active.first()).flat_map(|layout| layout.changes());
+        self.cleared.extend(made.filter(is_staged).map(|staged| staged.id));
+        self.tidy_staged();
+        if self.active.len() == 1 {
+            self.progress.clear();
+            self.own = Phase::Cleared;
+        }
+        let oldest = self.active[0].digest();
+        let known = |digest: u64| self.active.iter().any(|layout| layout.digest() == digest);
+        let or_oldest = |digest: u64| if known(digest) { digest } else { oldest };
+        let Base { read, from, to } = self.base;
+        self.base = Base { read: or_oldest(read), from: or_oldest(from), to: or_oldest(to) };
+    }
+
+    /// How this node reads and writes the active layouts now is how it goes on with them.
+    pub(super) fn freeze(&mut self) {
+        let mode = self.mode(self.cluster_phase());
+        let newest = self.active.len() - 1;
+        let to = if mode.newest { newest } else { mode.to };
+        let digest = |at: usize| self.active[at].digest();
+        self.base = Base { read: digest(mode.read), from: digest(mode.from), to: digest(to) };
+    }
+
+    pub(super) fn push(&mut self, layout: Arc<Layout>) {
+        let (number, digest, summary) = (layout.number(), layout.digest(), describe_changes(&layout));
+        self.history.push(LayoutRecord { number, digest, summary });
+        if self.history.len() > MAX_HISTORY {
+            // The root stays: it is what nodes know each other by.
+            self.history.remove(1);
+        }
+        self.active.push(layout);
+        self.progress.clear();
+        self.own = Phase::Unaware;
+    }
+
+    /// What to tell the others.
+    pub fn summary(&self) -> LayoutSummary {
+        let known = |(node, phase): (&NodeId, &Phase)| (*node, *phase);
+        LayoutSummary {
+            oldest: self.active[0].digest(),
+            newest: self.newest().digest(),
+            staged: self.staged_digest(),
+            progress: self.progress.iter().map(known).collect(),
+        }
+    }
+
+    /// Takes in what another node tells.
+    pub fn merge_summary(&mut self, news: &LayoutSummary) -> SummaryMerge {
+        if news.newest != self.newest().digest() {
+            let behind = self.history.iter().any(|past| past.digest == news.newest);
+            return SummaryMerge { changed: false, fetch: !behind };
+        }
+        let fetch = news.staged != self.staged_digest();
+        let changed = self.join_progress(news.oldest, news.progress.iter().copied());
+        SummaryMerge { changed, fetch }
+    }
+
+    /// Joins what is known of the same newest layout.
+    pub(super) fn join_progress(
+        &mut self,
+        oldest: u64,
+        progress: impl Iterator<Item = (NodeId, Phase)>,
+    ) -> bool {
+        let mut changed = false;
+        if self.active.len() > 1 {
+            let participants = self.participants();
+            for (node, phase) in progress.filter(|(node, _)| participants.binary_search(node).is_ok()) {
+                changed |= self.note(node, phase);
+            }
+            let position = self.position(oldest);
+            changed |= position > 0;
+            self.forget_before(position);
+        }
+        changed |= self.settle();
+        self.withdraw_unfit();
+        changed
+    }
+}
+
+/// Which layouts are read and written, by position.
+pub(super) struct Mode {
+    pub(super) read: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    /// Also the newest.
+    pub(super) newest: bool,
+}
+
+pub(super) fn describe_changes(layout: &Layout) -> String {
+    if layout.changes().is_empty() {
+        return format!("{} members", layout.members().len());
+    }
+    let changes: Vec<String> = layout.changes().iter().map(|staged| staged.change.to_string()).collect();
+    changes.join("; ").chars().take(MAX_SUMMARY).collect()
+}

@@ -1,0 +1,177 @@
+//! Changes that wait for their commit: taken, shown, committed, withdrawn; and staged again, if the layout they made gives way.
+
+use std::sync::Arc;
+
+use super::layouts::{LayoutRecord, Layouts, MAX_ACTIVE, MAX_CLEARED, MAX_STAGED, RESERVED_ACTIVE};
+use crate::change::{LayoutChange, StagedChange};
+use crate::layout::Layout;
+use crate::layout_error::LayoutError;
+
+impl Layouts {
+    pub(super) fn tidy_staged(&mut self) {
+        self.staged.retain(|id, _| !self.cleared.contains(id));
+        while self.cleared.len() > MAX_CLEARED {
+            self.cleared.pop_first();
+        }
+    }
+
+    /// Changes that wait for their commit, in the order of their ids. What does not fit the newest layout is not among them: somebody
+    /// else has made the same change, or one that rules it out, and it would stand in the way of all others.
+    pub fn staged(&self) -> Vec<StagedChange> {
+        self.waiting().1
+    }
+
+    /// What is staged: which changes do not fit, and which do.
+    pub(super) fn waiting(&self) -> (Vec<u64>, Vec<StagedChange>) {
+        let (mut unfit, mut fit) = (Vec::new(), Vec::new());
+        if self.staged.is_empty() {
+            return (unfit, fit);
+        }
+        let mut outline = self.newest().outline();
+        for (&id, change) in self.staged.iter().filter(|(id, _)| !self.is_done_with(**id)) {
+            match outline.apply(change) {
+                Ok(()) => fit.push(StagedChange { id, change: change.clone() }),
+                Err(_) => unfit.push(id),
+            }
+        }
+        (unfit, fit)
+    }
+
+    /// True if the change was made, or withdrawn.
+    pub fn is_done_with(&self, id: u64) -> bool {
+        let made = || self.active.iter().flat_map(|layout| layout.changes()).any(|staged| staged.id == id);
+        self.cleared.contains(&id) || made()
+    }
+
+    /// Stages a change, if it and those staged before it fit together. One that is staged, made or withdrawn already is not
+    /// staged again: it is asked for by somebody who did not hear the answer.
+    ///
+    /// # Errors
+    /// [`LayoutError`], naming what does not fit.
+    pub fn stage(&mut self, new: StagedChange) -> Result<(), LayoutError> {
+        let mut all = self.staged();
+        let again = all.last().is_some_and(|last| last.change == new.change) || all.contains(&new);
+        if again || self.is_done_with(new.id) {
+            return Ok(());
+        }
+        if all.len() >= MAX_STAGED || self.staged.len() >= 2 * MAX_STAGED {
+            let detail = format!("{MAX_STAGED} changes are staged already: commit or clear them first");
+            return Err(LayoutError::Change { detail });
+        }
+        if self.staged.get(&new.id).is_some_and(|other| *other != new.change) {
+            let detail = format!("another change has the number {:016x}", new.id);
+            return Err(LayoutError::Change { detail });
+        }
+        let place = all.partition_point(|staged| staged.id < new.id);
+        all.insert(place, new.clone());
+        // Whether they fit the newest layout one after the other. That their sum makes a layout is for the commit.
+        let mut outline = self.newest().outline();
+        all.iter().try_for_each(|staged| outline.apply(&staged.change))?;
+        self.staged.insert(new.id, new.change);
+        Ok(())
+    }
+
+    /// Withdraws for good what does not fit the newest layout, once everybody knows that: before, it may give way to another one,
+    /// which they fit.
+    pub(super) fn withdraw_unfit(&mut self) {
+        if !self.staged.is_empty() && self.went_by(self.newest().digest()) {
+            let unfit = self.waiting().0;
+            self.cleared.extend(unfit);
+            self.tidy_staged();
+        }
+    }
+
+    /// Takes in what others have staged. Two changes of one number: the same one stays everywhere.
+    pub(super) fn take_staged<'a>(&mut self, staged: impl Iterator<Item = (u64, &'a LayoutChange)>) {
+        for (id, change) in staged {
+            match self.staged.get(&id) {
+                Some(mine) if mine.encode() <= change.encode() => {}
+                None if self.staged.len() >= 2 * MAX_STAGED => {}
+                _ => drop(self.staged.insert(id, change.clone())),
+            }
+        }
+    }
+
+    /// Withdraws all staged changes.
+    pub fn clear(&mut self) {
+        // Also what does not fit now.
+        let waiting: Vec<u64> = self.staged.keys().copied().filter(|id| !self.is_done_with(*id)).collect();
+        self.cleared.extend(waiting);
+        self.tidy_staged();
+    }
+
+    /// The layout that the staged changes make.
+    ///
+    /// # Errors
+    /// [`LayoutError`], if none is staged, they make none, or too many changes are under way.
+    pub fn plan(&self) -> Result<Layout, LayoutError> {
+        let staged = self.staged();
+        if staged.is_empty() {
+            return Err(LayoutError::Change { detail: "no change is staged".into() });
+        }
+        self.check_room(staged.iter().map(|staged| &staged.change))?;
+        self.newest().changed(&staged)
+    }
+
+    pub(super) fn check_room<'a>(
+        &self,
+        mut changes: impl Iterator<Item = &'a LayoutChange>,
+    ) -> Result<(), LayoutError> {
+        // There is always a place for what gets a change out of waiting for a dead node.
+        let removes = changes.any(|change| matches!(change, LayoutChange::Remove { .. }));
+        if self.active.len() < MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
+            return Ok(());
+        }
+        Err(LayoutError::UnderWay { changes: self.active.len() - 1 })
+    }
+
+    /// Makes the staged changes the newest layout, if it is the one with the digest `shown`, where that is given. To be stored
+    /// before it is acted on; then [`Layouts::advance`]. False if the one that was shown has been made already.
+    ///
+    /// # Errors
+    /// As [`Layouts::plan`]; `OtherPlan` if it is another one.
+    pub fn commit(&mut self, shown: Option<u64>) -> Result<bool, LayoutError> {
+        if shown.is_some_and(|shown| self.history.iter().any(|past| past.digest == shown)) {
+            return Ok(false);
+        }
+        let layout = self.plan()?;
+        let now = layout.digest();
+        if let Some(shown) = shown.filter(|&shown| shown != now) {
+            return Err(LayoutError::OtherPlan { shown, now });
+        }
+        self.freeze();
+        self.push(Arc::new(layout));
+        Ok(true)
+    }
+
+    /// Makes these changes the newest layout, whatever else is staged. To be stored before it is acted on; then
+    /// [`Layouts::advance`]. False if they were made or withdrawn already.
+    ///
+    /// # Errors
+    /// As [`Layouts::plan`].
+    pub fn commit_only(&mut self, only: &[StagedChange]) -> Result<bool, LayoutError> {
+        if only.iter().all(|new| self.is_done_with(new.id)) {
+            return Ok(false);
+        }
+        self.check_room(only.iter().map(|new| &new.change))?;
+        let layout = self.newest().changed(only)?;
+        self.freeze();
+        self.push(Arc::new(layout));
+        Ok(true)
+    }
+
+    pub(super) fn staged_digest(&self) -> u64 {
+        let mut bytes = Vec::new();
+        self.staged().iter().for_each(|staged| staged.write(&mut bytes));
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
+    /// What loses against another layout is staged again: what these changed, as far as they are not in the history that stays.
+    pub(super) fn stage_again(&mut self, layouts: &[Arc<Layout>], stays: &[LayoutRecord]) {
+        let loses = |layout: &&Arc<Layout>| !stays.iter().any(|past| past.digest == layout.digest());
+        // Whoever creates a bucket is still there, and does it again.
+        let is_operators = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
+        let changes = layouts.iter().filter(loses).flat_map(|layout| layout.changes()).filter(is_operators);
+        self.take_staged(changes.map(|staged| (staged.id, &staged.change)));
+    }
+}

@@ -1,0 +1,34 @@
+//! Opening a plugin. Every plugin exports
+//! `open(config: Config, context: &PluginContext) -> Result<_, OpenError>`.
+
+use std::path::Path;
+
+use crate::member::Member;
+use crate::storage::StorageError;
+
+/// The node that opens a plugin.
+#[derive(Clone, Copy, Debug)]
+pub struct PluginContext<'a> {
+    /// The node's data folder. A durable engine creates it, locks it, and checks its format.
+    pub data_folder: &'a Path,
+    /// This node, as the configuration's `[node]` describes it.
+    pub this: &'a Member,
+}
+
+/// Error of opening a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A value of the plugin's configuration is refused.
+    #[error("{key} = {value}: {remedy}")]
+    InvalidConfig {
+        /// The configuration key, without its section.
+        key: &'static str,
+        /// The value that was given.
+        value: String,
+        /// The reason, and what to write instead.
+        remedy: String,
+    },
+    /// The storage engine cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

@@ -1,0 +1,142 @@
+//! Layout changes of an operator: stage, plan, commit, clear.
+
+use quorate_core::RequestError;
+use quorate_core::change::{LayoutChange, StagedChange, change_id};
+use quorate_core::layout_change::Layouts;
+use quorate_core::layout_error::LayoutError;
+use quorate_core::storage::StorageError;
+
+use crate::membership::gossip;
+use crate::membership::layout_exchange::tell_of_changes;
+use crate::node::Node;
+
+/// Why a change of layout was not made.
+enum Refusal {
+    Layout(LayoutError),
+    Storage(StorageError),
+}
+
+impl From<StorageError> for Refusal {
+    fn from(error: StorageError) -> Refusal {
+        Refusal::Storage(error)
+    }
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> RequestError {
+        match refusal {
+            Refusal::Layout(LayoutError::UnderWay { changes }) => {
+                let what = "the number of changes of layout under way (quorate cluster transfers)".to_owned();
+                RequestError::Overloaded { what, limit: changes as u64 }
+            }
+            Refusal::Layout(error) => RequestError::invalid(error.to_string()),
+            Refusal::Storage(error) => RequestError::StorageFailed { detail: error.to_string() },
+        }
+    }
+}
+
+/// A change that this node asks for itself.
+pub(crate) fn staged_by(node: &Node, change: LayoutChange) -> StagedChange {
+    let environment = &node.shared.environment;
+    StagedChange { id: change_id(environment.wall_ms(), environment.random(), 0), change }
+}
+
+/// Withdraws all staged changes.
+///
+/// # Errors
+/// If the engine fails.
+pub(super) async fn clear(node: &Node) -> Result<(), RequestError> {
+    alter(node, |layouts: &mut Layouts| {
+        layouts.clear();
+        Ok(true)
+    })
+    .await
+}
+
+/// Stages a change.
+///
+/// # Errors
+/// If the change does not fit, or the engine fails.
+pub(super) async fn stage(node: &Node, change: StagedChange) -> Result<(), RequestError> {
+    let staging =
+        |layouts: &mut Layouts| layouts.stage(change.clone()).map_err(Refusal::Layout).map(|()| true);
+    alter(node, staging).await
+}
+
+/// Makes these changes the newest layout, whatever else is staged.
+///
+/// # Errors
+/// If they do not fit, or this node can't.
+pub(crate) async fn commit_only(node: &Node, changes: Vec<StagedChange>) -> Result<(), RequestError> {
+    check_may_commit(node)?;
+    alter(node, |layouts: &mut Layouts| {
+        let news = layouts.commit_only(&changes).map_err(Refusal::Layout)?;
+        if news {
+            layouts.advance();
+        }
+        Ok(news)
+    })
+    .await
+}
+
+async fn alter(
+    node: &Node,
+    change: impl FnMut(&mut Layouts) -> Result<bool, Refusal>,
+) -> Result<(), RequestError> {
+    let before = node.shared.layouts.known();
+    node.shared.change_layouts(change).await?;
+    tell_of_changes(node, &before);
+    Ok(())
+}
+
+/// Why this node can make no new layout.
+fn check_may_commit(node: &Node) -> Result<(), RequestError> {
+    let this = node.shared.view();
+    if !node.shared.recovery.are_layouts_confirmed() {
+        // Another one may have heard what the others know; this one has just started.
+        return Err(RequestError::Unavailable { needed: 2, reachable: 1 });
+    }
+    if this.removed || !this.is_participant(node.shared.node()) {
+        let detail = "this node has no part in the layout: ask a member".to_owned();
+        return Err(RequestError::InvalidRequest { detail });
+    }
+    Ok(())
+}
+
+pub(super) async fn commit(node: &Node, shown: Option<u64>) -> Result<(), RequestError> {
+    check_may_commit(node)?;
+    alter(node, |layouts: &mut Layouts| {
+        let news = layouts.commit(shown).map_err(Refusal::Layout)?;
+        if news {
+            // It is stored before anybody goes by it: that is the first phase.
+            layouts.advance();
+        }
+        Ok(news)
+    })
+    .await
+}
+
+/// A node that was found need not be told where it is, and a bucket's resolver must be there.
+pub(super) fn completed(node: &Node, change: LayoutChange) -> Result<LayoutChange, RequestError> {
+    if let LayoutChange::Bucket { definition, .. } = &change {
+        node.shared.resolver(&definition.resolver)?;
+    }
+    let LayoutChange::Join { name, address, zone, weight } = change else { return Ok(change) };
+    let found = gossip::view(&node.shared).into_iter().map(|view| view.member);
+    let found = found.into_iter().find(|member| member.name == name);
+    let zone = match &found {
+        Some(member) if zone.is_empty() => member.zone.clone(),
+        _ => zone,
+    };
+    let address = match (address.is_empty(), found) {
+        (false, _) => address,
+        (true, Some(member)) => member.address,
+        (true, None) => {
+            let detail = format!(
+                "no node called {name:?} was found: start it with a seed of this cluster, or give its address"
+            );
+            return Err(RequestError::InvalidRequest { detail });
+        }
+    };
+    Ok(LayoutChange::Join { name, address, zone, weight })
+}

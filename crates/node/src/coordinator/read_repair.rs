@@ -1,0 +1,181 @@
+//! Read repair: pushing a merged object to replicas that hold less. By merging, never by overwriting.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use quorate_core::codec::decode_object;
+use quorate_core::event::EventKind;
+use quorate_core::object::MergeRule;
+use quorate_core::quorum::QuorumSize;
+use quorate_core::quorum::{Step, WriteQuorum};
+use quorate_core::request::{PeerReply, PeerRequest, PeerWrite, WritePurpose};
+use quorate_core::{NodeId, ReadRepair, RequestError};
+use tokio::time::Instant;
+
+use super::placement::KeyPlacement;
+use super::read_quorum::Read;
+use crate::gather::Gather;
+use crate::node::Node;
+
+/// The number of replicas that must hold the merged object before it is shown.
+#[derive(Clone, Copy)]
+pub(crate) struct HoldersNeeded {
+    /// The request's own wish, for each of the key's replica sets.
+    pub(crate) size: QuorumSize,
+    /// The number in the layout that reads use.
+    pub(crate) required: u8,
+}
+
+/// Brings the stale repliers of a read up to date, as the bucket says. Returns whom it sent the merged object.
+///
+/// # Errors
+/// With blocking repair, `DeadlineExceeded` if fewer than R replicas hold the merged object in time: what is shown to
+/// one client must not be missed by the next. While a layout changes, R in each of the key's replica sets.
+pub(crate) async fn repair(
+    node: &Rc<Node>,
+    placement: &KeyPlacement,
+    read: &Read,
+    wanted: HoldersNeeded,
+    deadline: Instant,
+) -> Result<Vec<NodeId>, RequestError> {
+    let moves = !placement.pending_write_sets.is_empty();
+    let policy = placement.bucket.definition.read_repair;
+    let Some(object) = read.encoded.as_ref().filter(|_| policy != ReadRepair::Off) else {
+        return Ok(Vec::new());
+    };
+    // Nobody waits for those whose record is damaged: before they count again they have to ask others.
+    for &replica in &read.damaged {
+        push(node, placement, object, replica, deadline, &Gather::default());
+    }
+    if read.stale.is_empty() && !moves {
+        return Ok(Vec::new());
+    }
+    if !read.stale.is_empty() {
+        node.shared.emit(None, EventKind::ReadRepaired { replicas: read.stale.len() });
+    }
+    let gather = Gather::default();
+    for &replica in &read.stale {
+        push(node, placement, object, replica, deadline, &gather);
+    }
+    if policy == ReadRepair::Background {
+        return Ok(read.stale.clone());
+    }
+
+    let begun = Instant::now();
+    let mut pushed = read.stale.clone();
+    let elsewhere: Vec<NodeId> = placement
+        .pending_write_sets
+        .iter()
+        .flatten()
+        .copied()
+        .filter(|other| !read.replied.contains(other) && !placement.replicas.contains(other))
+        .collect::<BTreeSet<NodeId>>()
+        .into_iter()
+        .collect();
+    // Replicas that also are one where the key moves to have to hold it all the same: they are no mere spares then.
+    let is_needed =
+        |other: &NodeId| moves && placement.pending_write_sets.iter().any(|set| set.contains(other));
+    let (needed, spares): (Vec<NodeId>, Vec<NodeId>) =
+        placement.live(node).into_iter().filter(|other| !read.replied.contains(other)).partition(is_needed);
+    let moving: Vec<NodeId> =
+        needed.into_iter().chain(elsewhere.into_iter().filter(|&replica| node.is_live(replica))).collect();
+    let mut holding = quorum(placement, read, wanted)?;
+    for &target in read.replied.iter().chain(&moving).chain(&spares) {
+        holding.sent(target);
+    }
+    let mut spares = spares.into_iter();
+    let mut step = holding.step();
+    for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
+        step = holding.ack(replica, replica);
+    }
+    if step != Step::Reached {
+        // Mostly they have it: asking costs them no commit.
+        moving.iter().for_each(|&replica| fetch(node, placement, replica, deadline, &gather));
+    }
+    while step != Step::Reached {
+        step = match gather.next(deadline).await {
+            Some((from, Ok(PeerReply::Acked))) => holding.ack(from, from),
+            Some((from, Ok(PeerReply::Object(theirs)))) if holds(&theirs, read) => holding.ack(from, from),
+            Some((from, Ok(PeerReply::Object(_)))) => {
+                push(node, placement, object, from, deadline, &gather);
+                holding.step()
+            }
+            Some((from, _)) => {
+                // Another live replica may hold it in place of the one that failed.
+                if let Some(spare) = spares.next() {
+                    push(node, placement, object, spare, deadline, &gather);
+                    pushed.push(spare);
+                }
+                holding.failure(from)
+            }
+            None => Step::Impossible,
+        };
+        if step == Step::Impossible {
+            let received = holding.acked().len() as u8;
+            let after_ms = begun.elapsed().as_millis() as u32;
+            return Err(RequestError::DeadlineExceeded { needed: wanted.required, received, after_ms });
+        }
+    }
+    Ok(pushed)
+}
+
+/// Asks a replica for its object, also if the replica is recovering.
+fn fetch(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Instant, gather: &Gather) {
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    node.send(replica, PeerRequest::Fetch(placement.key.clone()), timeout, gather.reply_to(replica));
+}
+
+/// True if what a replica holds has all of the merged object.
+fn holds(theirs: &Option<Bytes>, read: &Read) -> bool {
+    let Some(bytes) = theirs else { return false };
+    if Some(bytes) == read.encoded.as_ref() {
+        return true;
+    }
+    let Ok(record) = decode_object(bytes) else { return false };
+    let mut both = record.object.clone();
+    both.merge(&read.merged, MergeRule::KeepAll);
+    both.digest() == record.object.digest()
+}
+
+/// Who has to hold the merged object before it is shown.
+fn quorum(placement: &KeyPlacement, read: &Read, wanted: HoldersNeeded) -> Result<WriteQuorum, RequestError> {
+    if placement.pending_write_sets.is_empty() {
+        return Ok(WriteQuorum::new(wanted.required));
+    }
+    // A fallback that answered counts where its replica would.
+    let mut first = placement.replicas.clone();
+    first.extend(placement.fallbacks_among(&read.replied));
+    let mut sets = vec![(wanted.required, &first[..])];
+    for set in &placement.pending_write_sets {
+        let n = (set.len() as u8).max(1);
+        sets.push((placement.bucket.required(wanted.size, placement.bucket.definition.r, "r", n)?, &set[..]));
+    }
+    Ok(WriteQuorum::of_sets(sets.into_iter()))
+}
+
+/// Sends a node the merged object: a replica to merge it, anybody else to keep it for a replica that can't be reached. It
+/// may be this node itself.
+pub(crate) fn push(
+    node: &Rc<Node>,
+    placement: &KeyPlacement,
+    object: &Bytes,
+    to: NodeId,
+    deadline: Instant,
+    gather: &Gather,
+) {
+    let purpose = match placement.is_target(to) {
+        true => WritePurpose::Replicate,
+        false => WritePurpose::Hint(placement.missing(node)),
+    };
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let valid_until_ms = node.shared.valid_until_ms(timeout);
+    let write = PeerWrite {
+        key: placement.key.clone(),
+        object: object.clone(),
+        purpose,
+        valid_until_ms,
+        layout: placement.view.written(),
+    };
+    node.send(to, PeerRequest::Write(write), timeout, gather.reply_to(to));
+}

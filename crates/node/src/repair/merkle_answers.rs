@@ -1,0 +1,99 @@
+//! Answers about this node's hash trees, for a peer that compares its own with them.
+
+use bytes::Bytes;
+use quorate_core::PartitionId;
+use quorate_core::codec::decode_object;
+use quorate_core::key::{StorageKey, end_of_prefix};
+use quorate_core::request::{
+    DigestPage, DigestsOf, Likeness, PeerError, PeerReply, PeerResult, TreeName, TreeRoot, TreeState,
+};
+use quorate_core::storage::Range;
+use quorate_core::tree::leaf_of;
+
+use crate::state::hash_trees::RecordState;
+use crate::state::scan_scheduler::{Scanned, cost_of};
+use crate::state::shared::Shared;
+
+/// Records that one page of digests reads, and their bytes.
+const PAGE_RECORDS: usize = 256;
+const PAGE_BYTES: usize = 128 * 1024;
+
+/// Compares a peer's roots with this node's trees.
+pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
+    let view = shared.view();
+    // A partition that moves here and was not copied yet is as good as forgotten.
+    let forgot = |partition: PartitionId| {
+        let known = shared.has_partition(partition);
+        shared.is_recovering(partition)
+            || (known && shared.layouts.with(|layouts| layouts.has_to_copy(partition)))
+    };
+    let state = |root: &TreeRoot| {
+        // A node cannot compare a partition that it does not hold.
+        let known =
+            shared.has_partition(root.tree.partition) && view.holds(shared.node(), root.tree.partition);
+        let likeness = match known.then(|| shared.trees.root(root.tree)).flatten() {
+            None => Likeness::Unknown,
+            Some(ours) if ours == root.root => Likeness::Same,
+            Some(_) => Likeness::Differs,
+        };
+        TreeState { likeness, recovering: forgot(root.tree.partition) }
+    };
+    Ok(PeerReply::Trees(theirs.iter().map(state).collect()))
+}
+
+/// The leaves of one of this node's trees.
+pub(crate) fn leaves(shared: &Shared, tree: TreeName) -> PeerResult {
+    if !shared.has_partition(tree.partition) {
+        return Err(PeerError::Refused { detail: "no such partition".into() });
+    }
+    let leaves = shared.trees.tree(tree).map(|tree| PeerReply::Leaves(tree.leaves().to_vec()));
+    leaves.ok_or(PeerError::Recovering)
+}
+
+/// Reads a page of keys and digests of this node.
+pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Scanned<Result<DigestPage, PeerError>> {
+    let mut cost = 0;
+    Scanned { found: read_digests(shared, wanted, &mut cost), cost }
+}
+
+fn read_digests(shared: &Shared, wanted: &DigestsOf, cost: &mut usize) -> Result<DigestPage, PeerError> {
+    let begin = StorageKey::partition_start(wanted.tree.partition);
+    if !wanted.after.is_empty() && !wanted.after.starts_with(&begin) {
+        return Err(PeerError::Refused { detail: "digests of one partition at a time".into() });
+    }
+    let end = end_of_prefix(&begin);
+    let after = !wanted.after.is_empty();
+    let range = Range {
+        start: if after { &wanted.after } else { &begin },
+        after,
+        end: end.as_deref(),
+        limit: PAGE_RECORDS,
+        max_bytes: PAGE_BYTES,
+    };
+    let page = shared.engine.scan(range).map_err(|error| PeerError::Storage { detail: error.to_string() })?;
+    *cost = cost_of(&page.records);
+    let mut entries = Vec::new();
+    for (key, object) in &page.records {
+        if wanted.leaves & (1 << leaf_of(key)) == 0 {
+            continue;
+        }
+        let Some((named, held)) = readable_state(shared, key, object) else { continue };
+        let n = shared.n_of(named.bucket());
+        if n == wanted.tree.n && !shared.was_collected(&named, held.digest) {
+            entries.push((key.clone(), held.digest));
+        }
+    }
+    let next = match page.records.last() {
+        Some((last, _)) if page.more => last.clone(),
+        _ => Bytes::new(),
+    };
+    Ok(DigestPage { entries, next })
+}
+
+/// A record's key and state. A damaged record counts as absent: then the peer offers its own, which
+/// replaces the damaged one.
+fn readable_state(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, RecordState)> {
+    let key = StorageKey::from_peer(key).filter(|key| shared.has_partition(key.partition()))?;
+    let record = decode_object(object).ok()?;
+    Some((key, RecordState::of(&record.object)))
+}

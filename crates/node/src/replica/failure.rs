@@ -1,0 +1,85 @@
+//! Errors of a write on this replica, and how clients and peers are told.
+
+use quorate_core::codec::CodecError;
+use quorate_core::event::EventKind;
+use quorate_core::object::{MAX_OBJECT_BYTES, WriteRefusal};
+use quorate_core::request::PeerError;
+use quorate_core::storage::StorageError;
+use quorate_core::{NodeId, RequestError, StorageKey};
+
+use crate::state::shared::Shared;
+
+/// The name of a full hint budget in error messages.
+const HINT_BUDGET: &str = "bytes of hints for one replica ([hints] max_mib_per_target)";
+
+/// Error of a write on this replica.
+#[derive(Clone, Debug)]
+pub(crate) enum WriteFailure {
+    /// The write breaks a limit.
+    Refused(WriteRefusal),
+    /// Its deadline passed while it waited.
+    Expired,
+    /// The hints for one replica would exceed their budget.
+    HintBudget {
+        /// The replica that the hint is for.
+        target: NodeId,
+        /// The budget, bytes.
+        limit: u64,
+    },
+    /// The engine failed, or the stored record cannot be read.
+    Storage(StorageError),
+}
+
+impl WriteFailure {
+    pub(crate) fn for_peer(&self) -> PeerError {
+        match self {
+            WriteFailure::Refused(refusal) => PeerError::Refused { detail: format!("{refusal:?}") },
+            WriteFailure::Expired => PeerError::Expired,
+            WriteFailure::HintBudget { limit, .. } => {
+                PeerError::Overloaded { what: HINT_BUDGET.into(), limit: *limit }
+            }
+            WriteFailure::Storage(error) => storage_error_for_peer(error),
+        }
+    }
+
+    pub(crate) fn for_client(&self) -> RequestError {
+        match self {
+            WriteFailure::Refused(WriteRefusal::TooManySiblings { siblings, limit }) => {
+                RequestError::TooManySiblings { siblings: *siblings as u32, limit: *limit as u32 }
+            }
+            WriteFailure::Refused(WriteRefusal::TooManyDots { dots }) => RequestError::invalid(format!(
+                "this context has {dots} single dots over what the key has: read the key and write with the context of that read"
+            )),
+            WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(
+                "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write with the context of that read"
+            )),
+            WriteFailure::Expired => RequestError::Overloaded {
+                what: "what the storage engine does before a deadline".into(),
+                limit: 0,
+            },
+            WriteFailure::HintBudget { limit, .. } => {
+                RequestError::Overloaded { what: HINT_BUDGET.into(), limit: *limit }
+            }
+            WriteFailure::Storage(StorageError::QueueFull { limit }) => {
+                RequestError::Overloaded { what: "the storage engine's queue".into(), limit: *limit }
+            }
+            WriteFailure::Storage(error) => RequestError::StorageFailed { detail: error.to_string() },
+        }
+    }
+}
+
+pub(crate) fn storage_error_for_peer(error: &StorageError) -> PeerError {
+    match error {
+        StorageError::QueueFull { limit } => {
+            PeerError::Overloaded { what: "the storage engine's queue".into(), limit: *limit }
+        }
+        other => PeerError::Storage { detail: other.to_string() },
+    }
+}
+
+/// Emits an event for a record that cannot be read, and returns the error that leaves it alone.
+pub(crate) fn unreadable(shared: &Shared, key: &StorageKey, error: CodecError) -> StorageError {
+    let detail = format!("record {key:?}: {error}");
+    shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
+    StorageError::Rejected { detail }
+}

@@ -1,0 +1,43 @@
+//! A node as replica: it reads and changes the records of its engine, for its own coordinator and
+//! for peers.
+//!
+//! A change of a record is an `Update` that the engine runs, perhaps on a thread of its own. Its
+//! outcome comes back through `completions.rs`.
+
+mod completions;
+mod failure;
+pub(crate) mod hints;
+mod read;
+mod record_update;
+mod removal;
+mod tombstones;
+pub(crate) mod write;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use completions::Completions;
+
+use crate::state::scan_scheduler::ScanScheduler;
+use crate::state::shared::Shared;
+
+/// This node's records, as one worker uses them.
+pub(crate) struct Replica {
+    shared: Arc<Shared>,
+    completions: Rc<Completions>,
+    /// Turns for scans of many records.
+    pub(crate) scans: ScanScheduler,
+}
+
+impl Replica {
+    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Replica> {
+        let completions = Completions::start(shared.clone());
+        Rc::new(Replica { completions, shared, scans: ScanScheduler::default() })
+    }
+
+    /// The end of a timeout, in milliseconds of the monotonic clock.
+    fn expires_ms(&self, timeout: Duration) -> u64 {
+        self.shared.environment.monotonic_ms().saturating_add(timeout.as_millis() as u64)
+    }
+}

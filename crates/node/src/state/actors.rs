@@ -1,0 +1,107 @@
+//! The names under which this node mints writes.
+//!
+//! An actor is a random number that this process drew for one partition. It is drawn again when an
+//! event of it may be forgotten, so that no dot ever names two values.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quorate_core::clock::{HybridClock, Stamp};
+use quorate_core::environment::Environment;
+use quorate_core::planted::{Bug, planted};
+use quorate_core::{Actor, Dot, NodeId, PartitionId};
+
+/// The role in which a write is minted. Each role has an actor of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MintRole {
+    /// As a replica of this partition.
+    Replica(PartitionId),
+    /// As a fallback, while no replica can be reached.
+    Fallback,
+}
+
+/// This node's actors, and the clock that stamps their writes.
+pub(crate) struct Actors {
+    environment: Arc<dyn Environment>,
+    this: NodeId,
+    max_skew_ms: u64,
+    clock: AtomicU64,
+    /// One a partition. Zero: none was drawn yet in this run of the process.
+    of_partitions: Vec<AtomicU64>,
+    /// The actor for writes of partitions that this node is no replica of. Zero: none was drawn yet.
+    of_fallback: AtomicU64,
+}
+
+impl Actors {
+    pub(crate) fn new(
+        environment: Arc<dyn Environment>,
+        this: NodeId,
+        partitions: u32,
+        max_skew_ms: u64,
+    ) -> Actors {
+        Actors {
+            environment,
+            this,
+            max_skew_ms,
+            clock: AtomicU64::new(0),
+            of_partitions: (0..partitions).map(|_| AtomicU64::new(0)).collect(),
+            of_fallback: AtomicU64::new(0),
+        }
+    }
+
+    /// Mints the dot of a new write: later than everything this node has seen, and than `newest`.
+    /// Called inside the engine's update of the key, so that stamps rise in the order of the writes.
+    pub(crate) fn mint(&self, role: MintRole, newest: Stamp) -> Dot {
+        let wall_ms = self.environment.wall_ms();
+        let mut last = self.clock.load(Ordering::Relaxed);
+        let stamp = loop {
+            let clock = HybridClock { last: Stamp(last) };
+            let (stamp, next) = clock.mint(newest, wall_ms, self.max_skew_ms);
+            match self.clock.compare_exchange_weak(last, next.last.0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break stamp,
+                Err(now) => last = now,
+            }
+        };
+        Dot { actor: self.actor(role), stamp }
+    }
+
+    fn actor(&self, role: MintRole) -> Actor {
+        if planted(Bug::ActorReusedAfterStart) {
+            return Actor(self.this.0);
+        }
+        let slot = match role {
+            MintRole::Replica(partition) => &self.of_partitions[partition.0 as usize],
+            MintRole::Fallback => &self.of_fallback,
+        };
+        let drawn = slot.load(Ordering::Acquire);
+        if drawn != 0 {
+            return Actor(drawn);
+        }
+        let fresh = self.environment.random().max(1);
+        match slot.compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Actor(fresh),
+            Err(other) => Actor(other),
+        }
+    }
+
+    /// Draws a new actor for the partition, because a change that had been applied could not be
+    /// committed: an event of the old actor is forgotten, so that actor must never mint again.
+    /// The caller sees to it that `ActorRenewed` is emitted, outside the engine.
+    pub(crate) fn renew(&self, partition: PartitionId) {
+        self.of_partitions[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
+    }
+
+    /// Drops the partition's actor, because this node no longer holds anything of the partition, or
+    /// begins to hold it again. The next write it coordinates there draws a new one.
+    pub(crate) fn forget(&self, partition: PartitionId) {
+        self.of_partitions[partition.0 as usize].store(0, Ordering::Release);
+    }
+
+    /// Draws a new fallback actor, because a hint is deleted or could not be committed: the writes
+    /// that this node coordinated as a fallback are forgotten with it.
+    pub(crate) fn renew_fallback(&self) {
+        if self.of_fallback.load(Ordering::Acquire) != 0 {
+            self.of_fallback.store(self.environment.random().max(1), Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Waiting until everything that was submitted to the engine is committed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_core::StorageKey;
+use quorate_core::key::Table;
+use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
+use tokio::sync::oneshot;
+
+/// Attempts to pass the barrier while the engine refuses updates. An engine that has failed refuses for ever.
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits until every update that was submitted before this call is committed.
+pub(crate) async fn all_committed(engine: &dyn StorageEngine) {
+    for _ in 0..ATTEMPTS {
+        let (done, committed) = oneshot::channel();
+        let key = StorageKey::of_table(Table::NodeMetadata, b"barrier");
+        engine.update(vec![Box::new(Barrier { key, done: Some(done) })]);
+        engine.flush();
+        if let Ok(Ok(())) = committed.await {
+            return;
+        }
+        // A full queue refused the barrier.
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// An update that changes nothing. The engine finishes it after all earlier ones.
+struct Barrier {
+    key: StorageKey,
+    done: Option<oneshot::Sender<Result<(), StorageError>>>,
+}
+
+impl Update for Barrier {
+    fn key(&self) -> &StorageKey {
+        &self.key
+    }
+
+    fn change(&mut self, _: Option<Bytes>) -> Result<RecordAction, StorageError> {
+        Ok(RecordAction::Keep)
+    }
+
+    fn applied(&mut self) {}
+
+    fn finished(mut self: Box<Self>, outcome: Result<(), StorageError>) {
+        if let Some(done) = self.done.take() {
+            let _ = done.send(outcome);
+        }
+    }
+}

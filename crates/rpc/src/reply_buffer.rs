@@ -1,0 +1,172 @@
+//! The receiving side of a connection: takes calls apart, hands operations to the node, and answers with what is ready.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use quorate_core::seams::{ReplySink, ReplyTo};
+use tokio::sync::Notify;
+
+use crate::batch_sender::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
+
+/// A call that nothing is ready for is answered after this long, with nothing: a sign of life.
+pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
+/// One call waits that long to bring results back. What is held besides it is given back soon, so that operations which
+/// take long (a quorum that misses a node) do not keep the sender from sending others.
+const SURPLUS_HOLD: Duration = Duration::from_millis(5);
+/// Calls of one connection that may wait for results at a time; further ones are answered at once.
+const MAX_HELD_CALLS: usize = 8;
+/// Operations under way of one connection, and results that it has not collected, may take this many bytes together:
+/// beyond it, new operations are refused.
+const MAX_OUTSTANDING_BYTES: usize = 128 * 1024 * 1024;
+
+/// What a connection owes: results that are ready, and operations under way.
+pub struct ReplyBuffer<A> {
+    ready: RefCell<VecDeque<(u64, A)>>,
+    outstanding: Cell<usize>,
+    outstanding_bytes: Cell<usize>,
+    ready_bytes: Cell<usize>,
+    held: Cell<usize>,
+    arrived: Notify,
+    abandoned: fn() -> A,
+    bytes_of: fn(&A) -> usize,
+}
+
+/// Where one operation's result goes. Returns the operation's bytes to the budget when it is answered.
+struct BufferedReply<A> {
+    buffer: Rc<ReplyBuffer<A>>,
+    bytes: usize,
+}
+
+impl<A: 'static> ReplyBuffer<A> {
+    /// A buffer whose operations, if nobody answers them, are answered with `abandoned`.
+    pub fn new(abandoned: fn() -> A, bytes_of: fn(&A) -> usize) -> Rc<ReplyBuffer<A>> {
+        Rc::new(ReplyBuffer {
+            ready: RefCell::default(),
+            outstanding: Cell::new(0),
+            outstanding_bytes: Cell::new(0),
+            ready_bytes: Cell::new(0),
+            held: Cell::new(0),
+            arrived: Notify::new(),
+            abandoned,
+            bytes_of,
+        })
+    }
+
+    /// Admits an operation of `bytes`: where its result goes, or the limit that it would pass.
+    pub fn admit(self: &Rc<Self>, id: u64, bytes: usize) -> Result<ReplyTo<A>, usize> {
+        if self.outstanding.get() + self.ready.borrow().len() >= MAX_OUTSTANDING {
+            return Err(MAX_OUTSTANDING);
+        }
+        if self.outstanding_bytes.get() + self.ready_bytes.get() + bytes > MAX_OUTSTANDING_BYTES {
+            return Err(MAX_OUTSTANDING_BYTES);
+        }
+        self.outstanding.set(self.outstanding.get() + 1);
+        self.outstanding_bytes.set(self.outstanding_bytes.get() + bytes);
+        Ok(ReplyTo::new(Rc::new(BufferedReply { buffer: self.clone(), bytes }), id))
+    }
+
+    /// Puts a result where the next call finds it.
+    pub fn push(&self, id: u64, result: A) {
+        self.ready_bytes.set(self.ready_bytes.get() + (self.bytes_of)(&result));
+        let first = {
+            let mut ready = self.ready.borrow_mut();
+            ready.push_back((id, result));
+            ready.len() == 1
+        };
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Results that are ready, as many as fit an answer: waits for the first one, while any is owed.
+    pub async fn collect(&self) -> Vec<(u64, A)> {
+        let waits = || self.ready.borrow().is_empty() && self.outstanding.get() > 0;
+        if waits() && self.held.get() < MAX_HELD_CALLS {
+            let hold = if self.held.get() == 0 { LONGEST_HOLD } else { SURPLUS_HOLD };
+            self.held.set(self.held.get() + 1);
+            let _guard = HeldCall(&self.held);
+            let _ = tokio::time::timeout(hold, async {
+                while waits() {
+                    self.arrived.notified().await;
+                }
+            })
+            .await;
+        }
+        let mut results = Vec::new();
+        let mut bytes = 0;
+        let mut ready = self.ready.borrow_mut();
+        while let Some((_, next)) = ready.front() {
+            let next_bytes = (self.bytes_of)(next);
+            if results.len() >= MAX_BATCH_OPERATIONS
+                || (!results.is_empty() && bytes + next_bytes > MAX_BATCH_BYTES)
+            {
+                self.arrived.notify_one();
+                break;
+            }
+            bytes += next_bytes;
+            results.extend(ready.pop_front());
+        }
+        self.ready_bytes.set(self.ready_bytes.get() - bytes);
+        if ready.is_empty() && self.outstanding.get() == 0 && self.held.get() > 0 {
+            // Nothing is owed any more: who waits for it would only keep the sender from sending.
+            self.arrived.notify_waiters();
+        }
+        results
+    }
+}
+
+struct HeldCall<'a>(&'a Cell<usize>);
+
+impl Drop for HeldCall<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl<A: 'static> ReplySink<A> for BufferedReply<A> {
+    fn reply(&self, id: u64, answer: Option<A>) {
+        let buffer = &self.buffer;
+        buffer.outstanding.set(buffer.outstanding.get() - 1);
+        buffer.outstanding_bytes.set(buffer.outstanding_bytes.get() - self.bytes);
+        buffer.push(id, answer.unwrap_or_else(buffer.abandoned));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+
+    /// Two calls wait, both results come in one turn, the first call takes them: the second must not go on waiting, or
+    /// the sender, which has two calls at a time, could send nothing until the hold is over.
+    #[test]
+    fn no_call_is_held_when_nothing_is_owed() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let buffer = ReplyBuffer::<u8>::new(|| 0, |_| 1);
+            let (one, two) = (buffer.admit(1, 1).unwrap(), buffer.admit(2, 1).unwrap());
+            let (mut first, mut second) = (pin!(buffer.collect()), pin!(buffer.collect()));
+            std::future::poll_fn(|cx| {
+                assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            one.send(7);
+            two.send(8);
+            std::future::poll_fn(|cx| {
+                assert_eq!(first.as_mut().poll(cx), Poll::Ready(vec![(1, 7), (2, 8)]));
+                assert_eq!(second.as_mut().poll(cx), Poll::Ready(vec![]));
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!((buffer.held.get(), buffer.outstanding.get()), (0, 0));
+        });
+    }
+}

@@ -1,0 +1,216 @@
+//! The ledger of the generator's writes, by which reads are verified.
+//!
+//! Each value contains its key and the number of its write.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Smallest value that can be verified: it holds key, sequence number and checksum.
+pub(super) const MIN_VERIFIED_BYTES: usize = 16;
+/// Bytes of filler beyond one value: values begin at different places in it.
+const FILLER_SLACK: usize = 4_096;
+
+/// Generator of values: incompressible, and each different from the last.
+pub(super) struct Values {
+    value_bytes: usize,
+    filler: Vec<u8>,
+}
+
+impl Values {
+    pub(super) fn new(value_bytes: usize) -> Values {
+        let mut filler = Vec::with_capacity(value_bytes + FILLER_SLACK + 8);
+        let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+        while filler.len() < value_bytes + FILLER_SLACK {
+            word = xxh3_64(&word.to_le_bytes());
+            filler.extend_from_slice(&word.to_le_bytes());
+        }
+        Values { value_bytes, filler }
+    }
+
+    /// Makes the value of write number `sequence` to a key.
+    pub(super) fn make(&self, key: u32, sequence: u32) -> Bytes {
+        let at = (key.wrapping_mul(31).wrapping_add(sequence)) as usize % FILLER_SLACK;
+        let mut value = self.filler[at..at + self.value_bytes].to_vec();
+        if self.value_bytes >= MIN_VERIFIED_BYTES {
+            value[..4].copy_from_slice(&key.to_le_bytes());
+            value[4..8].copy_from_slice(&sequence.to_le_bytes());
+            let checksum = checksum_of(&value);
+            value[8..16].copy_from_slice(&checksum.to_le_bytes());
+        }
+        Bytes::from(value)
+    }
+
+    /// Returns the number of the write of `key` that wrote a value.
+    ///
+    /// # Errors
+    /// If no write of the key wrote it.
+    fn sequence_of(&self, key: u32, value: &[u8]) -> Result<u32, String> {
+        if value.len() != self.value_bytes {
+            return Err(format!("{} bytes instead of {}", value.len(), self.value_bytes));
+        }
+        let word = |at: usize| u32::from_le_bytes(value[at..at + 4].try_into().expect("four bytes"));
+        if value[8..16] != checksum_of(value).to_le_bytes() {
+            return Err("bytes that nobody wrote (checksum)".into());
+        }
+        if word(0) != key {
+            return Err(format!("the value of key number {}", word(0)));
+        }
+        Ok(word(4))
+    }
+}
+
+fn checksum_of(value: &[u8]) -> u64 {
+    xxh3_64(&value[16..]) ^ xxh3_64(&value[..8])
+}
+
+/// Writes that were begun and acked, by key. One write of a key is under way at a time, so that
+/// their order is known.
+pub(super) struct Ledger {
+    keys: Vec<KeyWrites>,
+    earlier_writes: EarlierWrites,
+}
+
+/// Writes to the keys before this run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum EarlierWrites {
+    /// This run writes every key before it reads, so no read may return an earlier write.
+    Overwritten,
+    /// An earlier run wrote the keys: a read may return any of its writes.
+    Unknown,
+}
+
+/// Writes of one key, by sequence number.
+#[derive(Default)]
+struct KeyWrites {
+    last_begun: AtomicU32,
+    last_acked: AtomicU32,
+    busy: AtomicBool,
+}
+
+/// The exclusive right to write one key, until dropped.
+pub(super) struct WriteTurn<'a> {
+    writes: &'a KeyWrites,
+    pub(super) sequence: u32,
+}
+
+impl Ledger {
+    pub(super) fn new(keys: u32, earlier_writes: EarlierWrites) -> Ledger {
+        Ledger { keys: (0..keys).map(|_| KeyWrites::default()).collect(), earlier_writes }
+    }
+
+    /// Begins the next write of the key. Returns `None` while one is under way.
+    pub(super) fn begin(&self, key: u32) -> Option<WriteTurn<'_>> {
+        let writes = &self.keys[key as usize];
+        if writes.busy.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(WriteTurn { writes, sequence: writes.last_begun.fetch_add(1, Ordering::AcqRel) + 1 })
+    }
+
+    /// Returns the last acked write of the key. A read that begins now must not return an older
+    /// one.
+    pub(super) fn last_acked(&self, key: u32) -> u32 {
+        self.keys[key as usize].last_acked.load(Ordering::Acquire)
+    }
+
+    /// Verifies a read: each value was written to this key, and one of them is as new as
+    /// `oldest_allowed`, the write that was acked when the read began.
+    ///
+    /// # Errors
+    /// Description of the first error.
+    pub(super) fn verify<'v>(
+        &self,
+        values: &Values,
+        key: u32,
+        oldest_allowed: u32,
+        read: impl Iterator<Item = &'v [u8]>,
+    ) -> Result<(), String> {
+        let begun = self.keys[key as usize].last_begun.load(Ordering::Acquire);
+        let mut newest = 0;
+        for value in read {
+            let sequence = values.sequence_of(key, value)?;
+            if sequence > begun && self.earlier_writes == EarlierWrites::Overwritten {
+                return Err(format!("write {sequence} of key number {key}, only {begun} were begun"));
+            }
+            newest = newest.max(sequence);
+        }
+        if newest < oldest_allowed {
+            return Err(format!(
+                "write {newest} of key number {key}, although write {oldest_allowed} had been acked"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl WriteTurn<'_> {
+    /// Records that the write was acked.
+    pub(super) fn acked(&self) {
+        self.writes.last_acked.fetch_max(self.sequence, Ordering::AcqRel);
+    }
+}
+
+impl Drop for WriteTurn<'_> {
+    fn drop(&mut self) {
+        self.writes.busy.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{EarlierWrites, Ledger, Values};
+
+    fn verify(
+        ledger: &Ledger,
+        values: &Values,
+        key: u32,
+        oldest_allowed: u32,
+        read: &[Bytes],
+    ) -> Result<(), String> {
+        ledger.verify(values, key, oldest_allowed, read.iter().map(|value| value.as_ref()))
+    }
+
+    /// The acked value and newer ones are right; older, foreign, changed and unwritten values are
+    /// not.
+    #[test]
+    fn each_kind_of_wrong_read_is_found() {
+        let (ledger, values) = (Ledger::new(2, EarlierWrites::Overwritten), Values::new(100));
+        for _ in 0..2 {
+            ledger.begin(1).unwrap().acked();
+        }
+        let acked = ledger.last_acked(1);
+        assert_eq!(acked, 2);
+        assert_eq!(verify(&ledger, &values, 1, acked, &[values.make(1, 2)]), Ok(()));
+        assert_eq!(verify(&ledger, &values, 1, acked, &[values.make(1, 1), values.make(1, 2)]), Ok(()));
+        assert!(
+            verify(&ledger, &values, 1, acked, &[values.make(1, 1)]).unwrap_err().contains("had been acked")
+        );
+        assert!(
+            verify(&ledger, &values, 1, acked, &[values.make(1, 3)])
+                .unwrap_err()
+                .contains("only 2 were begun")
+        );
+        assert!(
+            verify(&ledger, &values, 1, acked, &[values.make(0, 2)]).unwrap_err().contains("key number 0")
+        );
+        let mut changed = values.make(1, 2).to_vec();
+        changed[50] ^= 1;
+        assert!(verify(&ledger, &values, 1, acked, &[changed.into()]).unwrap_err().contains("checksum"));
+        assert!(verify(&ledger, &values, 1, acked, &[]).is_err());
+    }
+
+    /// Writes of one key take turns, and a write that failed may still be read.
+    #[test]
+    fn writes_of_a_key_take_turns() {
+        let (ledger, values) = (Ledger::new(1, EarlierWrites::Overwritten), Values::new(16));
+        let turn = ledger.begin(0).unwrap();
+        assert!(ledger.begin(0).is_none());
+        let failed = turn.sequence;
+        drop(turn);
+        assert_eq!(verify(&ledger, &values, 0, ledger.last_acked(0), &[values.make(0, failed)]), Ok(()));
+    }
+}

@@ -1,0 +1,41 @@
+//! The command `layout`: the layout that is read, and past ones.
+
+use clap::Subcommand;
+use quorate_core::request::ClusterRequest;
+
+use super::connection::Connection;
+use super::exit::Failure;
+use super::output::{print_line, print_report, table};
+use super::ring::Ring;
+
+/// See the layout that is read, and those before it.
+#[derive(Subcommand)]
+pub(super) enum LayoutCommand {
+    /// Show how partitions are spread.
+    Show(Ring),
+    /// Show past layouts and what was changed.
+    History(Connection),
+}
+
+impl LayoutCommand {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        match self {
+            LayoutCommand::Show(ring) => ring.run().await,
+            LayoutCommand::History(connection) => print_history(&connection).await,
+        }
+    }
+}
+
+async fn print_history(connection: &Connection) -> Result<(), Failure> {
+    let report = connection.cluster_report(ClusterRequest::Show).await?;
+    if connection.is_json() {
+        print_report(&report.history);
+        return Ok(());
+    }
+    let mut out = table(&["layout", "digest", "what was changed"]);
+    for past in &report.history {
+        out.add_row([past.number.to_string(), past.digest.clone(), past.summary.clone()]);
+    }
+    print_line!("{out}");
+    Ok(())
+}

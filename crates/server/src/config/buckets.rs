@@ -1,0 +1,38 @@
+//! `[buckets.NAME]`: the buckets that a cluster begins with.
+
+use std::collections::BTreeMap;
+
+use quorate_core::{BucketDefinition, Buckets, LayoutError};
+use toml::{Table, Value};
+
+use crate::registry::Registry;
+use crate::section::{ConfigError, parse_section};
+
+/// Parses the definitions, by bucket name.
+pub(super) fn parse_buckets(sections: Table) -> Result<BTreeMap<String, BucketDefinition>, ConfigError> {
+    let mut buckets = BTreeMap::new();
+    for (name, definition) in sections {
+        let section = format!("buckets.{name}");
+        let Value::Table(definition) = definition else {
+            return Err(ConfigError::new(format!("[{section}] must be a section")));
+        };
+        buckets.insert(name, parse_section::<BucketDefinition>(&section, definition)?);
+    }
+    Ok(buckets)
+}
+
+/// Checks the definitions against the number of replicas and the resolvers of this build.
+pub(super) fn check_buckets(
+    buckets: &BTreeMap<String, BucketDefinition>,
+    replicas: u8,
+    registry: &Registry,
+) -> Result<(), ConfigError> {
+    Buckets::new(buckets, replicas).map_err(|error| match error {
+        LayoutError::Bucket { name, detail } => ConfigError::new(format!("[buckets.{name}] {detail}")),
+        other => ConfigError::new(format!("[buckets] {other}")),
+    })?;
+    for (name, definition) in buckets {
+        registry.check_resolver(&format!("[buckets.{name}] resolver"), &definition.resolver)?;
+    }
+    Ok(())
+}

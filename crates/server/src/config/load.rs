@@ -1,0 +1,133 @@
+//! A node's configuration as one valid value, from its file and the environment.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use quorate_core::admission::Identity;
+use quorate_core::plugin::PluginContext;
+use quorate_core::{BucketDefinition, Layout, Member};
+use quorate_node::Settings;
+
+use super::buckets::check_buckets;
+use super::checks::{check_cluster, check_node, check_settings};
+use super::file::ConfigFile;
+use super::first_layout::FirstLayout;
+use super::sections::{ClusterSection, FaultsSection, NodeSection, PluginSection};
+use crate::registry::Registry;
+use crate::section::ConfigError;
+
+/// Replicas a partition, unless the configuration sets them or there are fewer members.
+const DEFAULT_REPLICAS: usize = 3;
+
+/// A valid configuration.
+pub struct Config {
+    /// This process.
+    pub node: NodeSection,
+    /// Settings that all nodes agree on.
+    pub cluster: ClusterSection,
+    /// The storage plugin's name and its own keys.
+    pub storage: PluginSection,
+    /// The membership plugin's name and its own keys.
+    pub membership: PluginSection,
+    /// The buckets that the cluster begins with, by name.
+    pub buckets: BTreeMap<String, BucketDefinition>,
+    /// Settings of requests, hints, repair, tombstone_gc and layout changes.
+    pub settings: Settings,
+    /// Settings for tests.
+    pub faults: FaultsSection,
+    /// N.
+    pub replicas: u8,
+    /// The first layout, if the membership plugin knows all members from the start. Otherwise the
+    /// nodes compute it in cluster init.
+    pub layout: Option<Layout>,
+}
+
+impl Config {
+    /// Reads a file, lets the environment override it (`QUORATE__SECTION__KEY=value`), and checks
+    /// everything that can be checked without touching the disk or the network.
+    ///
+    /// # Errors
+    /// The first error, with the key and what to write.
+    pub fn load(
+        path: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+        registry: &Registry,
+    ) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::new(format!("cannot read {}: {error}", path.display())))?;
+        Config::parse(&text, environment, registry)
+            .map_err(|error| ConfigError::new(format!("{}: {error}", path.display())))
+    }
+
+    /// Parses a configuration from its text, by the rules of [`Config::load`].
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+        registry: &Registry,
+    ) -> Result<Config, ConfigError> {
+        let mut file = ConfigFile::parse(text, environment)?;
+        let node: NodeSection = file.section("node")?;
+        let cluster: ClusterSection = file.section("cluster")?;
+        let storage = file.plugin_section("storage", "engine", "lmdb")?;
+        let membership = file.plugin_section("membership", "plugin", "static")?;
+        let buckets = file.buckets()?;
+        let settings = Settings {
+            coordinator: file.section("coordinator")?,
+            hints: file.section("hints")?,
+            repair: file.section("repair")?,
+            tombstone_gc: file.section("tombstone_gc")?,
+            transfer: cluster.transfer(),
+        };
+        let faults = file.section("faults")?;
+
+        check_node(&node)?;
+        check_cluster(&cluster)?;
+        check_settings(&settings)?;
+        registry.check_storage(&storage.name, storage.rest.clone())?;
+        let this = node.member();
+        let context = PluginContext { data_folder: &node.data, this: &this };
+        let opened = registry.open_membership(&membership.name, membership.rest.clone(), &context)?;
+        let members: Vec<Member> = opened.view().into_iter().map(|view| view.member).collect();
+        let cluster_init = opened.cluster_init();
+        let expected = cluster_init.as_ref().map(|init| init.expect).filter(|&expect| expect > 0);
+        let member_count = expected.unwrap_or(members.len());
+        let replicas = cluster.replicas.unwrap_or(member_count.min(DEFAULT_REPLICAS) as u8);
+        check_buckets(&buckets, replicas, registry)?;
+        let first_layout = FirstLayout { partitions: cluster.partitions, replicas, buckets: &buckets };
+        let layout = match &cluster_init {
+            Some(cluster_init) => {
+                first_layout.check_cluster_init(cluster_init)?;
+                None
+            }
+            None => Some(first_layout.of(members)?),
+        };
+        Ok(Config { node, cluster, storage, membership, buckets, settings, faults, replicas, layout })
+    }
+
+    /// Computes the first layout of these members.
+    ///
+    /// # Errors
+    /// The first value that is invalid for so many members.
+    pub fn first_layout(&self, members: Vec<Member>) -> Result<Layout, ConfigError> {
+        let first_layout = FirstLayout {
+            partitions: self.cluster.partitions,
+            replicas: self.replicas,
+            buckets: &self.buckets,
+        };
+        first_layout.of(members)
+    }
+
+    /// Returns this node as a member of the cluster.
+    pub fn member(&self) -> Member {
+        self.node.member()
+    }
+
+    /// Returns the identity by which this node introduces itself on a connection.
+    pub(crate) fn identity(&self, layout_digest: u64) -> Identity {
+        let member = self.member();
+        Identity { cluster: self.cluster.id.clone(), node: member.id, name: member.name, layout_digest }
+    }
+}

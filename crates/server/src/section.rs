@@ -1,0 +1,83 @@
+//! One section of the configuration file: its parsing and its errors.
+//!
+//! The registry and the configuration both parse sections. This module serves both, so that they
+//! need not import each other.
+
+use quorate_core::storage::StorageError;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+/// Least similarity (Jaro-Winkler, 0 to 1) of a known name that is suggested for an unknown one.
+const MIN_SIMILARITY: f64 = 0.7;
+
+/// Parses one section. An unknown key is an error that suggests the nearest known key.
+pub(crate) fn parse_section<C: DeserializeOwned>(name: &str, table: Table) -> Result<C, ConfigError> {
+    Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+        match UnknownField::from_message(error.message()) {
+            Some(UnknownField { unknown, known }) => {
+                let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                ConfigError::new(format!("[{name}] {}", unknown_name("key", &unknown, &known)))
+            }
+            None => ConfigError::new(format!("[{name}] {}", error.to_string().trim().replace('\n', " "))),
+        }
+    })
+}
+
+/// Error in a configuration: names the key, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    message: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(message: impl Into<String>) -> ConfigError {
+        ConfigError { message: message.into() }
+    }
+}
+
+impl From<StorageError> for ConfigError {
+    fn from(error: StorageError) -> ConfigError {
+        ConfigError::new(format!("[storage] {error}"))
+    }
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Describes an unknown name, with the nearest known one ("did you mean") and the list of all.
+/// `kind` is the kind of name: "section" or "key".
+pub(crate) fn unknown_name(kind: &str, unknown: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .max_by(|a, b| strsim::jaro_winkler(a, unknown).total_cmp(&strsim::jaro_winkler(b, unknown)));
+    let suggestion = match nearest {
+        Some(nearest) if strsim::jaro_winkler(nearest, unknown) > MIN_SIMILARITY => {
+            format!(": did you mean {nearest:?}?")
+        }
+        _ => ".".to_owned(),
+    };
+    match known {
+        [] => format!("unknown {kind} {unknown:?}: there are none here"),
+        known => format!("unknown {kind} {unknown:?}{suggestion} Known: {}", known.join(", ")),
+    }
+}
+
+/// The names in serde's message "unknown field `a`, expected one of `b`, `c`".
+struct UnknownField {
+    unknown: String,
+    known: Vec<String>,
+}
+
+impl UnknownField {
+    fn from_message(message: &str) -> Option<UnknownField> {
+        let rest = message.strip_prefix("unknown field `")?;
+        let (unknown, rest) = rest.split_once('`')?;
+        let known = rest.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        Some(UnknownField { unknown: unknown.to_owned(), known })
+    }
+}

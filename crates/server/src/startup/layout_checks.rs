@@ -1,0 +1,63 @@
+//! Checks of the configuration against the layouts that the cluster has.
+
+use quorate_core::Layout;
+use quorate_core::bucket::DEFAULT_BUCKET;
+use quorate_core::layout_change::Layouts;
+
+use crate::config::{Config, ConfigError};
+
+/// Refuses a configuration that contradicts the cluster.
+pub(super) fn check_layouts(config: &Config, layouts: &Layouts) -> Result<(), ConfigError> {
+    let newest = layouts.newest();
+    check_partitions(config, newest)?;
+    // Only the first layout must have the configured number of replicas: a later layout may change
+    // that number, and the configuration keeps the one of cluster init.
+    if layouts.history().len() == 1 && config.cluster.replicas.is_some() {
+        check_replicas(config, newest)?;
+    }
+    check_buckets(config, newest)
+}
+
+fn check_partitions(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
+    let partitions = layout.partitions();
+    if partitions == config.cluster.partitions {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!(
+        "[cluster] partitions = {}: the cluster was founded with {partitions}; use that",
+        config.cluster.partitions,
+    )))
+}
+
+fn check_replicas(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
+    if layout.replicas() == config.replicas {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!(
+        "[cluster] replicas = {}: the cluster was founded with {}; use that, and change it with \
+         `quorate cluster replicas`",
+        config.replicas,
+        layout.replicas()
+    )))
+}
+
+/// Checks the configured buckets. They take effect in cluster init only; later the configuration
+/// may repeat them or leave some out.
+fn check_buckets(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
+    let defined = layout.buckets().definitions();
+    match config.buckets.iter().find(|(name, definition)| defined.get(*name) != Some(*definition)) {
+        None => Ok(()),
+        Some((name, _)) if defined.contains_key(name) => Err(ConfigError::new(format!(
+            "[buckets.{name}]: the cluster goes by another definition, which is for good; see \
+             `quorate bucket show {name}`, and write what the cluster was founded with"
+        ))),
+        Some((name, _)) => Err(ConfigError::new(format!(
+            "[buckets.{name}]: the cluster was founded without it, which is all that this section is for; take it \
+             out{}",
+            match name.as_str() {
+                DEFAULT_BUCKET => String::new(),
+                name => format!(", and use `quorate bucket create {name}`"),
+            }
+        ))),
+    }
+}

@@ -1,0 +1,47 @@
+//! The membership plugin, as the parts of a node share it.
+
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quorate_core::Member;
+use quorate_core::admission::Identity;
+use quorate_core::membership::Membership;
+use quorate_rpc::network::Network;
+use quorate_rpc::preamble::introduce;
+
+/// The membership plugin of a node.
+pub(super) type SharedMembership = Arc<Mutex<Box<dyn Membership>>>;
+
+const SEED_INTERVAL: Duration = Duration::from_secs(1);
+const SEED_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Locks the plugin. Never held across an await.
+pub(super) fn lock(membership: &SharedMembership) -> MutexGuard<'_, Box<dyn Membership>> {
+    membership.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Dials each seed until the node at its address is a known member. Never ends by itself.
+pub(super) async fn dial_seeds(
+    seeds: Vec<String>,
+    ours: Identity,
+    network: Rc<dyn Network>,
+    membership: SharedMembership,
+) {
+    loop {
+        for seed in &seeds {
+            let known = lock(&membership).view().iter().any(|view| view.member.address == *seed);
+            if known {
+                continue;
+            }
+            let handshake = async {
+                let mut duplex = network.connect(seed, None).await.ok()?;
+                introduce(&mut duplex, Some(&ours)).await.ok()
+            };
+            if let Ok(Some(theirs)) = tokio::time::timeout(SEED_TIMEOUT, handshake).await {
+                let _ = lock(&membership).join(Member::new(&theirs.name, seed, ""));
+            }
+        }
+        tokio::time::sleep(SEED_INTERVAL).await;
+    }
+}

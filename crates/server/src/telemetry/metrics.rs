@@ -1,0 +1,139 @@
+//! The node's metrics, counted from its events.
+//!
+//! Counters and histograms are fed from the event stream, on the event loop that emits the event.
+//! Gauges are read from the node when the page is requested. No label contains a key.
+
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use quorate_core::event::{Event, EventKind, EventSink};
+use quorate_node::Shared;
+use quorate_rpc::batch_sender::PeerQueues;
+
+use super::gauges::Gauges;
+use super::logging::LogEvents;
+use super::requests::RequestMetrics;
+
+/// All metrics of a node. Passes every event but `Served` on to the log.
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    requests: RequestMetrics,
+    counters: Counters,
+    gauges: Gauges,
+    peer_queues: PeerQueues,
+}
+
+impl Metrics {
+    /// Creates the metrics, all at zero.
+    pub(crate) fn new() -> Metrics {
+        let mut registry = Registry::with_prefix("quorate");
+        let requests = RequestMetrics::register(&mut registry);
+        let counters = Counters::register(&mut registry);
+        let gauges = Gauges::default();
+        gauges.register(&mut registry);
+        let registry = Mutex::new(registry);
+        Metrics { registry, requests, counters, gauges, peer_queues: PeerQueues::default() }
+    }
+
+    /// Returns the queue depths that the workers keep up to date, by peer.
+    pub(crate) fn peer_queues(&self) -> PeerQueues {
+        self.peer_queues.clone()
+    }
+
+    /// Encodes the page that Prometheus reads.
+    pub(super) fn page(&self, shared: &Shared) -> String {
+        self.gauges.update(shared, &self.peer_queues);
+        let mut page = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if encode(&mut page, &registry).is_err() {
+            page.clear();
+        }
+        page
+    }
+}
+
+impl EventSink for Metrics {
+    fn emit(&self, event: Event) {
+        if let EventKind::Served { verb, outcome, micros, acked, siblings, hinted } = &event.kind {
+            // The only frequent kind: it is counted and not logged.
+            return self.requests.record(verb, outcome, *micros, *acked, *siblings, *hinted);
+        }
+        self.counters.count(&event.kind);
+        LogEvents.emit(event);
+    }
+}
+
+/// Counters of events other than requests.
+struct Counters {
+    read_repairs: Counter,
+    hints_delivered: Counter,
+    hints_refused: Counter,
+    storage_failures: Counter,
+    actors_renewed: Counter,
+    repair_rounds: Counter,
+    divergent_keys: Counter,
+    repairs_failed: Counter,
+    tombstones_collected: Counter,
+    connections_refused: Counter,
+}
+
+impl Counters {
+    fn register(registry: &mut Registry) -> Counters {
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        // Fields are evaluated in this order, which is the order on the page.
+        Counters {
+            read_repairs: counter(
+                "read_repairs",
+                "Reads that found replicas behind and sent them the merged object",
+            ),
+            hints_delivered: counter("hints_delivered", "Hints that reached the replica they were for"),
+            hints_refused: counter("hints_refused", "Hints refused for want of budget"),
+            storage_failures: counter("storage_failures", "Reads and commits that the storage engine failed"),
+            actors_renewed: counter("actors_renewed", "Partitions that went on under a new actor"),
+            repair_rounds: counter("repair_rounds", "Rounds of anti-entropy with one peer that ended"),
+            divergent_keys: counter("repair_divergent_keys", "Keys that anti-entropy found to differ"),
+            repairs_failed: counter("repair_failures", "Rounds of anti-entropy that broke off"),
+            tombstones_collected: counter("tombstones_collected", "Tombstones deleted by this node's orders"),
+            connections_refused: counter(
+                "strangers_refused",
+                "Connections refused: not our protocol, or not our cluster",
+            ),
+        }
+    }
+
+    fn count(&self, kind: &EventKind) {
+        match kind {
+            EventKind::ReadRepaired { .. } => drop(self.read_repairs.inc()),
+            EventKind::HintsDelivered { hints, .. } => drop(self.hints_delivered.inc_by(*hints as u64)),
+            EventKind::HintRefused { .. } => drop(self.hints_refused.inc()),
+            EventKind::StorageFailed { .. } => drop(self.storage_failures.inc()),
+            EventKind::ActorRenewed { .. } => drop(self.actors_renewed.inc()),
+            EventKind::Repaired { keys, .. } => {
+                self.repair_rounds.inc();
+                self.divergent_keys.inc_by(*keys);
+            }
+            EventKind::RepairFailed { .. } => drop(self.repairs_failed.inc()),
+            EventKind::TombstonesCollected { keys } => drop(self.tombstones_collected.inc_by(*keys as u64)),
+            EventKind::StrangerRefused { .. } | EventKind::PeerRefused { .. } => {
+                self.connections_refused.inc();
+            }
+            EventKind::Served { .. }
+            | EventKind::PeerUp { .. }
+            | EventKind::PeerDown { .. }
+            | EventKind::PeerUnreachable { .. }
+            | EventKind::Recovering { .. }
+            | EventKind::Recovered { .. }
+            | EventKind::ClockSkewed { .. }
+            | EventKind::LayoutChanges { .. }
+            | EventKind::LayoutPhase { .. }
+            | EventKind::Removed { .. }
+            | EventKind::WriteIndeterminate { .. } => {}
+        }
+    }
+}

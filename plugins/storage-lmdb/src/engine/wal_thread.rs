@@ -1,0 +1,120 @@
+//! WAL thread, under "fsync": writes pending changes to the log, then to the write buffer.
+//!
+//! While one batch is being written, the changes of the next one become pending. A batch that
+//! cannot be written fails its updates, and those that were applied on top of them. Then updates
+//! are refused until the tree has the whole write buffer and a new WAL exists.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use quorate_core::storage::{StorageError, Update};
+
+use super::engine_core::{EngineCore, finish_updates};
+use super::state::{CheckpointerState, Failure, State, WalThreadState};
+use crate::wal::WalPosition;
+use crate::write_buffer::{BufferPart, Changes};
+
+/// Most times that a batch yields to other threads before it is written.
+const MAX_YIELDS: usize = 16;
+
+impl EngineCore {
+    /// Waits for updates, and writes their changes as a batch. Returns false after the last batch.
+    pub(super) fn write_next_batch(&self) -> bool {
+        // Sets `Idle` also after a wake-up whose reason is gone, so that the next one arrives.
+        let is_idle = |state: &mut State| {
+            let is_idle = !state.wal_batch_due();
+            if is_idle {
+                state.wal_thread = WalThreadState::Idle;
+            }
+            is_idle
+        };
+        let state = self.wal_thread_wakeup.wait_while(self.lock(), is_idle);
+        let mut state = self.yield_to_callers(state.unwrap_or_else(PoisonError::into_inner));
+        state.wal_thread = WalThreadState::Running;
+        let closing = state.closing;
+        let updates = std::mem::take(&mut state.queued_updates);
+        if state.pending.changes.is_empty() {
+            drop(state);
+            // These updates kept their records. All that they read is in earlier batches.
+            finish_updates(updates, Ok(()));
+            return !closing;
+        }
+        state.in_flight_updates = updates.len();
+        state.wal_batch = Arc::new(std::mem::take(&mut state.pending));
+        let (batch, generation) = (state.wal_batch.clone(), state.wal_generation);
+        drop(state);
+
+        let outcome = self.append_to_wal(generation, &batch.changes);
+        drop(batch);
+        match outcome {
+            Ok(through) => self.batch_written(updates, through),
+            Err(error) => self.batch_failed(updates, error),
+        }
+        !closing
+    }
+
+    /// Moves the written batch to the write buffer, where readers see it, and finishes its updates.
+    fn batch_written(&self, updates: Vec<Box<dyn Update>>, through: WalPosition) {
+        let mut state = self.lock();
+        state.in_flight_updates = 0;
+        let batch = std::mem::take(&mut state.wal_batch);
+        let mut buffer = self.lock_buffer();
+        buffer.active.extend(Arc::unwrap_or_clone(batch));
+        state.active_size = buffer.active.size;
+        drop(buffer);
+        state.active_through = through;
+        state.active_seqno += 1;
+        if state.checkpointer == CheckpointerState::WaitingForWal {
+            // Begun here, so that the next batch is in the next generation.
+            self.begin_checkpoint(&mut state);
+            self.checkpointer_wakeup.notify_one();
+        }
+        self.unlock_and_notify(state);
+        finish_updates(updates, Ok(()));
+    }
+
+    /// Fails the updates of the batch and all that were applied since.
+    fn batch_failed(&self, updates: Vec<Box<dyn Update>>, error: StorageError) {
+        let mut state = self.lock();
+        state.in_flight_updates = 0;
+        state.wal_batch = Arc::default();
+        // Pending changes may build on the batch that failed.
+        state.pending = BufferPart::default();
+        state.failure = Some(Failure::Wal(error.clone()));
+        state.checkpoint_requested = true;
+        // Finished before the lock is released, so that no later update begins first.
+        finish_updates(updates, Err(error.clone()));
+        finish_updates(std::mem::take(&mut state.queued_updates), Err(error));
+        if state.checkpointer == CheckpointerState::WaitingForWal {
+            self.checkpointer_wakeup.notify_one();
+        }
+        self.unlock_and_notify(state);
+    }
+
+    fn append_to_wal(&self, generation: u64, changes: &Changes) -> Result<WalPosition, StorageError> {
+        #[cfg(test)]
+        self.faults.before_append.pass()?;
+        let mut wal = self.wal.lock().unwrap_or_else(PoisonError::into_inner);
+        let wal = wal.as_mut().expect("no update is accepted before the WAL exists");
+        let through = wal.append(generation, changes)?;
+        #[cfg(test)]
+        self.faults.after_append.pass()?;
+        Ok(through)
+    }
+
+    /// Yields to the event loops that share this core, as long as they bring more updates.
+    ///
+    /// On a machine with few cores, a larger batch is worth more than an earlier one. With many
+    /// cores this costs a microsecond.
+    fn yield_to_callers<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        for _ in 0..MAX_YIELDS {
+            let queued = state.queued_updates.len();
+            drop(state);
+            std::thread::yield_now();
+            state = self.lock();
+            if state.queued_updates.len() == queued {
+                break;
+            }
+        }
+        state
+    }
+}

@@ -1,0 +1,105 @@
+//! The open WAL: appends batches.
+
+use std::path::{Path, PathBuf};
+
+use quorate_core::storage::StorageError;
+
+use super::files::{FILE_NAMES, WalFile, file_of, io_error, random_seed};
+use super::format::{BATCH_HEADER_BYTES, FIRST_BATCH_OFFSET, FileHeader, WalPosition, encode_batch};
+use crate::write_buffer::Changes;
+
+/// Bytes by which a file grows at a time.
+const GROWTH_BYTES: u64 = 1024 * 1024;
+/// Most bytes of memory that are kept to encode the next batch.
+const KEPT_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// The WAL, open for writing.
+pub(crate) struct Wal {
+    folder: PathBuf,
+    /// Files by the last bit of the generation that fills them.
+    pub(super) files: [WalFile; 2],
+    /// Position after the last batch.
+    pub(super) end: WalPosition,
+    /// Offset after the last batch, in the file of its generation.
+    pub(super) end_offset: u64,
+    /// Seed of the generation's checksums. `None` before the first batch.
+    seed: Option<u64>,
+    encoded: Vec<u8>,
+}
+
+impl Wal {
+    /// Creates empty files, for batches that follow on `previous_end`.
+    ///
+    /// # Errors
+    /// If the files exist already, or the folder cannot be written.
+    pub(crate) fn create(folder: &Path, previous_end: WalPosition) -> Result<Wal, StorageError> {
+        let files = WalFile::create_both(folder, previous_end)
+            .map_err(|error| io_error("cannot create the log in", folder, &error))?;
+        Ok(Wal {
+            files,
+            folder: folder.to_owned(),
+            end: previous_end,
+            end_offset: FIRST_BATCH_OFFSET as u64,
+            seed: None,
+            encoded: Vec::new(),
+        })
+    }
+
+    /// Appends a batch, and returns the position after it once the batch is on the disk.
+    ///
+    /// `generation` is that of the last batch or a later one. A later one overwrites its file.
+    ///
+    /// # Errors
+    /// If the batch may not be on the disk. Nothing may be appended then before the files were
+    /// removed. The batch is blotted out if the disk still accepts writes.
+    pub(crate) fn append(&mut self, generation: u64, changes: &Changes) -> Result<WalPosition, StorageError> {
+        assert!(generation >= self.end.generation, "generations only grow");
+        assert!(
+            generation > self.end.generation || self.seed.is_some(),
+            "a generation begins with a file header"
+        );
+        let index = file_of(generation);
+        let appended =
+            self.begin_generation(generation).and_then(|seed| self.append_batch(index, seed, changes));
+        self.encoded.clear();
+        self.encoded.shrink_to(KEPT_BUFFER_BYTES);
+        appended.map_err(|error| {
+            let file = &mut self.files[index];
+            let _ = file.write(&[0; BATCH_HEADER_BYTES], self.end_offset).and_then(|()| file.sync());
+            io_error("cannot write", &self.folder.join(FILE_NAMES[index]), &error)
+        })?;
+        Ok(self.end)
+    }
+
+    /// Writes the file header of a new generation, and returns the seed of its checksums.
+    ///
+    /// The flush of the first batch makes the header durable. That is early enough, because the
+    /// tree has all changes that are overwritten.
+    fn begin_generation(&mut self, generation: u64) -> std::io::Result<u64> {
+        if let Some(seed) = self.seed.filter(|_| generation == self.end.generation) {
+            return Ok(seed);
+        }
+        self.end_offset = FIRST_BATCH_OFFSET as u64;
+        let seed = random_seed()?;
+        let header = FileHeader { seed, generation, previous_end: self.end }.encode();
+        self.files[file_of(generation)].write(&header, 0)?;
+        (self.seed, self.end) = (Some(seed), WalPosition { generation, batches: 0 });
+        Ok(seed)
+    }
+
+    fn append_batch(&mut self, index: usize, seed: u64, changes: &Changes) -> std::io::Result<()> {
+        encode_batch(&mut self.encoded, seed, self.end.batches, changes);
+        let file = &mut self.files[index];
+        file.write(&self.encoded, self.end_offset)?;
+        let end_offset = self.end_offset + self.encoded.len() as u64;
+        if end_offset > file.bytes {
+            let grown = end_offset.next_multiple_of(GROWTH_BYTES);
+            file.write(&vec![0; (grown - end_offset) as usize], end_offset)?;
+            file.bytes = grown;
+        }
+        file.sync()?;
+        self.end.batches += 1;
+        self.end_offset = end_offset;
+        Ok(())
+    }
+}

@@ -1,0 +1,10 @@
+//! Bounds of the faults in one run.
+
+/// Nodes that may be down at one time.
+pub(super) const MAX_DOWN: usize = 3;
+
+/// Disks that may be wiped or declared lost.
+pub(super) const MAX_LOST_DISKS: usize = 3;
+
+/// Layout changes that operators may request.
+pub(super) const MAX_LAYOUT_CHANGES: usize = 12;

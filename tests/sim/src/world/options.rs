@@ -1,0 +1,91 @@
+//! Options of a run: the cluster's size, its buckets, and the settings of its nodes.
+
+use std::collections::BTreeMap;
+
+use quorate_core::BucketDefinition;
+use quorate_core::planted::Bug;
+use quorate_node::Settings;
+
+use super::storage::Durability;
+
+/// Bucket that keeps siblings.
+pub const SIBLINGS: &str = "b";
+/// Bucket in which the last write wins.
+pub const LAST_WINS: &str = "lww";
+/// Bucket that has the default definition at first. It gets an n of its own while it is in use.
+pub const REDEFINED: &str = "own";
+
+/// Allowed difference between the nodes' clocks, in milliseconds.
+pub const MAX_SKEW_MS: u64 = 1_000;
+
+/// The options of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Members of the first layout.
+    pub nodes: usize,
+    /// Further nodes, which can become members.
+    pub spares: usize,
+    /// N, the replicas of a key.
+    pub replicas: u8,
+    /// Q, the number of partitions.
+    pub partitions: u32,
+    /// Durability of the engines.
+    pub durability: Durability,
+    /// True if nodes start anti-entropy themselves: when a peer returns, and at intervals.
+    /// Otherwise it runs only at the end.
+    pub anti_entropy: bool,
+    /// True if nodes reap tombstones.
+    pub tombstone_gc: bool,
+    /// The bug to plant.
+    pub bug: Option<Bug>,
+    /// Definition of the bucket [`SIBLINGS`].
+    pub bucket: BucketDefinition,
+    /// Allowed difference between the nodes' clocks, in milliseconds.
+    pub max_skew_ms: u64,
+    /// True if members find each other by gossip, from one seed node. Otherwise each has the list.
+    pub gossip: bool,
+    /// Speed limit of a node that copies its partitions in a layout change. A partition of a run
+    /// has a few hundred bytes.
+    pub transfer_bytes_per_s: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            nodes: 5,
+            spares: 0,
+            replicas: 3,
+            partitions: 8,
+            durability: Durability::Fsync,
+            anti_entropy: false,
+            tombstone_gc: false,
+            bug: None,
+            bucket: BucketDefinition::default(),
+            max_skew_ms: MAX_SKEW_MS,
+            gossip: false,
+            transfer_bytes_per_s: 1024 * 1024,
+        }
+    }
+}
+
+impl Options {
+    /// Returns the nodes' settings. Intervals of minutes are shortened to seconds.
+    pub fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.coordinator.max_request_timeout_ms = 2_000;
+        settings.coordinator.max_clock_skew_ms = self.max_skew_ms;
+        settings.repair.interval_ms = 5_000;
+        settings.repair.enabled = self.anti_entropy;
+        settings.transfer.bytes_per_s = self.transfer_bytes_per_s;
+        settings.tombstone_gc.enabled = self.tombstone_gc;
+        settings.tombstone_gc.interval_ms = 400;
+        settings.tombstone_gc.grace_ms = settings.shortest_grace_ms();
+        settings
+    }
+
+    /// Returns the definitions of the first layout's buckets.
+    pub(super) fn definitions(&self) -> BTreeMap<String, BucketDefinition> {
+        let last_wins = BucketDefinition { resolver: "lww".into(), ..self.bucket.clone() };
+        BTreeMap::from([(SIBLINGS.to_owned(), self.bucket.clone()), (LAST_WINS.to_owned(), last_wins)])
+    }
+}

@@ -9,9 +9,7 @@
 //! ```no_run
 //! fn main() -> std::process::ExitCode {
 //!     let mut registry = quorate_server::Registry::built_in();
-//!     registry.storage("my-engine", |config: quorate_storage_memory::Config, _folder| {
-//!         quorate_storage_memory::open(config)
-//!     });
+//!     registry.storage("my-engine", quorate_storage_memory::open);
 //!     quorate_server::main(registry)
 //! }
 //! ```

@@ -14,7 +14,7 @@ RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -n
 SEEDS ?= 200
 NODES ?= 5
 
-.PHONY: demo test test-rust test-python sim sim-bugs bench transfer reliability profile lint format schema clean
+.PHONY: demo test test-rust test-python sim sim-bugs bench transfer reliability profile lint words diagrams format schema clean
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py
@@ -62,6 +62,20 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check python/quorate tests demo bench
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest quorate._native
+
+# Sentences that may be hard to read. A list for a reader, no gate.
+words: $(VENV)/.ready
+	$(BIN)/python docs/words.py
+
+# Draws docs/pictures/*.svg from the *.d2 beside them. Needs Go, and a network the first time.
+D2 := target/tools/d2
+diagrams: $(D2) $(patsubst %.d2,%.svg,$(wildcard docs/pictures/*.d2))
+
+docs/pictures/%.svg: docs/pictures/%.d2 $(D2)
+	$(D2) --layout elk --theme 0 --dark-theme 200 --pad 16 $< $@
+
+$(D2):
+	GOBIN=$(abspath target/tools) go install oss.terrastruct.com/d2@v0.7.2
 
 format:
 	cargo fmt --all

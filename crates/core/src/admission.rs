@@ -1,4 +1,4 @@
-//! Whether two that meet on a connection belong together: a pure comparison of what they say of themselves.
+//! Admission of connections: a pure comparison of the versions and identities that both sides send.
 
 use crate::member::NodeId;
 
@@ -7,48 +7,49 @@ pub const OLDEST_PROTOCOL: u16 = 1;
 /// Newest protocol version that this build speaks.
 pub const NEWEST_PROTOCOL: u16 = 1;
 
-/// What somebody says of itself when a connection opens.
+/// The first message of each side of a new connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Introduction {
-    /// Oldest protocol version spoken.
+    /// Oldest protocol version that the sender speaks.
     pub oldest: u16,
-    /// Newest protocol version spoken.
+    /// Newest protocol version that the sender speaks.
     pub newest: u16,
-    /// Client or node.
+    /// The sender's role: client or node.
     pub role: Role,
 }
 
-/// What somebody is.
+/// The role of one side of a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// A client. Names no cluster: it takes the one it finds.
+    /// A client. It names no cluster, and uses the one that it reaches.
     Client,
-    /// A node, and what it must agree with its peers on.
+    /// A node, with the identity that it must agree on with its peers.
     Node(Identity),
 }
 
-/// What the nodes of one cluster have in common, and what tells them apart.
+/// A node's name and cluster, and the first layout that all nodes of the cluster share.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
     /// The cluster's id.
     pub cluster: String,
-    /// The node.
+    /// The node's id.
     pub node: NodeId,
     /// The node's name.
     pub name: String,
-    /// The cluster's first layout, from which all others come; 0: it has none yet, and may only gossip.
+    /// Digest of the cluster's first layout, from which all others were made. 0: the node has no
+    /// layout yet, and may only gossip.
     pub layout_digest: u64,
 }
 
-/// The protocol version to speak with `theirs`, or why they are refused.
+/// Returns the protocol version for a connection to `theirs`.
 ///
 /// # Errors
-/// A sentence that says what differs and what to do.
+/// A sentence that names the difference and the remedy, if the connection must be refused.
 pub fn admit(ours: &Identity, theirs: &Introduction) -> Result<u16, String> {
     let version = NEWEST_PROTOCOL.min(theirs.newest);
     if version < OLDEST_PROTOCOL || version < theirs.oldest {
         return Err(format!(
-            "protocol versions do not overlap: this side speaks {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}, the other {} to {}; upgrade the older one",
+            "protocol versions do not overlap: this side speaks {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}, the other side {} to {}; upgrade the older one",
             theirs.oldest, theirs.newest
         ));
     }
@@ -57,7 +58,7 @@ pub fn admit(ours: &Identity, theirs: &Introduction) -> Result<u16, String> {
     };
     if peer.cluster != ours.cluster {
         return Err(format!(
-            "cluster ids differ: {:?} here, {:?} there ([cluster] id)",
+            "cluster ids differ: {:?} here, {:?} on the other node; set the same [cluster] id on all nodes",
             ours.cluster, peer.cluster
         ));
     }
@@ -86,7 +87,7 @@ mod tests {
         Introduction { oldest: 1, newest: 1, role: Role::Node(identity) }
     }
 
-    /// Each thing that two nodes must agree on is named when they do not.
+    /// If two nodes disagree on a setting that they must share, the refusal names it.
     #[test]
     fn refusals_name_what_differs() {
         let ours = identity(1);

@@ -1,9 +1,13 @@
-//! Which nodes hold which partitions: loads by weight, replicas spread over zones, and the fewest moves that allow it.
+//! The assignment of partitions to nodes: loads by weight, replicas spread over zones, and as few
+//! moves as possible.
 //!
-//! An exact minimum-cost flow (partition → its replicas in a zone → node, cost 1 unless the node held the partition before;
-//! node → sink, its share). Greedy assignments get stuck: they trade a move now for two later.
+//! It is an exact minimum-cost flow: from a partition to its replicas in a zone, to a node, to the
+//! sink. A replica costs 1 unless the node held the partition before; a node's edge to the sink has
+//! its share as capacity. Greedy assignments are not optimal: they save one move now and need two
+//! later.
 //!
-//! Source: the idea of computing a layout as a flow is Garage's ("layout optimisation"); Dynamo §6.2, strategy 3.
+//! Source: the idea of computing a layout as a flow is Garage's ("layout optimisation"); Dynamo
+//! §6.2, strategy 3.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -11,13 +15,17 @@ use crate::flow::Flow;
 use crate::key::PartitionId;
 use crate::member::{Member, NodeId};
 
-/// For every partition its replicas in order, as positions in `members`. `previous` gives a partition's replicas so far.
+/// Returns each partition's replicas in order, as positions in `members`. `previous` returns a
+/// partition's replicas in the layout before.
 ///
-/// Guarantees: every partition's replicas are in as many zones as there are, or as N; every node holds the floor or the
-/// ceiling of its share by weight (where zones are uneven, of the share that they leave it), also as first, second, …
-/// replica; and no assignment of such loads keeps more of the previous replicas.
+/// Guarantees:
+/// - A partition's replicas are in as many zones as possible: all zones, or N of them.
+/// - Every node holds the floor or the ceiling of its share by weight; where zones have uneven
+///   sizes, of the share that these leave to it. The same holds for its partitions as first,
+///   second, … replica.
+/// - No other assignment with such loads keeps more of the previous replicas.
 ///
-/// `members` is sorted by id, has no repetitions, and at least `replicas` entries.
+/// `members` is sorted by id, has no repetitions, and has at least `replicas` entries.
 pub(crate) fn assign(
     members: &[Member],
     partitions: u32,
@@ -52,8 +60,9 @@ pub(crate) fn assign(
     ordered
 }
 
-/// All nodes in the pseudo-random order of a partition: who steps in first, and who is preferred among equals, so that
-/// partitions of one node have their other replicas on many nodes.
+/// Returns all nodes in an order that is pseudo-random but fixed for the partition. It decides
+/// which node is the first fallback, and which is preferred among equals. So the partitions of one
+/// node have their other replicas on many nodes.
 pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<u16> {
     let mut order: Vec<u16> = (0..nodes.len() as u16).collect();
     order.sort_by_cached_key(|&node| {
@@ -65,11 +74,11 @@ pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<
     order
 }
 
-/// Which node is in which zone, and how many replicas of one partition a zone takes.
+/// The zones of the nodes, and the number of replicas of one partition that each zone holds.
 struct Zones {
-    /// Per node.
+    /// Zone of each node.
     zone_of: Vec<usize>,
-    /// Per zone: at least, and at most.
+    /// Minimum and maximum for each zone.
     bounds: Vec<(u64, u64)>,
 }
 
@@ -80,11 +89,14 @@ impl Zones {
         names.dedup();
         let zone_of: Vec<usize> = members
             .iter()
-            .map(|member| names.binary_search(&member.zone.as_str()).expect("listed"))
+            .map(|member| {
+                names.binary_search(&member.zone.as_str()).expect("every zone is in the list of names")
+            })
             .collect();
         let mut sizes = vec![0u64; names.len()];
         zone_of.iter().for_each(|&zone| sizes[zone] += 1);
-        // As evenly as the zones' sizes allow: everybody takes `level`, and some one more.
+        // The zones share a partition's replicas as evenly as their sizes allow: each holds
+        // `level`, or all its nodes, and some hold one more.
         let taken = |level: u64| sizes.iter().map(|&size| size.min(level)).sum::<u64>();
         let mut level = 0;
         while taken(level + 1) <= u64::from(replicas) && level < u64::from(replicas) {
@@ -95,8 +107,8 @@ impl Zones {
         Zones { zone_of, bounds }
     }
 
-    /// What each node is to hold: by weight, but no zone more or less than every partition gives it, and no node more than
-    /// one replica of each.
+    /// Returns each node's share, by weight. No zone gets less or more than its bounds allow for
+    /// each partition, and no node more than one replica of each.
     fn shares(&self, members: &[Member], partitions: u32, replicas: u8) -> Vec<Share> {
         let all = f64::from(partitions);
         let weight = |node: usize| f64::from(members[node].weight);
@@ -118,7 +130,8 @@ impl Zones {
     }
 }
 
-/// The smallest scale at which a growing function reaches a value.
+/// Finds the smallest scale at which `total(scale)` reaches `wanted`, by bisection. `total` must
+/// not decrease.
 fn solve(most: f64, wanted: f64, total: impl Fn(f64) -> f64) -> f64 {
     let (mut low, mut high) = (0.0, most);
     for _ in 0..200 {
@@ -128,7 +141,7 @@ fn solve(most: f64, wanted: f64, total: impl Fn(f64) -> f64) -> f64 {
     high
 }
 
-/// How many a node must take, and how many it may.
+/// Minimum and maximum number of replicas that a node holds.
 #[derive(Clone, Copy)]
 struct Share {
     least: u64,
@@ -149,8 +162,8 @@ impl Share {
     }
 }
 
-/// Chooses `count` of each partition's candidates such that every node gets its share, and every zone its part of each
-/// partition, at the least cost.
+/// Chooses `count` of each partition's candidates at the least cost. Every node gets its share, and
+/// every zone its part of each partition.
 fn place(
     candidates: &[Vec<u16>],
     count: i64,
@@ -165,8 +178,8 @@ fn place(
     let zone_count = zones.map_or(0, |zones| zones.bounds.len());
     let in_zone = |p: usize, zone: usize| 2 + partitions + shares.len() + p * zone_count + zone;
     let mut flow = Flow::new(2 + partitions + shares.len() + partitions * zone_count);
-    // Going above the least share costs more than all moves together, and above a zone's least part more than all that: so
-    // everybody gets the least first.
+    // A replica above a node's minimum costs more than all moves together, and one above a zone's
+    // minimum costs more than all of these. So all minimums are filled first.
     let above = partitions as i64 * count + 1;
     let above_zone = above * above;
     let mut choices = Vec::with_capacity(partitions);

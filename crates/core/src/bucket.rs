@@ -1,4 +1,4 @@
-//! What a bucket's keys are held to.
+//! Buckets: the n, quorums, conflict resolver and limits of their keys.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,46 +11,49 @@ use crate::layout_error::LayoutError;
 use crate::quorum::QuorumSize;
 use crate::varint::{Reader, put_bytes, put_varint};
 
-/// The bucket whose definition those take that have none.
+/// Name of the bucket that has the definition of all buckets without one of their own.
 pub const DEFAULT_BUCKET: &str = "default";
-/// Most buckets that have a definition of their own.
+/// Maximum number of buckets with a definition of their own.
 pub const MAX_BUCKETS: usize = 4_096;
 /// Longest name of a resolver, in bytes.
 const MAX_RESOLVER_BYTES: usize = 64;
 
-/// When a read pushes what it merged to replicas that were behind.
+/// The time at which a read sends the merged object to replicas that hold less.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadRepair {
-    /// R replicas hold the merged object before the client is answered: quorum reads never go back.
+    /// Repair before the client is answered: R replicas then hold the merged object. A later quorum
+    /// read cannot return older versions.
     #[default]
     Blocking,
-    /// The client is answered at once, the push goes on behind it.
+    /// Repair after the client is answered.
     Background,
-    /// Nothing is pushed.
+    /// No read repair.
     Off,
 }
 
-/// The rules of one bucket. They live with the cluster's layouts: what a configuration declares in `[buckets.NAME]` counts
-/// when the cluster is founded, `quorate bucket create` adds to it.
+/// The definition of one bucket. The cluster keeps it with its layouts. At cluster init it comes
+/// from `[buckets.NAME]` of the configuration; later, `quorate bucket create` adds more.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BucketDefinition {
-    /// Replicas a key. At most the cluster's `replicas`. Default: as many as those (3).
+    /// Replicas of each key, at most the cluster's `replicas`. Default: the cluster's `replicas`
+    /// (3).
     pub n: Option<u8>,
-    /// Replicas a read asks: a number, "quorum" or "all". Default "quorum".
+    /// Replies that a read waits for: a number, "quorum" or "all". Default "quorum".
     pub r: QuorumSize,
     /// Acks a write waits for: a number, "quorum" or "all". Default "quorum".
     pub w: QuorumSize,
     /// The conflict resolver plugin. Default "siblings".
     pub resolver: String,
-    /// Whether fallbacks may stand in for dead replicas. Default true.
+    /// True if a fallback's ack may count for a replica that cannot be reached. Default true.
     pub sloppy: bool,
-    /// When reads repair. Default "blocking".
+    /// Time of read repair. Default "blocking".
     pub read_repair: ReadRepair,
-    /// How many versions may lie side by side before puts with the empty context are refused. Default 100.
+    /// Maximum number of siblings. A put with the empty context is refused if the key has this
+    /// many. Default 100.
     pub max_siblings: u32,
-    /// Largest value in bytes; at most 16 MiB. Default 1 MiB.
+    /// Largest value, in bytes; at most 16 MiB. Default 1 MiB.
     pub max_value_bytes: u32,
 }
 
@@ -69,20 +72,23 @@ impl Default for BucketDefinition {
     }
 }
 
-/// A definition with its numbers worked out for the cluster.
+/// A definition that was checked against the cluster's number of replicas.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bucket {
-    /// Replicas a key: at most as many as a layout has. 255 where the definition leaves it to the layout.
+    /// Replicas of each key. The layout's N is the upper limit. 255 if the definition names none: N
+    /// then applies.
     pub n: u8,
-    /// The definition itself.
+    /// The definition.
     pub definition: BucketDefinition,
 }
 
 impl Bucket {
-    /// How many replicas a request needs of `n`: its own wish, or the bucket's. Never clamped.
+    /// Returns the number of replicas, out of `n`, that a request needs: its own size `wish`, or
+    /// else the bucket's `default`. The number is never reduced to fit. `name` is "r" or "w", for
+    /// the error.
     ///
     /// # Errors
-    /// `InvalidRequest` if that is none, or more than there are.
+    /// `InvalidRequest` if the number is 0 or larger than `n`.
     pub fn required(
         &self,
         wish: QuorumSize,
@@ -102,8 +108,11 @@ impl Bucket {
 }
 
 impl Bucket {
-    /// True if requests by this definition and by the other meet: on the same replicas, and what one writes the other
-    /// reads, in a layout with so many replicas.
+    /// True if requests under this definition and under `other` overlap, in a layout with N =
+    /// `replicas`.
+    ///
+    /// They do if the keys have the same replicas, and each definition's reads see the other one's
+    /// writes. Equal quorums count as overlapping too.
     pub fn meets(&self, other: &Bucket, replicas: u8) -> bool {
         let n = self.n.min(replicas);
         let sizes = |of: &Bucket| (u16::from(of.definition.r.of(n)), u16::from(of.definition.w.of(n)));
@@ -113,7 +122,7 @@ impl Bucket {
     }
 }
 
-/// All buckets of a cluster. A name that is not declared takes the definition of `default`.
+/// All buckets of a cluster. A bucket that is not declared has the definition of `default`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Buckets {
     declared: BTreeMap<String, Arc<Bucket>>,
@@ -131,7 +140,8 @@ impl Buckets {
     /// Checks the definitions against the cluster's number of replicas.
     ///
     /// # Errors
-    /// [`LayoutError::Bucket`]: which, and what is wrong with it.
+    /// [`LayoutError::Bucket`], with the bucket's name, the value that does not fit, and the
+    /// remedy.
     pub fn new(
         definitions: &BTreeMap<String, BucketDefinition>,
         replicas: u8,
@@ -151,7 +161,7 @@ impl Buckets {
         Ok(buckets)
     }
 
-    /// The rules of the bucket with this name.
+    /// Returns the bucket with this name.
     pub fn get(&self, name: &str) -> &Arc<Bucket> {
         if self.declared.is_empty() {
             return &self.default;
@@ -164,23 +174,24 @@ impl Buckets {
         self.declared.contains_key(name)
     }
 
-    /// The declared buckets by name, and the default.
+    /// Returns the declared buckets, sorted by name, and `default`.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bucket)> {
         let default = (!self.is_declared(DEFAULT_BUCKET)).then_some((DEFAULT_BUCKET, &*self.default));
         self.declared.iter().map(|(name, bucket)| (name.as_str(), &**bucket)).chain(default)
     }
 
-    /// The definitions by name.
+    /// Returns the definitions by name.
     pub fn definitions(&self) -> BTreeMap<String, BucketDefinition> {
         self.declared.iter().map(|(name, bucket)| (name.clone(), bucket.definition.clone())).collect()
     }
 
-    /// Names of buckets whose keys have another number of replicas in `other`.
+    /// Returns the names of buckets that have another number of replicas in `other`.
     pub fn with_other_n<'a>(&'a self, other: &'a Buckets) -> impl Iterator<Item = &'a str> {
         self.names_with(other).filter(|name| self.get(name).n != other.get(name).n)
     }
 
-    /// Names of buckets whose requests by one definition may miss those by the other.
+    /// Returns the names of buckets for which requests under one definition may miss writes under
+    /// the other.
     pub fn that_miss<'a>(&'a self, other: &'a Buckets, replicas: u8) -> impl Iterator<Item = &'a str> {
         self.names_with(other).filter(move |name| !self.get(name).meets(other.get(name), replicas))
     }
@@ -192,7 +203,7 @@ impl Buckets {
 }
 
 impl BucketDefinition {
-    /// What this one has and `wanted` has not, for people.
+    /// Describes, for people, the fields of this definition that differ from `wanted`.
     pub(crate) fn differences(&self, wanted: &BucketDefinition) -> String {
         let n = |of: &BucketDefinition| of.n.map_or("that of the layout".to_owned(), |n| n.to_string());
         let repair = |of: &BucketDefinition| format!("{:?}", of.read_repair).to_lowercase();
@@ -272,10 +283,10 @@ fn read_size(reader: &mut Reader<'_>) -> Result<QuorumSize, LayoutError> {
     }
 }
 
-/// A definition's numbers for a cluster with so many replicas.
+/// Checks a definition against the cluster's number of replicas.
 ///
 /// # Errors
-/// [`LayoutError::Bucket`]: what does not fit.
+/// [`LayoutError::Bucket`], with the value that does not fit, and the remedy.
 pub(crate) fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, LayoutError> {
     numbers_of(name, definition, replicas)
         .map_err(|detail| LayoutError::Bucket { name: name.to_owned(), detail })
@@ -315,7 +326,7 @@ fn numbers_of(name: &str, definition: &BucketDefinition, replicas: u8) -> Result
 mod tests {
     use super::*;
 
-    /// What is encoded is decoded, and a cut is not taken for anything.
+    /// A decoded definition equals the encoded one. Truncated bytes are refused.
     #[test]
     fn definitions_round_trip() {
         let odd = BucketDefinition {
@@ -338,9 +349,10 @@ mod tests {
         }
     }
 
-    /// Each number that does not fit the cluster is named with what does, and the bucket with it.
+    /// A value that does not fit the cluster is refused, with the bucket's name, the field and the
+    /// value.
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn values_that_do_not_fit_are_named() {
         let plain = BucketDefinition::default;
         let wrong = [
             (BucketDefinition { n: Some(4), ..plain() }, "n = 4"),

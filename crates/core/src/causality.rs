@@ -1,14 +1,19 @@
-//! Who wrote what, and who has seen it: actors, dots and causal contexts.
+//! Actors, dots and causal contexts: the names of writes, and the sets of writes that a client or a
+//! replica has seen.
 
 use std::fmt;
 
 use crate::clock::Stamp;
 
-/// One unbroken run of memory of one node over one partition: a random number, new at every start of a process and
-/// whenever a node begins to hold the partition (again).
+/// A random number under which one run of a node's process mints the writes of one partition.
 ///
-/// Since an actor never forgets an event it issued, "all of its events up to t" is a true statement about whoever
-/// holds its event t. (Clocks reused after amnesia are the kv679 family of Riak's faults.)
+/// A node draws a new one when it starts, and when it begins to hold the partition again. It also
+/// does so when a change that had been applied could not be committed. As a fallback, a node mints
+/// under a separate actor.
+///
+/// An actor never forgets a write that it minted. A replica that has seen the write of stamp t has
+/// therefore seen all earlier writes of that actor to the key. (An actor that is used again after a
+/// loss of memory breaks this: see the kv679 family of faults in Riak.)
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Actor(pub u64);
 
@@ -18,24 +23,27 @@ impl fmt::Debug for Actor {
     }
 }
 
-/// The name of one write. No dot ever names two values.
+/// The name of one write. No dot names two values.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Dot {
-    /// Who coordinated the write.
+    /// The actor that minted the write.
     pub actor: Actor,
-    /// When, on that actor's clock.
+    /// The time of the write, from that actor's clock.
     pub stamp: Stamp,
 }
 
-/// A set of dots: a version vector (per actor, *all* of its events on this key up to a stamp) and extra dots above it.
+/// A set of dots: a version vector and extra dots above it. The vector holds, per actor, *all* of
+/// its dots of this key up to a stamp.
 ///
-/// Used twice: for what has been replaced in an object, and for what a client has seen.
+/// An object keeps its replaced versions in such a set. A client has one for the versions that it
+/// has seen.
 ///
 /// # Invariants
-/// Both lists are sorted and free of repetitions, and no extra dot is covered by the vector: one set, one
-/// representation, so that equality and digests compare sets.
+/// Both lists are sorted and free of repetitions, and no extra dot is covered by the vector. So
+/// each set has exactly one representation: equality and digests compare sets.
 ///
-/// Source: Preguiça et al., *Dotted Version Vectors*, 2010; the set of extra dots generalises the single dot.
+/// Source: Preguiça et al., *Dotted Version Vectors*, 2010; the set of extra dots generalises the
+/// single dot.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct CausalContext {
     vector: Vec<(Actor, Stamp)>,
@@ -43,10 +51,11 @@ pub struct CausalContext {
 }
 
 impl CausalContext {
-    /// The set that contains no dot.
+    /// The empty set.
     pub const EMPTY: CausalContext = CausalContext { vector: Vec::new(), extra: Vec::new() };
 
-    /// Builds a context from parts that come from outside, or `None` if they break an invariant.
+    /// Builds a context from parts that come from a disk, a peer or a client. Returns `None` if
+    /// they break an invariant.
     pub fn from_parts(vector: Vec<(Actor, Stamp)>, extra: Vec<Dot>) -> Option<CausalContext> {
         let sorted = vector.windows(2).all(|w| w[0].0 < w[1].0) && extra.windows(2).all(|w| w[0] < w[1]);
         let context = CausalContext { vector, extra };
@@ -54,12 +63,13 @@ impl CausalContext {
         canonical.then_some(context)
     }
 
-    /// Per actor, sorted: all of its events up to this stamp are in the set.
+    /// Returns the version vector, sorted by actor. All dots of an actor up to its stamp are in the
+    /// set.
     pub fn vector(&self) -> &[(Actor, Stamp)] {
         &self.vector
     }
 
-    /// Single dots above the vector, sorted. Normally none.
+    /// Returns the single dots above the vector, sorted. Normally there are none.
     pub fn extra(&self) -> &[Dot] {
         &self.extra
     }
@@ -81,7 +91,7 @@ impl CausalContext {
         dot.stamp <= self.up_to(dot.actor) || self.extra.binary_search(&dot).is_ok()
     }
 
-    /// Adds one dot and claims nothing about the actor's other events.
+    /// Adds one dot. It says nothing about the actor's other dots.
     pub fn add_dot(&mut self, dot: Dot) {
         if !self.contains(dot)
             && let Err(at) = self.extra.binary_search(&dot)
@@ -90,10 +100,10 @@ impl CausalContext {
         }
     }
 
-    /// Adds *all* events of the actor up to the stamp.
+    /// Adds *all* dots of the actor up to the stamp.
     ///
-    /// Right only for whoever holds them all: an object that holds an actor's event holds its earlier ones, since
-    /// replicas are sent merged objects and an actor forgets nothing.
+    /// The caller must have seen them all. An object that holds a dot of an actor holds its earlier
+    /// ones too: replicas are sent merged objects, and an actor forgets nothing.
     pub fn raise(&mut self, actor: Actor, stamp: Stamp) {
         match self.vector.binary_search_by_key(&actor, |entry| entry.0) {
             Ok(at) => self.vector[at].1 = self.vector[at].1.max(stamp),
@@ -104,7 +114,7 @@ impl CausalContext {
         }
     }
 
-    /// Adds the dots of `other`. True if any was new.
+    /// Adds the dots of `other`. Returns true if any of them was new.
     pub fn union(&mut self, other: &CausalContext) -> bool {
         let mut grown = false;
         if self.vector != other.vector {
@@ -131,7 +141,7 @@ impl CausalContext {
         grown
     }
 
-    /// The newest stamp of any dot in the set.
+    /// Returns the newest stamp of all dots in the set, or [`Stamp::ZERO`] if it is empty.
     pub fn newest(&self) -> Stamp {
         let vector = self.vector.iter().map(|entry| entry.1);
         vector.chain(self.extra.iter().map(|dot| dot.stamp)).max().unwrap_or(Stamp::ZERO)

@@ -1,6 +1,7 @@
-//! What an operator changes about a cluster's members: staged one by one, planned and committed together.
+//! Changes of a cluster's layout. An operator stages them one by one, then plans and commits them
+//! together.
 //!
-//! Source: the words are Riak's.
+//! Source: the terms are Riak's.
 
 use std::collections::BTreeMap;
 
@@ -9,73 +10,76 @@ use crate::layout_error::LayoutError;
 use crate::member::{DEFAULT_WEIGHT, Departure, MAX_MEMBER_TEXT, Member, WEIGHTS};
 use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 
-/// One change.
+/// One change of the layout.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LayoutChange {
     /// A node becomes a member.
     Join {
-        /// Its name.
+        /// The node's name.
         name: String,
-        /// Where it listens, "host:port".
+        /// The address at which the node listens, "host:port".
         address: String,
-        /// Its failure zone, or empty.
+        /// The node's failure zone, or empty.
         zone: String,
-        /// How much it is to hold.
+        /// Share of the partitions that the node holds, relative to the other members' weights.
         weight: u16,
     },
-    /// A member hands over what it holds and is one no more.
+    /// A member hands over its data and stops being one.
     Leave {
-        /// Its name.
+        /// The member's name.
         name: String,
     },
-    /// A member's disk is lost: it is one no more, and nobody waits for it.
+    /// A member whose disk is lost stops being one. No node waits for it.
     Remove {
-        /// Its name.
+        /// The member's name.
         name: String,
     },
-    /// How much a member is to hold.
+    /// A member gets another weight.
     Weight {
-        /// Its name.
+        /// The member's name.
         name: String,
-        /// Relative to the others'.
+        /// Share of the partitions that the member holds, relative to the other members' weights.
         weight: u16,
     },
-    /// In which failure zone a member is.
+    /// A member moves to another failure zone.
     Zone {
-        /// Its name.
+        /// The member's name.
         name: String,
-        /// The zone, or empty.
+        /// The new zone, or empty.
         zone: String,
     },
-    /// How many replicas a partition has.
+    /// Partitions get another number of replicas.
     Replicas {
-        /// N.
+        /// N, the number of replicas of each partition.
         count: u8,
     },
-    /// A bucket gets a definition of its own, for good.
+    /// A bucket gets a definition of its own. The definition can never be changed.
     Bucket {
-        /// Its name.
+        /// The bucket's name.
         name: String,
-        /// What its keys are held to.
+        /// The bucket's n, quorums, conflict resolver and limits.
         definition: BucketDefinition,
     },
 }
 
-/// A change that waits for its commit, under a number of its own: whoever asks for it again, also at another node, gives the
-/// same number.
+/// A change that waits for its commit. It has a number of its own, which the caller repeats in
+/// every attempt, also at another node. So the change is made only once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StagedChange {
-    /// Names it, wherever it is known, and says its place among others: see [`change_id`].
+    /// The number that names the change on all nodes, and orders it among other changes: see
+    /// [`change_id`].
     pub id: u64,
-    /// What is to change.
+    /// The change itself.
     pub change: LayoutChange,
 }
 
-/// Names a change: later ones of one source have larger names, those of others as far as clocks agree.
+/// Returns the number of a new change. The numbers of one source increase; those of different
+/// sources are in time order as far as their clocks agree.
 ///
-/// `wall_ms`: the time of day, milliseconds since 1970. `random`: of any source. `last`: the one before of the same source, or 0.
+/// `wall_ms`: the wall clock, in milliseconds since 1970. `random`: a random number, of which the
+/// low 16 bits are used. `last`: the previous number of the same source, or 0.
 pub fn change_id(wall_ms: u64, random: u64, last: u64) -> u64 {
-    // Beyond 2^48 milliseconds nobody counts.
+    // The shift keeps 48 bits of milliseconds, which last for 8,900 years.
     ((wall_ms << 16) | (random & 0xffff)).max(last.saturating_add(1))
 }
 
@@ -117,7 +121,7 @@ impl LayoutChange {
         }
     }
 
-    /// As bytes, for a request.
+    /// Encodes the change for a request.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.write(&mut out);
@@ -134,10 +138,10 @@ impl LayoutChange {
         }
     }
 
-    /// The change that `encode` wrote.
+    /// Decodes a change that `encode` wrote.
     ///
     /// # Errors
-    /// [`LayoutError`] for anything else, and for what no layout may have.
+    /// [`LayoutError::Malformed`] for any other bytes.
     pub fn decode(bytes: &[u8]) -> Result<LayoutChange, LayoutError> {
         let mut reader = Reader::new(bytes);
         let change = LayoutChange::read(&mut reader)?;
@@ -164,7 +168,7 @@ impl LayoutChange {
 }
 
 impl StagedChange {
-    /// As bytes, for a request.
+    /// Encodes the number and the change for a request.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.write(&mut out);
@@ -176,10 +180,10 @@ impl StagedChange {
         self.change.write(out);
     }
 
-    /// The change that `encode` wrote.
+    /// Decodes a change that `encode` wrote.
     ///
     /// # Errors
-    /// [`LayoutError`] for anything else, and for what no layout may have.
+    /// [`LayoutError::Malformed`] for any other bytes.
     pub fn decode(bytes: &[u8]) -> Result<StagedChange, LayoutError> {
         let mut reader = Reader::new(bytes);
         let staged = StagedChange::read(&mut reader)?;
@@ -192,9 +196,10 @@ impl StagedChange {
     }
 }
 
-/// A layout's members and N, without who holds what.
+/// The members, N and buckets of a layout, without its assignment of partitions. Changes are
+/// applied to it.
 pub(crate) struct Outline {
-    /// The number of the layout that it is to become.
+    /// The number of the layout that this outline becomes.
     pub(crate) number: u64,
     pub(crate) members: Vec<Member>,
     pub(crate) replicas: u8,
@@ -203,7 +208,10 @@ pub(crate) struct Outline {
 }
 
 impl Outline {
-    /// Makes a change.
+    /// Applies one change.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if the change does not fit.
     pub(crate) fn apply(&mut self, change: &LayoutChange) -> Result<(), LayoutError> {
         let refused = |detail: String| Err(LayoutError::Change { detail });
         match change {
@@ -234,14 +242,15 @@ impl Outline {
                 }
                 let before = self.members.len();
                 self.members.retain(|member| member.name != *name);
-                // Somebody who is leaving can still be declared lost.
+                // A node that left may still be handing over its data, so its disk can still be
+                // declared lost.
                 let leaving = lost && self.gone.contains_key(name);
                 if self.members.len() == before && !leaving {
                     return refused(self.unknown(name));
                 }
                 let how = match (lost, self.gone.get(name)) {
                     (true, _) => Departure::Lost { by: self.number },
-                    // What it forgot once stays forgotten.
+                    // The record that its disk was lost once is kept when it leaves.
                     (false, Some(returned @ Departure::Returned { .. })) => *returned,
                     (false, _) => Departure::Left,
                 };
@@ -261,15 +270,15 @@ impl Outline {
             LayoutChange::Bucket { name, definition } => match self.buckets.get(name) {
                 _ if name == DEFAULT_BUCKET => {
                     return refused(format!(
-                        "bucket {name:?} is what buckets go by that have no definition of their own: \
-                         it can be declared only when a cluster is founded ([buckets.{name}])"
+                        "bucket {name:?} has the definition of all buckets without one of their own: \
+                         declare it in [buckets.{name}] of the configuration, before the cluster is founded"
                     ));
                 }
-                // Two may have had the same idea.
+                // Another node may have created the same bucket at the same time.
                 Some(there) if there == definition => {}
                 Some(there) => {
                     return refused(format!(
-                        "bucket {name:?} exists with another definition ({}), which is for good",
+                        "bucket {name:?} exists with another definition ({}): a definition cannot be changed, use another name",
                         there.differences(definition)
                     ));
                 }
@@ -306,7 +315,7 @@ fn check_weight(name: &str, weight: u16) -> Result<(), LayoutError> {
 mod tests {
     use super::*;
 
-    /// What is encoded is decoded, and a cut is not taken for anything.
+    /// A decoded change equals the encoded one. Truncated bytes are refused.
     #[test]
     fn changes_round_trip() {
         let (name, zone) = ("n1".to_owned(), "z".to_owned());

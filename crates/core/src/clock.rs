@@ -1,11 +1,11 @@
-//! The hybrid logical clock, as functions of the time they are given.
+//! The hybrid logical clock, as functions of the time that the caller passes.
 
 use std::fmt;
 
-/// A point of the hybrid logical clock: 48 bits of milliseconds since 1970, then 16 bits of counter.
+/// A time of the hybrid logical clock: 48 bits of milliseconds since 1970, then 16 bits of counter.
 ///
-/// A stamp orders the writes of one actor on one key, and breaks ties for last-write-wins. It is *not* proof of
-/// causality between actors: that is what [`crate::CausalContext`] is for.
+/// A stamp orders the writes of one actor to one key, and breaks ties for last-write-wins. It is
+/// *not* proof of causality between actors: that is the purpose of [`crate::CausalContext`].
 ///
 /// Source: Kulkarni et al., *Logical Physical Clocks*, 2014.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -14,23 +14,23 @@ pub struct Stamp(pub u64);
 const COUNTER_BITS: u32 = 16;
 
 impl Stamp {
-    /// Before every write.
+    /// The stamp before all writes.
     pub const ZERO: Stamp = Stamp(0);
-    /// The latest stamp that may arrive from outside (the year 6429). What is beyond is refused as malformed, so that
-    /// counting up from a stamp can never overflow.
+    /// The latest stamp that is accepted from a disk or a peer (the year 6429). A later one is
+    /// refused as malformed, so that counting up from a stamp never overflows.
     pub const MAX: Stamp = Stamp(u64::MAX >> 1);
 
-    /// The first stamp of a millisecond.
+    /// Returns the first stamp of a millisecond, given in milliseconds since 1970.
     pub fn from_wall_ms(wall_ms: u64) -> Stamp {
         Stamp(wall_ms.min(u64::MAX >> (COUNTER_BITS + 1)) << COUNTER_BITS)
     }
 
-    /// Milliseconds since 1970.
+    /// Returns the milliseconds since 1970.
     pub fn wall_ms(self) -> u64 {
         self.0 >> COUNTER_BITS
     }
 
-    /// The smallest stamp after this one.
+    /// Returns the smallest stamp after this one.
     pub fn next(self) -> Stamp {
         Stamp(self.0 + 1)
     }
@@ -42,18 +42,21 @@ impl fmt::Debug for Stamp {
     }
 }
 
-/// What one node remembers of the clock. A value: the caller stores what the functions return.
+/// The state of one node's clock. It is a value: the caller stores the one that `mint` returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HybridClock {
-    /// The newest stamp this node minted or let itself be pulled to.
+    /// The newest stamp of this node's clock. It follows minted stamps, but never too far ahead of
+    /// the wall clock.
     pub last: Stamp,
 }
 
 impl HybridClock {
-    /// The stamp for a write that has seen `newest`, at `wall_ms`: beyond everything seen, whatever the wall says.
+    /// Returns the stamp of a write that has seen `newest`, at `wall_ms`, and the next state of the
+    /// clock. The stamp is later than `newest` and `self.last`, whatever the wall clock says.
     ///
-    /// The node's own clock follows at most `max_skew_ms` ahead of the wall, so that one peer with a clock a year ahead
-    /// drags nobody along: the write is stamped beyond what it saw all the same, only the clock stays.
+    /// The node's own clock runs at most `max_skew_ms` ahead of the wall clock. So one peer whose
+    /// clock is a year ahead does not move the clocks of the others. A write that has seen such a
+    /// stamp still gets a later one; only the node's clock does not follow.
     pub fn mint(self, newest: Stamp, wall_ms: u64, max_skew_ms: u64) -> (Stamp, HybridClock) {
         let wall = Stamp::from_wall_ms(wall_ms);
         let stamp = self.last.next().max(wall).max(newest.next());
@@ -70,7 +73,8 @@ impl HybridClock {
 mod tests {
     use super::*;
 
-    /// A stamp is beyond the node's last one, the wall, and everything the write has seen.
+    /// A stamp is later than the node's last one, the wall clock, and all stamps that the write has
+    /// seen.
     #[test]
     fn stamps_are_beyond_everything_seen() {
         let clock = HybridClock { last: Stamp::from_wall_ms(50) };
@@ -82,7 +86,8 @@ mod tests {
         assert_eq!(stamp, Stamp::from_wall_ms(70).next());
     }
 
-    /// A clock far ahead is passed in the stamp, but does not become this node's clock.
+    /// A write gets a stamp later than one of a clock far ahead, but this node's clock does not
+    /// follow.
     #[test]
     fn a_far_clock_does_not_drag_this_one() {
         let year = 365 * 24 * 3_600_000;

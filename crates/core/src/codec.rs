@@ -1,7 +1,8 @@
-//! The one encoding of objects and contexts: what is on disk and on the wire.
+//! The encoding of objects and contexts, on disk and on the wire.
 //!
-//! Compact, versioned, checksummed. `schema/object.md` describes it byte by byte. Whatever is not exactly what
-//! `encode_*` writes is an error: a bad record is a read error (to be repaired from other replicas), never "absent".
+//! It is compact and versioned, and has checksums. `schema/object.md` describes it byte by byte.
+//! Bytes that `encode_*` would not write are an error. So a damaged record is a read error, which
+//! other replicas repair, and never "absent".
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
@@ -11,48 +12,51 @@ use crate::clock::Stamp;
 use crate::object::{MAX_REPLACED_REQUESTS, Object, Payload, ReplacedRequest, RequestId, Version};
 use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
-/// The version of the encoding of records that this build writes, and the newest it reads.
+/// Version of the record encoding that this build writes, and the newest that it reads.
 pub const FORMAT_VERSION: u8 = 2;
-/// In the first one all values were within.
+/// The first record version. It stores all values within the part that the record's checksum
+/// covers.
 const ALL_WITHIN: u8 = 1;
-/// The version of the encoding of contexts.
+/// Version of the context encoding.
 const CONTEXT_VERSION: u8 = 1;
 
 /// Flags of a record.
 const LONG_KEY: u8 = 1;
 const APART: u8 = 2;
-/// Kinds of versions.
+/// Kinds of payloads.
 const TOMBSTONE: u8 = 0;
 const VALUE: u8 = 1;
 const VALUE_APART: u8 = 2;
-/// A larger value lies behind the rest of the record and has a checksum of its own: what only has to know whether it is
-/// replaced need not read it.
+/// Largest value that is stored within the part that the record's checksum covers, in bytes.
+///
+/// A larger value follows that part, with a checksum of its own. Code that only compares versions
+/// need not read such values.
 const LARGEST_WITHIN: usize = 1_024;
 const HEADER_BYTES: usize = 10;
 const DOT_BYTES: usize = 16;
-/// Most dots of a context that a client may send: far above any that a node gives out.
+/// Maximum number of dots in a client's context. The contexts that nodes return have far fewer.
 const MAX_CLIENT_DOTS: usize = 4_096;
 
-/// Why bytes are not an object or a context.
+/// Error of decoding an object or a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// The input ends before the record does, or a length in it is beyond its end.
+    /// The input ends too early, or a length in it exceeds the input.
     #[error("record is truncated or a length in it is wrong")]
     Truncated,
-    /// The bytes are not those that were written.
+    /// The checksum does not match: the bytes are damaged.
     #[error("checksum does not match: the record is damaged")]
     Checksum,
-    /// Written by a newer build.
+    /// A newer build wrote the record.
     #[error("it has format version {version}, newer than this build reads")]
     NewerVersion {
         /// The record's version.
         version: u8,
     },
-    /// Decodable, but nothing that this code would have written.
+    /// The bytes can be decoded, but this code would not have written them.
     #[error("record breaks an invariant of the format")]
     NotCanonical,
-    /// The context was read from another key.
-    #[error("this context belongs to another key: a context is good for the key it was read from")]
+    /// The client read the context from another key.
+    #[error("this context belongs to another key: use a context only for the key that it was read from")]
     OtherKey,
 }
 
@@ -62,16 +66,16 @@ impl From<Short> for CodecError {
     }
 }
 
-/// A record as stored: the object, and the full client key where the storage key could not hold it.
+/// A stored record: the object, and the full client key if the storage key cannot hold it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// What the replica holds.
+    /// The object that the replica holds.
     pub object: Object,
-    /// The client's key, if it is longer than a storage key can hold.
+    /// The client's key, if it is too long for a storage key.
     pub long_key: Option<Bytes>,
 }
 
-/// Encodes an object. `long_key` is the client's full key if the storage key does not hold it.
+/// Encodes an object. `long_key` is the client's full key, if the storage key cannot hold it.
 pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
     let values: usize = object.live().iter().map(|version| version.payload.len() + 38).sum();
     let context = object.replaced();
@@ -129,48 +133,50 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
     Bytes::from(out)
 }
 
-/// A record whose large values nobody has looked at yet.
+/// A decoded record whose large values have not been read, and so not been checked.
 pub struct Unread {
     record: Record,
-    /// The values that the record's own checksum does not cover, and what their own has to be.
+    /// The large values, each with the checksum that it must have.
     values: Vec<(Bytes, u64)>,
 }
 
 impl Unread {
-    /// The record, for who replaces its values: what is kept of it has to be checked.
+    /// Returns the record without a check of its large values. A caller that keeps any of them must
+    /// call [`Unread::check`].
     pub fn unchecked(&self) -> &Record {
         &self.record
     }
 
-    /// Takes the object out, to be changed.
+    /// Moves the object out of the record, so that the caller can change it. Its large values are
+    /// not checked.
     pub fn take_unchecked(&mut self) -> Object {
         std::mem::take(&mut self.record.object)
     }
 
-    /// Whether its values are those that were written.
+    /// Checks that the large values are those that were written.
     ///
     /// # Errors
-    /// [`CodecError::Checksum`].
+    /// [`CodecError::Checksum`] if one of them is damaged.
     pub fn check(&self) -> Result<(), CodecError> {
         let is_whole = |(value, checksum): &(Bytes, u64)| xxh3_64(value) == *checksum;
         self.values.iter().all(is_whole).then_some(()).ok_or(CodecError::Checksum)
     }
 }
 
-/// Decodes a record; values share `bytes`' memory.
+/// Decodes a record. Its values share the memory of `bytes`.
 ///
 /// # Errors
-/// [`CodecError`] for anything that [`encode_object`] did not write.
+/// [`CodecError`] for bytes that [`encode_object`] did not write.
 pub fn decode_object(bytes: &Bytes) -> Result<Record, CodecError> {
     let unread = decode_unread(bytes)?;
     unread.check()?;
     Ok(unread.record)
 }
 
-/// As [`decode_object`], but without reading large values.
+/// Decodes a record as [`decode_object`] does, but does not read large values.
 ///
 /// # Errors
-/// Those of [`decode_object`] for everything but the bytes of large values.
+/// Those of [`decode_object`], except for damaged bytes of large values.
 pub fn decode_unread(bytes: &Bytes) -> Result<Unread, CodecError> {
     let mut reader = Reader::new(bytes);
     let version = reader.byte()?;
@@ -246,7 +252,8 @@ pub fn decode_unread(bytes: &Bytes) -> Result<Unread, CodecError> {
     Ok(Unread { record: Record { object, long_key }, values: apart })
 }
 
-/// Encodes what a client has seen of the key with this hash. Never empty: no bytes at all mean the empty context.
+/// Encodes the context that a client has seen of the key with this hash. The result is never empty,
+/// because no bytes mean the empty context.
 pub fn encode_context(context: &CausalContext, key_hash: u64) -> Vec<u8> {
     let dots = context.vector().len() + context.extra().len();
     let mut out = Vec::with_capacity(HEADER_BYTES + 10 + dots * DOT_BYTES);
@@ -259,7 +266,7 @@ pub fn encode_context(context: &CausalContext, key_hash: u64) -> Vec<u8> {
     out
 }
 
-/// Decodes a context that a client gives back with a request for the key with this hash.
+/// Decodes a context that a client sends with a request for the key with this hash.
 ///
 /// # Errors
 /// [`CodecError`]; `OtherKey` if the context was read from another key.
@@ -287,7 +294,7 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
     Ok(context)
 }
 
-/// Over the two leading bytes and everything after the checksum.
+/// Returns the checksum over the two leading bytes and all bytes after the checksum.
 fn checksum_of(bytes: &[u8]) -> u64 {
     let lead = u64::from(bytes[0]) << 8 | u64::from(bytes[1]);
     xxh3_64(&bytes[HEADER_BYTES..]) ^ lead.wrapping_mul(0x9e37_79b9_7f4a_7c15)

@@ -1,14 +1,16 @@
-//! The time and the randomness that everything is given, so that a simulation can give its own.
+//! The source of time and random numbers, which a simulation replaces by its own.
 
-/// Where a node gets wall time and random numbers from. Monotonic time is the async runtime's, which a simulation
-/// drives already.
+/// A node's source of wall time and random numbers. The event loop's timers use the async runtime's
+/// clock, which a simulation drives already.
 pub trait Environment: Send + Sync + 'static {
-    /// The wall clock: milliseconds since 1970. May jump.
+    /// Returns the wall clock, in milliseconds since 1970. It may jump.
     fn wall_ms(&self) -> u64;
 
-    /// A monotonic clock, in milliseconds from an arbitrary start, for deadlines that are checked off the event loop.
+    /// Returns a monotonic clock, in milliseconds from an arbitrary start. Deadlines are checked by
+    /// it outside the event loop.
     fn monotonic_ms(&self) -> u64;
 
-    /// A random number nobody can foresee or repeat; in a simulation, one from the seed.
+    /// Returns a random number that cannot be predicted or repeated. In a simulation it comes from
+    /// the seed.
     fn random(&self) -> u64;
 }

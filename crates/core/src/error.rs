@@ -1,69 +1,72 @@
-//! What a client is told when its request did not succeed, typed by what is known.
+//! Errors of client requests, one variant for each state that the coordinator can know.
 
-/// Why a request failed. The same words are used in Rust, on the wire, by the command line and in Python; the table in
-/// `docs/errors.md` maps situations to them.
+/// Error of a client's request. Rust, the wire, the command line and Python use the same names. The
+/// table in `docs/errors.md` maps situations to them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Too few live replicas in sight: nothing was written. Safe to repeat.
+    /// Too few live replicas can be reached. Nothing was written, so the request can safely be
+    /// repeated.
     #[error("unavailable: needed {needed} replicas, {reachable} reachable; nothing was attempted")]
     Unavailable {
-        /// Replicas the request needs.
+        /// Replicas that the request needs.
         needed: u8,
-        /// Replicas in sight.
+        /// Live replicas that the coordinator can reach.
         reachable: u8,
     },
-    /// A write reached some replicas but not enough in time. It may surface later, whole, or never.
+    /// A write reached some replicas, but not enough in time. Later reads may show it or not. It is
+    /// never applied in part.
     #[error("indeterminate: needed {needed} acks, received {received}; the write may surface later")]
     Indeterminate {
-        /// Acks the write needs.
+        /// Acks that the write needs.
         needed: u8,
-        /// Acks that came.
+        /// Acks that were received.
         received: u8,
     },
-    /// A queue is at its bound. Nothing was done. Repeat after a pause.
+    /// A queue has reached its limit. Nothing was done. The request can be repeated after a pause.
     #[error("overloaded: {what} is at its limit of {limit}; retry after a pause")]
     Overloaded {
-        /// Which queue.
+        /// The queue.
         what: String,
-        /// Its bound.
+        /// The queue's limit.
         limit: u64,
     },
-    /// A read did not get its replies in time. Repeat as you like.
+    /// A read did not get its replies in time. It can be repeated at any time.
     #[error("deadline exceeded: needed {needed} replies, received {received} within {after_ms} ms")]
     DeadlineExceeded {
-        /// Replies the read needs.
+        /// Replies that the read needs.
         needed: u8,
-        /// Replies that came.
+        /// Replies that were received.
         received: u8,
-        /// How long it waited.
+        /// Time that the read waited, in milliseconds.
         after_ms: u32,
     },
-    /// The empty context would add a sibling to a key that has the most allowed. Read, resolve, write with the context.
+    /// The context is empty, and the key already has as many siblings as the bucket allows. The
+    /// client has to read, and to write with that context.
     #[error(
         "too many siblings: {siblings} lie side by side, the limit is {limit}; read and write with that context"
     )]
     TooManySiblings {
-        /// How many there are.
+        /// Siblings that the key has.
         siblings: u32,
-        /// The bucket's limit.
+        /// Maximum number of siblings, from the bucket's definition.
         limit: u32,
     },
     /// A storage engine refused or failed.
     #[error("storage failed: {detail}")]
     StorageFailed {
-        /// What the engine said.
+        /// The engine's error.
         detail: String,
     },
-    /// The request breaks a rule; repeating it unchanged is useless.
+    /// The request breaks a rule. Repeating it unchanged is useless.
     #[error("invalid request: {detail}")]
     InvalidRequest {
-        /// The value, the limit and what to do.
+        /// The value, the limit and the remedy.
         detail: String,
     },
 }
 
 impl RequestError {
-    /// The error's name, as the command line, the wire and Python write it.
+    /// Returns the error's name, as the command line, the wire and Python write it.
     pub fn name(&self) -> &'static str {
         match self {
             RequestError::Unavailable { .. } => "Unavailable",
@@ -76,7 +79,7 @@ impl RequestError {
         }
     }
 
-    /// True if the same request, sent again after a pause or to another node, may succeed.
+    /// True if the same request may succeed after a pause or at another node.
     pub fn is_retryable(&self) -> bool {
         match self {
             RequestError::Unavailable { .. }
@@ -88,7 +91,7 @@ impl RequestError {
         }
     }
 
-    /// Shorthand for a broken rule.
+    /// Creates a [`RequestError::InvalidRequest`].
     pub fn invalid(detail: impl Into<String>) -> RequestError {
         RequestError::InvalidRequest { detail: detail.into() }
     }

@@ -1,171 +1,176 @@
-//! What happens in a node, as one typed stream: logs, metrics, `explain` and the simulation's checker are fed from it.
+//! The events of a node, as one typed stream. Logs, metrics and the simulation's oracle are fed
+//! from it.
 
 use crate::layout_change::Phase;
 use crate::member::NodeId;
 use crate::object::RequestId;
 
-/// Something that happened. Nothing else logs.
+/// An event of a node. Nothing else writes to the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
     /// Wall clock, milliseconds since 1970.
     pub at_ms: u64,
-    /// The node it happened on.
+    /// The node of the event.
     pub node: NodeId,
-    /// The client's request it belongs to, if it has an id.
+    /// The id of the client's request that caused the event, if it has one.
     pub request: Option<RequestId>,
-    /// What happened.
+    /// The kind of event, with its values.
     pub kind: EventKind,
 }
 
-/// What happened.
+/// The kinds of events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// A connection to a peer stands.
+    /// A connection to a peer was opened.
     PeerUp {
-        /// The peer.
+        /// The peer's name.
         peer: String,
     },
-    /// The connection to a peer is gone.
+    /// A connection to a peer was lost.
     PeerDown {
-        /// The peer.
+        /// The peer's name.
         peer: String,
-        /// What the connection died of.
+        /// The reason for the loss.
         reason: String,
     },
-    /// A peer can't be connected to, or will not have us.
+    /// A connection to a peer cannot be opened, or the peer refuses it.
     PeerUnreachable {
-        /// The peer.
+        /// The peer's name.
         peer: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// We and a peer do not belong together.
+    /// This node and a peer refuse each other, because they do not belong to one cluster.
     PeerRefused {
-        /// The peer, or its address.
+        /// The peer's name or address.
         peer: String,
-        /// What differs.
+        /// The setting that differs, and the remedy.
         reason: String,
     },
-    /// Somebody connected who does not speak our protocol.
+    /// A connection was closed, because the other side does not speak this protocol.
     StrangerRefused {
-        /// Where from.
+        /// The address of the other side.
         address: String,
-        /// What they sent.
+        /// The bytes or the error that showed it.
         reason: String,
     },
-    /// A read found replicas behind and sent them the merged object.
+    /// A read found replicas that were behind, and sent them the merged object.
     ReadRepaired {
-        /// How many.
+        /// Number of replicas.
         replicas: usize,
     },
-    /// A write did not get its acks.
+    /// A write did not get enough acks in time.
     WriteIndeterminate {
-        /// Acks needed.
+        /// Acks that the write needs.
         needed: u8,
-        /// Acks received.
+        /// Acks that were received.
         received: u8,
     },
-    /// A client's request was answered.
+    /// A client's get, put or scan was answered.
     Served {
-        /// Which kind: "get", "put", "scan".
+        /// Kind of request: "get", "put" or "scan".
         verb: &'static str,
         /// "ok", or the error's name.
         outcome: &'static str,
-        /// From its arrival to its answer, microseconds.
+        /// Time from the request's arrival to its answer, in microseconds.
         micros: u64,
-        /// Acks or replies that it took.
+        /// Acks or replies that the answer is based on.
         acked: u8,
         /// Values that a read showed.
         siblings: u32,
         /// Acks that were hints.
         hinted: u8,
     },
-    /// A hint was refused: the budget for its target is used up.
+    /// A hint was refused, because the limit for its target is reached.
     HintRefused {
-        /// For whom it was.
+        /// Name of the replica that the hint was for.
         target: String,
     },
-    /// Hints reached the replica that they were for.
+    /// Hints were delivered to the replica that they were for.
     HintsDelivered {
-        /// Who.
+        /// The replica's name.
         target: String,
-        /// How many.
+        /// Number of hints.
         hints: usize,
     },
-    /// This node may have forgotten what it held: it answers no reads of these partitions until it has asked the others.
+    /// This node may have forgotten records of some partitions. It answers no reads of them until
+    /// it has merged with enough other replicas.
     Recovering {
-        /// How many.
+        /// Number of partitions.
         partitions: usize,
     },
-    /// It has asked enough of them.
+    /// This node has merged with enough other replicas of some partitions.
     Recovered {
-        /// How many.
+        /// Number of partitions.
         partitions: usize,
     },
     /// A round of anti-entropy with a peer ended.
     Repaired {
-        /// The peer.
+        /// The peer's name.
         peer: String,
         /// Keys that differed.
         keys: u64,
     },
-    /// A round of anti-entropy broke off.
+    /// A round of anti-entropy failed.
     RepairFailed {
-        /// The peer.
+        /// The peer's name.
         peer: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Tombstones that everybody held were deleted.
+    /// Tombstones were deleted, because all replicas held them.
     TombstonesCollected {
-        /// How many.
+        /// Number of tombstones.
         keys: usize,
     },
-    /// This node's clock is far from those of most of its peers, or is no more.
+    /// This node's clock differs too much from those of most of its peers, or no longer does.
     ClockSkewed {
-        /// How far, with a sign: positive if this node's is ahead. `None`: it is right again.
+        /// Milliseconds by which this node's clock is ahead; negative if it is behind. `None`: the
+        /// clock is right again.
         ahead_ms: Option<i64>,
     },
-    /// A change of layout begins for this node.
+    /// A layout change begins on this node.
     LayoutChanges {
         /// The new layout's number.
         number: u64,
-        /// What was changed.
+        /// The changes that make the new layout.
         changes: String,
     },
-    /// This node has reached a phase of a change of layout.
+    /// This node has reached a phase of a layout change.
     LayoutPhase {
         /// The new layout's number.
         number: u64,
-        /// Which.
+        /// The phase.
         phase: Phase,
-        /// The older layouts are forgotten.
+        /// True if the layout change has ended: the older layouts are forgotten.
         settled: bool,
     },
-    /// This node was taken out while it was away: it serves nothing any more.
+    /// This node was removed while it was down or cut off. It serves nothing from now on.
     Removed {
-        /// By which layout, or an earlier one.
+        /// Number of the newest layout. That layout, or one before it, removed this node.
         number: u64,
     },
     /// The engine could not read a record or commit a change.
     StorageFailed {
-        /// What it said.
+        /// The engine's error.
         detail: String,
     },
-    /// A change that had been applied could not be committed: its partition goes on under a new actor.
+    /// A change that had been applied could not be committed, so the partition continues under a
+    /// new actor.
     ActorRenewed {
-        /// The partition.
+        /// The partition's number.
         partition: u16,
     },
 }
 
-/// Takes events. Called on the node's event loops and on engines' threads: must not block.
+/// A receiver of events. It is called on the node's event loops and on engines' threads, so it must
+/// not block.
 pub trait EventSink: Send + Sync + 'static {
-    /// Takes one event.
+    /// Receives one event.
     fn emit(&self, event: Event);
 }
 
-/// Takes events and forgets them.
+/// A receiver that discards events.
 pub struct Silent;
 
 impl EventSink for Silent {

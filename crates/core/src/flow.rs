@@ -1,5 +1,6 @@
-//! Minimum-cost maximum flow on small graphs, by the primal-dual method: shortest paths, then all augmentations of
-//! that length at once. Costs here take few distinct values, so there are few rounds.
+//! Minimum-cost maximum flow on small graphs, by the primal-dual method. Each round finds the
+//! shortest paths, then makes all augmentations of that length. There are few rounds, because costs
+//! have few distinct values here.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,8 @@ struct Edge {
     cost: i64,
 }
 
-/// A directed graph with capacities and costs. Edge 2i and its residual twin 2i+1 lie side by side.
+/// A directed graph with capacities and costs. Edge 2i and its residual edge 2i+1 are adjacent in
+/// `edges`.
 pub(crate) struct Flow {
     edges: Vec<Edge>,
     outgoing: Vec<Vec<usize>>,
@@ -32,7 +34,7 @@ impl Flow {
         number
     }
 
-    /// What flows through an edge after `run`.
+    /// Returns the flow through an edge after `run`.
     pub(crate) fn through(&self, edge: usize) -> i64 {
         self.edges[edge + 1].capacity
     }
@@ -79,7 +81,8 @@ impl Flow {
         distance
     }
 
-    /// One augmentation along edges of shortest paths. `next` remembers dead edges over one round.
+    /// Augments the flow along edges of shortest paths, and returns the amount sent. `next` skips
+    /// edges that were used up in this round.
     fn augment(
         &mut self,
         node: usize,

@@ -1,10 +1,10 @@
-//! Hints: objects that a fallback keeps for a replica that was unreachable.
+//! Hints: objects that a node keeps for a replica that could not be reached.
 
 use crate::key::{StorageKey, Table};
 use crate::member::NodeId;
 
-/// Where the hint for `target` of an object's storage key is stored. Hints for one target lie side by side, and hints
-/// for one key merge.
+/// Returns the storage key of a hint: for the node `target`, with the object of storage key `key`.
+/// Hints for one target are adjacent in storage order. Hints for the same target and key merge.
 pub fn hint_key(target: NodeId, key: &StorageKey) -> StorageKey {
     let mut rest = Vec::with_capacity(8 + key.as_bytes().len());
     rest.extend_from_slice(&target.0.to_be_bytes());
@@ -12,19 +12,20 @@ pub fn hint_key(target: NodeId, key: &StorageKey) -> StorageKey {
     StorageKey::of_table(Table::Hints, &rest)
 }
 
-/// The bytes before every hint.
+/// Returns the common first bytes of all hints.
 pub fn all_hints() -> Vec<u8> {
     vec![Table::Hints as u8]
 }
 
-/// The bytes before every hint for `target`.
+/// Returns the common first bytes of all hints for `target`.
 pub fn hints_for(target: NodeId) -> Vec<u8> {
     let mut start = all_hints();
     start.extend_from_slice(&target.0.to_be_bytes());
     start
 }
 
-/// Whom a hint is for, and the storage key of its object; `None` for what [`hint_key`] did not write.
+/// Returns a hint's target and the storage key of its object. Returns `None` for bytes that
+/// [`hint_key`] did not write.
 pub fn parse_hint_key(bytes: &[u8]) -> Option<(NodeId, StorageKey)> {
     let (table, rest) = bytes.split_first()?;
     let (target, rest) = rest.split_first_chunk::<8>()?;
@@ -41,7 +42,8 @@ mod tests {
     use super::*;
     use crate::key::{Key, MAX_BUCKET_BYTES, MAX_KEY_BYTES, MAX_STORAGE_KEY_BYTES, PartitionId};
 
-    /// The hint for the longest key of the longest bucket still fits a storage key, and tells whom and what it is for.
+    /// The hint for the longest key of the longest bucket fits a storage key. Its target and its
+    /// object's key can be read back.
     #[test]
     fn hint_keys_fit_and_are_read_back() {
         let key = Key::new(&[b'b'; MAX_BUCKET_BYTES], &[1; MAX_KEY_BYTES]).unwrap();

@@ -1,4 +1,4 @@
-//! Keys as clients name them, and as they are stored.
+//! Keys as clients name them, and as engines store them.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use crate::error::RequestError;
 pub const MAX_BUCKET_BYTES: usize = 64;
 /// Longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
-/// Longest value that a cluster may be configured to take, in bytes.
+/// Longest value that a bucket may be configured to accept, in bytes.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024 * 1024;
 
-/// How much of a long key is kept in the storage key as it is; the rest is replaced by a 128-bit hash.
+/// Bytes of a long key that the storage key keeps unchanged. A 128-bit hash replaces the rest.
 const STORED_KEY_BYTES: usize = 400;
 const HASH_BYTES: usize = 16;
 
@@ -26,13 +26,13 @@ impl BucketName {
     /// Checks a name.
     ///
     /// # Errors
-    /// `InvalidRequest`, naming the name and what is allowed.
+    /// `InvalidRequest`, with the name and the allowed characters.
     pub fn new(name: &str) -> Result<BucketName, RequestError> {
         check_bucket(name.as_bytes())?;
         Ok(BucketName(name.to_owned()))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -58,9 +58,9 @@ fn check_bucket(name: &[u8]) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// What a client reads and writes: a bucket and 1 to 1,024 bytes of key in it.
+/// The name of a value: a bucket, and 1 to 1,024 bytes of key in it.
 ///
-/// Held as one buffer, bucket, 0, key, which is also what is hashed onto the ring.
+/// It is kept in one buffer: bucket, 0, key. The same bytes are hashed onto the ring.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     joined: Bytes,
@@ -68,10 +68,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// Checks and joins a bucket's name and a key.
+    /// Checks a bucket's name and a key, and joins them.
     ///
     /// # Errors
-    /// `InvalidRequest`, naming the value, the limit and what to do.
+    /// `InvalidRequest`, with the value, the limit and the remedy.
     pub fn new(bucket: &[u8], key: &[u8]) -> Result<Key, RequestError> {
         check_bucket(bucket)?;
         if key.is_empty() || key.len() > MAX_KEY_BYTES {
@@ -89,23 +89,24 @@ impl Key {
         Ok(Key { joined: Bytes::from(joined), bucket_bytes: bucket.len() as u8 })
     }
 
-    /// The bucket's name.
+    /// Returns the bucket's name.
     pub fn bucket(&self) -> &str {
         std::str::from_utf8(&self.joined[..self.bucket_bytes as usize])
             .expect("checked to be ASCII in Key::new")
     }
 
-    /// The key within the bucket.
+    /// Returns the key within the bucket.
     pub fn bytes(&self) -> &[u8] {
         &self.joined[self.bucket_bytes as usize + 1..]
     }
 
-    /// Where the key lies on the ring: xxh3-64 over (bucket, 0, key). Also binds a client's context to the key.
+    /// Returns the key's position on the ring: xxh3-64 over (bucket, 0, key). A client's context
+    /// contains it too, so that the context can only be used for this key.
     pub fn hash(&self) -> u64 {
         xxh3_64(&self.joined)
     }
 
-    /// True if the storage key cannot hold all of the key, so that the record must.
+    /// True if the key is too long for a storage key. The record then holds the whole key.
     pub fn is_long(&self) -> bool {
         self.bytes().len() > STORED_KEY_BYTES
     }
@@ -121,37 +122,38 @@ impl fmt::Debug for Key {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PartitionId(pub u16);
 
-/// What kind of record a storage key names. The first byte of every storage key.
+/// The kind of a record. It is the first byte of every storage key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Table {
     /// Objects of clients' keys.
     Objects = b'd',
-    /// Objects kept for a replica that was unreachable.
+    /// Hints: objects kept for a replica that could not be reached.
     Hints = b'h',
     /// Metadata of the node itself: its owner, its layouts, its recovery.
     NodeMetadata = b'm',
 }
 
-/// The name of a record in an engine, at most 511 bytes, the same on every engine: table, partition, bucket, 0, key.
+/// The name of a record in a storage engine: at most 511 bytes, the same in every engine. An
+/// object's is: table, partition, bucket, 0, key.
 ///
-/// A key's tail beyond 400 bytes is replaced by a 128-bit hash (the full key is then in the record). The order of these
-/// bytes is the order of a scan.
+/// A 128-bit hash replaces the bytes of a key after the first 400; the record then holds the full
+/// key. Scans return records in the order of these bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorageKey(Bytes);
 
-/// Longest storage key, in bytes; every engine must take it.
+/// Longest storage key, in bytes. Every engine must accept it.
 pub const MAX_STORAGE_KEY_BYTES: usize = 511;
 
 impl StorageKey {
-    /// The name of a client's key in an engine.
+    /// Returns the storage key of a client's key.
     pub fn of(partition: PartitionId, key: &Key) -> StorageKey {
         let mut name = Self::bucket_start(partition, key.bucket());
         push_stored_key(&mut name, key.bytes());
         StorageKey(Bytes::from(name))
     }
 
-    /// The name of a record of another table: hints and the node's facts.
+    /// Returns the storage key of a record of another table: a hint, or node metadata.
     pub fn of_table(table: Table, rest: &[u8]) -> StorageKey {
         let mut name = Vec::with_capacity(1 + rest.len());
         name.push(table as u8);
@@ -160,7 +162,7 @@ impl StorageKey {
         StorageKey(Bytes::from(name))
     }
 
-    /// Checks bytes that come from a peer: they must name an object.
+    /// Checks bytes that a peer sent. Returns `None` if they are not the storage key of an object.
     pub fn from_peer(bytes: &[u8]) -> Option<StorageKey> {
         if bytes.len() > MAX_STORAGE_KEY_BYTES || bytes.first() != Some(&(Table::Objects as u8)) {
             return None;
@@ -173,7 +175,8 @@ impl StorageKey {
         known.then(|| StorageKey(Bytes::copy_from_slice(bytes)))
     }
 
-    /// The bytes before every key of the bucket in the partition: where a scan of it begins.
+    /// Returns the common first bytes of all storage keys of the bucket in the partition. A scan of
+    /// the bucket starts there.
     pub fn bucket_start(partition: PartitionId, bucket: &str) -> Vec<u8> {
         let mut name = Vec::with_capacity(3 + bucket.len() + 1 + 32);
         name.push(Table::Objects as u8);
@@ -183,44 +186,48 @@ impl StorageKey {
         name
     }
 
-    /// The bytes before every key of the bucket that begins with `prefix`. A prefix longer than what a storage key
-    /// holds is cut: whoever scans compares the full keys.
+    /// Returns the common first bytes of all storage keys of the bucket whose keys begin with
+    /// `prefix`.
+    ///
+    /// A prefix that is longer than a storage key can hold is cut. The caller then has to compare
+    /// the full keys.
     pub fn prefix_start(partition: PartitionId, bucket: &str, prefix: &[u8]) -> Vec<u8> {
         let mut name = Self::bucket_start(partition, bucket);
         name.extend_from_slice(&prefix[..prefix.len().min(STORED_KEY_BYTES)]);
         name
     }
 
-    /// The bytes before every key of the partition, all buckets.
+    /// Returns the common first bytes of all storage keys of the partition, in all buckets.
     pub fn partition_start(partition: PartitionId) -> Vec<u8> {
         let mut name = vec![Table::Objects as u8];
         name.extend_from_slice(&partition.0.to_be_bytes());
         name
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The bytes, shared.
+    /// Returns the bytes without copying them.
     pub fn to_bytes(&self) -> Bytes {
         self.0.clone()
     }
 
-    /// The partition of an object's storage key.
+    /// Returns the partition. The storage key must be that of an object.
     pub fn partition(&self) -> PartitionId {
         PartitionId(u16::from_be_bytes([self.0[1], self.0[2]]))
     }
 
-    /// The bucket of an object's storage key.
+    /// Returns the bucket. The storage key must be that of an object.
     pub fn bucket(&self) -> &str {
         let rest = &self.0[3..];
         let end = rest.iter().position(|&b| b == 0).unwrap_or(rest.len());
         std::str::from_utf8(&rest[..end]).unwrap_or("")
     }
 
-    /// The client's key, unless it was too long for a storage key: then the record has it.
+    /// Returns the client's key, or `None` if it was too long for a storage key. The record then
+    /// holds it.
     pub fn client_key(&self) -> Option<&[u8]> {
         let rest = &self.0[3..];
         let key = &rest[rest.iter().position(|&b| b == 0)? + 1..];
@@ -243,7 +250,8 @@ fn push_stored_key(name: &mut Vec<u8>, key: &[u8]) {
     }
 }
 
-/// The smallest bytes that are greater than everything beginning with `prefix`, or `None` if nothing is.
+/// Returns the smallest bytes that are greater than all bytes that begin with `prefix`. Returns
+/// `None` if there are no such bytes.
 pub fn end_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -259,7 +267,8 @@ pub fn end_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// The longest bucket and key fit LMDB's 511 bytes, and a key just at the limit cannot be taken for a hashed one.
+    /// The longest bucket and key fit LMDB's limit of 511 bytes. A key of exactly 400 bytes is not
+    /// mistaken for one with a hash.
     #[test]
     fn storage_keys_fit_and_do_not_collide() {
         let bucket = "b".repeat(MAX_BUCKET_BYTES);
@@ -275,7 +284,7 @@ mod tests {
         assert_eq!(StorageKey::from_peer(stored.as_bytes()), Some(stored));
     }
 
-    /// What is no object's storage key is refused when a peer sends it.
+    /// Bytes from a peer that are no storage key of an object are refused.
     #[test]
     fn malformed_storage_keys_are_refused() {
         for bytes in
@@ -286,7 +295,7 @@ mod tests {
         assert!(StorageKey::from_peer(b"d\0\0b\0k").is_some());
     }
 
-    /// A key over a limit is refused with the value, the limit and what to do.
+    /// A key or bucket that breaks a limit is refused, with the value, the limit and the remedy.
     #[test]
     fn limits_are_named() {
         let error = Key::new(b"carts", &[0; 1025]).unwrap_err().to_string();

@@ -1,4 +1,5 @@
-//! Who the replicas of a key are: an immutable, numbered, content-hashed value.
+//! Layouts: the members of a cluster and the replicas of each partition. A layout is immutable,
+//! numbered, and identified by a hash of its content.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use crate::layout_error::LayoutError;
 use crate::member::{Departure, MAX_MEMBERS, Member, NodeId, WEIGHTS};
 use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 
-/// Fewest and most partitions of a ring.
+/// Allowed number of partitions.
 pub const PARTITIONS: std::ops::RangeInclusive<u32> = 1..=16_384;
 
-/// The nodes of a cluster and, for every partition, its N replicas in order.
+/// The members of a cluster and, for each partition, its N replicas in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Layout {
     number: u64,
@@ -24,22 +25,22 @@ pub struct Layout {
     replicas: u8,
     /// Sorted by id.
     members: Vec<Member>,
-    /// Per partition N ids, in order of preference.
+    /// N node ids per partition, in order of preference.
     assignment: Vec<NodeId>,
-    /// Who was taken out, by name.
+    /// Members that departed, by name.
     gone: BTreeMap<String, Departure>,
-    /// What made it of its parent.
+    /// The changes that made this layout from its parent.
     changes: Vec<StagedChange>,
-    /// What buckets' keys are held to.
+    /// The definitions of buckets.
     buckets: Arc<Buckets>,
     digest: u64,
 }
 
 impl Layout {
-    /// The first layout of a cluster.
+    /// Makes the first layout of a cluster.
     ///
     /// # Errors
-    /// [`LayoutError`], naming what does not fit.
+    /// [`LayoutError`], with the value that does not fit.
     pub fn first(members: Vec<Member>, partitions: u32, replicas: u8) -> Result<Layout, LayoutError> {
         let none = Layout {
             number: 0,
@@ -55,10 +56,10 @@ impl Layout {
         none.compute(members, partitions, replicas, &|_| Vec::new())
     }
 
-    /// This layout, with buckets defined so: for the first one.
+    /// Returns this layout with these bucket definitions. It is for the first layout only.
     ///
     /// # Errors
-    /// [`LayoutError::Bucket`], naming what does not fit.
+    /// [`LayoutError::Bucket`], with the value that does not fit.
     pub fn with_buckets(
         mut self,
         definitions: &BTreeMap<String, BucketDefinition>,
@@ -67,10 +68,11 @@ impl Layout {
         Ok(self.with_digest())
     }
 
-    /// The layout after this one, for changed members: even loads by the fewest moves.
+    /// Makes the layout after this one, for changed members. Its loads are even, and as few
+    /// replicas as possible move.
     ///
     /// # Errors
-    /// [`LayoutError`], naming what does not fit.
+    /// [`LayoutError`], with the value that does not fit.
     pub fn next(&self, members: Vec<Member>) -> Result<Layout, LayoutError> {
         self.next_with(members, self.replicas)
     }
@@ -79,10 +81,10 @@ impl Layout {
         self.compute(members, self.partitions(), replicas, &|p| self.replicas_of(p, self.replicas).to_vec())
     }
 
-    /// The layout that some changes make of this one.
+    /// Makes the layout after this one by some changes.
     ///
     /// # Errors
-    /// [`LayoutError`], naming what does not fit: a change that does not, or what they come to together.
+    /// [`LayoutError`] if a change does not fit, or if the changes together make no valid layout.
     pub fn changed(&self, changes: &[StagedChange]) -> Result<Layout, LayoutError> {
         let mut outline = self.outline();
         for staged in changes {
@@ -94,7 +96,7 @@ impl Layout {
         layout.with_buckets(&outline.buckets)
     }
 
-    /// Its members and N, to be changed.
+    /// Returns the members, N and buckets, for changes to be applied to.
     pub(crate) fn outline(&self) -> Outline {
         Outline {
             number: self.number + 1,
@@ -133,48 +135,50 @@ impl Layout {
         self
     }
 
-    /// Counts up from 1 with each change.
+    /// Returns the layout's number. The first layout has 1, and each later one the next number.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// The digest of the layout this one was computed from; 0 for the first.
+    /// Returns the digest of the layout from which this one was made; 0 for the first.
     pub fn parent(&self) -> u64 {
         self.parent
     }
 
-    /// A hash of everything in it: what nodes compare (numbers can collide).
+    /// Returns a hash of the whole content. Nodes compare digests, because two layouts may have the
+    /// same number.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// N: replicas a partition.
+    /// Returns N, the number of replicas of each partition.
     pub fn replicas(&self) -> u8 {
         self.replicas
     }
 
-    /// Q: the ring's number of partitions.
+    /// Returns Q, the number of partitions.
     pub fn partitions(&self) -> u32 {
         (self.assignment.len() / self.replicas as usize) as u32
     }
 
-    /// The nodes, sorted by id.
+    /// Returns the members, sorted by id.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// Who was taken out, by name, and how.
+    /// Returns the members that departed, by name.
     pub fn gone(&self) -> &BTreeMap<String, Departure> {
         &self.gone
     }
 
-    /// True if this node's disk was declared lost.
+    /// True if this node's disk was declared lost, and the node has not joined again.
     pub fn is_lost(&self, node: NodeId) -> bool {
         let lost = |how: &Departure| matches!(how, Departure::Lost { .. });
         self.gone.iter().any(|(name, how)| lost(how) && NodeId::of_name(name) == node)
     }
 
-    /// The number of the layout that last declared this node's disk lost, be it that it has joined again; 0: none did.
+    /// Returns the number of the layout that last declared this node's disk lost, also if the node
+    /// has joined again. 0: none did.
     pub fn lost_by(&self, node: NodeId) -> u64 {
         let of_node = self.gone.iter().find(|(name, _)| NodeId::of_name(name) == node);
         match of_node.map(|(_, how)| *how) {
@@ -184,12 +188,12 @@ impl Layout {
         }
     }
 
-    /// What buckets' keys are held to.
+    /// Returns the definitions of buckets.
     pub fn buckets(&self) -> &Arc<Buckets> {
         &self.buckets
     }
 
-    /// The changes that made it of its parent.
+    /// Returns the changes that made this layout from its parent.
     pub fn changes(&self) -> &[StagedChange] {
         &self.changes
     }
@@ -199,35 +203,40 @@ impl Layout {
         self.replicas_of(partition, u8::MAX).contains(&node)
     }
 
-    /// The member with this id.
+    /// Returns the member with this id.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.members.binary_search_by_key(&node, |member| member.id).ok().map(|at| &self.members[at])
     }
 
-    /// The member's name, or its id if it is none.
+    /// Returns the member's name, or its id if it is no member.
     pub fn name_of(&self, node: NodeId) -> String {
         self.member(node).map_or_else(|| format!("{node:?}"), |member| member.name.clone())
     }
 
-    /// The partition that a key with this hash lies in: Q is a power of two, so the top bits say it.
+    /// Returns the partition of a key with this hash. Q is a power of two, so the top bits are the
+    /// partition's number.
     pub fn partition_of(&self, key_hash: u64) -> PartitionId {
         let bits = self.partitions().trailing_zeros();
         PartitionId(if bits == 0 { 0 } else { (key_hash >> (64 - bits)) as u16 })
     }
 
-    /// The first `n` replicas of a partition, in order of preference. `n` is a bucket's, at most N.
+    /// Returns the first `n` replicas of a partition, in order of preference. `n` is that of a
+    /// bucket; N is the upper limit.
     pub fn replicas_of(&self, partition: PartitionId, n: u8) -> &[NodeId] {
         let start = partition.0 as usize * self.replicas as usize;
         &self.assignment[start..start + n.min(self.replicas) as usize]
     }
 
-    /// The replicas of a bucket's keys in a partition, in order of preference.
+    /// Returns the replicas of a bucket's keys in a partition, in order of preference.
     pub fn replicas_for(&self, partition: PartitionId, bucket: &str) -> &[NodeId] {
         self.replicas_of(partition, self.buckets.get(bucket).n)
     }
 
-    /// The nodes that stand in for dead replicas, in order: all others, in rendezvous-hash order of (partition, node),
-    /// so that every node's partitions fall back on different nodes.
+    /// Returns the fallbacks of a partition in order: all nodes that are not among its first `n`
+    /// replicas.
+    ///
+    /// The order is the rendezvous-hash order of (partition, node), so that the partitions of one
+    /// node have different fallbacks.
     pub fn fallbacks_of(&self, partition: PartitionId, n: u8) -> Vec<NodeId> {
         let nodes: Vec<NodeId> = self.members.iter().map(|member| member.id).collect();
         let replicas = self.replicas_of(partition, n);
@@ -238,7 +247,7 @@ impl Layout {
             .collect()
     }
 
-    /// Of how many partitions a node is a replica, and of how many the first one.
+    /// Returns the number of partitions of which a node is a replica, and of which it is the first.
     pub fn load_of(&self, node: NodeId) -> Load {
         let replicas = self.replicas as usize;
         Load {
@@ -247,7 +256,7 @@ impl Layout {
         }
     }
 
-    /// The layout as bytes, for clients and other nodes.
+    /// Encodes the layout, for clients and other nodes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_u64(&mut out, self.number);
@@ -287,10 +296,10 @@ impl Layout {
         out
     }
 
-    /// The layout that `encode` wrote.
+    /// Decodes a layout that `encode` wrote.
     ///
     /// # Errors
-    /// [`LayoutError`] for anything else.
+    /// [`LayoutError`] for any other bytes.
     pub fn decode(bytes: &[u8]) -> Result<Layout, LayoutError> {
         let mut reader = Reader::new(bytes);
         let number = reader.u64()?;
@@ -347,12 +356,12 @@ impl Layout {
     }
 }
 
-/// A node's part of the ring.
+/// A node's share of the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Load {
-    /// Partitions it is a replica of.
+    /// Partitions of which the node is a replica.
     pub partitions: u32,
-    /// Partitions it is the first replica of.
+    /// Partitions of which the node is the first replica.
     pub first: u32,
 }
 

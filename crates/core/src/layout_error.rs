@@ -1,81 +1,83 @@
-//! Errors of making a layout, of changing one, and of decoding one.
+//! Errors of making, changing and decoding a layout.
 
 use crate::member::MAX_MEMBERS;
 use crate::varint::Short;
 
-/// Why no layout can be made of these members, or bytes are no layout.
+/// Error of making, changing or decoding a layout.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// Fewer members than replicas.
+    /// The layout would have fewer members than replicas of a partition.
     #[error(
         "replicas = {replicas} but the cluster has {members} members: add nodes or lower [cluster] replicas"
     )]
     TooFewMembers {
-        /// Replicas wanted.
+        /// N, the replicas of each partition.
         replicas: u8,
-        /// Members there are.
+        /// Members of the layout.
         members: usize,
     },
-    /// More members than a layout holds.
+    /// The layout would have more than [`MAX_MEMBERS`] members.
     #[error("{members} members: a cluster has at most {MAX_MEMBERS}")]
     TooManyMembers {
-        /// Members there are.
+        /// Members of the layout.
         members: usize,
     },
-    /// Q is no power of two in range.
+    /// Q is not a power of two from 1 to 16384.
     #[error("partitions = {partitions}: use a power of two from 1 to 16384")]
     Partitions {
-        /// What was given.
+        /// The number that was given.
         partitions: u32,
     },
     /// N is zero.
     #[error("replicas = 0: use 1 or more")]
     NoReplicas,
-    /// What is staged is not what was shown.
+    /// The staged changes no longer make the layout that the operator was shown.
     #[error(
-        "the plan is {now:016x} by now, not {shown:016x}: others staged or committed something, see `quorate cluster plan`"
+        "the plan is now {now:016x}, not {shown:016x}: changes were staged or committed since, see `quorate cluster plan`"
     )]
     OtherPlan {
-        /// The digest that was shown.
+        /// Digest of the layout that was shown.
         shown: u64,
-        /// The digest of what would be committed.
+        /// Digest of the layout that would be committed now.
         now: u64,
     },
     /// A bucket's definition does not fit the cluster.
     #[error("bucket {name:?}: {detail}")]
     Bucket {
-        /// The bucket.
+        /// The bucket's name.
         name: String,
-        /// What does not fit, and what to do.
+        /// The value that does not fit, and the remedy.
         detail: String,
     },
-    /// As many changes are under way as may be.
-    #[error("{changes} changes are under way already: wait for them (quorate cluster transfers)")]
+    /// The maximum number of layout changes is under way already.
+    #[error(
+        "{changes} layout changes are under way already: wait until they end (see `quorate cluster transfers`)"
+    )]
     UnderWay {
-        /// How many.
+        /// Changes under way.
         changes: usize,
     },
-    /// A change does not fit the layout it is made to.
+    /// A change does not fit the layout that it is applied to.
     #[error("{detail}")]
     Change {
-        /// What does not fit, and what to do.
+        /// The value that does not fit, and the remedy.
         detail: String,
     },
-    /// Two members have one name (or, very unlikely, one hash).
+    /// Two members have the same name or, very unlikely, the same hash of their names.
     #[error("two members are called {name:?}: names must differ")]
     SameName {
         /// The name.
         name: String,
     },
-    /// A weight out of range.
+    /// A member's weight is not from 1 to 10000.
     #[error("{name:?}: weight = {weight}: use 1 to 10000")]
     Weight {
-        /// The member.
+        /// The member's name.
         name: String,
-        /// What was given.
+        /// The weight that was given.
         weight: u16,
     },
-    /// Not what [`Layout::encode`] writes.
+    /// The bytes are not an encoded layout or change.
     #[error("malformed layout")]
     Malformed,
 }

@@ -1,13 +1,15 @@
-//! The pure part of Quorate: what a store of its kind *decides*, as functions of (state, input, time).
+//! The pure part of Quorate: its decisions, as functions of state, input and time.
 //!
 //! # What is not here, and must not come here
-//! No sockets, files, threads, async runtimes, clock reads or randomness. Whoever calls passes the time and the
-//! random numbers in ([`environment::Environment`]); whatever has to be sent or stored is returned or goes through
-//! one of the two seams ([`seams`]) or the three plugin traits ([`storage`], [`resolver`], [`membership`]).
+//! No sockets, files, threads, async runtimes, clock reads or randomness. The caller passes the
+//! time and the random numbers ([`environment::Environment`]). Data to send or store is returned,
+//! or goes through one of the two seams ([`seams`]) or the three plugin traits ([`storage`],
+//! [`resolver`], [`membership`]).
 //!
-//! # Where to begin
-//! [`object::Object`] is what a replica stores under a key; its `merge` is the heart of the store. [`layout::Layout`]
-//! says who the replicas of a key are. [`quorum`] decides when a request is done.
+//! # First types to read
+//! [`object::Object`] is everything that a replica stores under a key; its `merge` is the heart of
+//! the store. [`layout::Layout`] names the replicas of a key. [`quorum`] decides when a request has
+//! enough replies.
 
 pub mod admission;
 pub mod assignment;

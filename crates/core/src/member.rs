@@ -4,12 +4,13 @@ use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Names a node for good: derived from its configured name, so that a restart, also at another address, is the same.
+/// A node's id for its whole life: a hash of its configured name. It stays the same after a
+/// restart, also at another address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(pub u64);
 
 impl NodeId {
-    /// The id of the node with this name.
+    /// Returns the id of the node with this name.
     pub fn of_name(name: &str) -> NodeId {
         NodeId(xxh3_64(name.as_bytes()))
     }
@@ -24,29 +25,29 @@ impl fmt::Debug for NodeId {
 /// A node of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
-    /// Its id.
+    /// The node's id.
     pub id: NodeId,
-    /// Its configured name.
+    /// The node's configured name.
     pub name: String,
-    /// Where it listens, "host:port".
+    /// The address at which the node listens, "host:port".
     pub address: String,
-    /// Its failure zone, or empty: replicas of a partition are spread over zones.
+    /// The node's failure zone, or empty. The replicas of a partition are spread over zones.
     pub zone: String,
-    /// How much it is to hold, relative to the others' weights.
+    /// Share of the partitions that this node holds, relative to the other members' weights.
     pub weight: u16,
 }
 
-/// The weight of a member that is given none.
+/// Weight of a member whose configuration names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-/// The weights a member may have.
+/// Allowed weights of a member.
 pub const WEIGHTS: std::ops::RangeInclusive<u16> = 1..=10_000;
 
 /// Longest name, address or zone of a member, in bytes.
 pub const MAX_MEMBER_TEXT: usize = 255;
 
 impl Member {
-    /// A member named so, listening there.
+    /// Creates a member with this name, address and zone, and the default weight.
     pub fn new(name: &str, address: &str, zone: &str) -> Member {
         Member {
             id: NodeId::of_name(name),
@@ -58,22 +59,24 @@ impl Member {
     }
 }
 
-/// Most nodes of a layout.
+/// Maximum number of members of a layout.
 pub const MAX_MEMBERS: usize = 1_024;
 
-/// How a member was taken out.
+/// The way in which a member left the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Departure {
-    /// It handed over what it held.
+    /// The member handed over its data.
     Left,
-    /// Its disk was declared lost by the layout of this number: nobody waits for it, and its old process is refused.
+    /// The member's disk was declared lost. No node waits for the member, and its old process is
+    /// refused.
     Lost {
-        /// By which layout.
+        /// Number of the layout that declared the disk lost.
         by: u64,
     },
-    /// So it was, and it has joined again since: with an empty disk, or not at all.
+    /// The member's disk was declared lost, and the member has joined again since. Only an empty
+    /// disk is accepted.
     Returned {
-        /// By which layout it was declared lost.
+        /// Number of the layout that declared the disk lost.
         lost_by: u64,
     },
 }

@@ -1,85 +1,90 @@
-//! The third plugin trait: who is in the cluster. Without IO: messages go in, messages come out.
+//! The third plugin trait: membership, which finds the cluster's nodes and says if they seem alive.
+//! It does no IO: it receives messages, and returns messages to send.
 
 use crate::member::{Member, NodeId};
 
-/// A message that a membership plugin wants sent.
+/// A message that a membership plugin sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OutgoingMessage {
-    /// To whom.
+    /// The receiver.
     pub to: NodeId,
-    /// Opaque to everybody but the same plugin there.
+    /// The message's bytes. Only the same plugin on the receiver understands them.
     pub message: Vec<u8>,
 }
 
-/// What a plugin believes about a member.
+/// The state of a member, as a plugin sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MemberState {
-    /// Nothing speaks against it.
+    /// The member seems alive.
     Alive,
-    /// It was not heard from lately. Changes no layout.
+    /// No recent message shows that the member is alive. This changes no layout.
     Suspected,
-    /// An operator took it out.
+    /// An operator removed the member.
     Left,
 }
 
-/// A member and what is believed of it.
+/// A member and its state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MemberView {
-    /// Who.
+    /// The member.
     pub member: Member,
-    /// In which state.
+    /// The member's state, as this node sees it.
     pub state: MemberState,
 }
 
-/// The way in which a node without a layout finds a cluster, or initialises one.
+/// The settings with which a node without a layout finds a cluster, or initialises one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterInit {
-    /// Addresses, "host:port", where members may be found.
+    /// Addresses of members to ask first, "host:port".
     pub seeds: Vec<String>,
-    /// How many members make up a new cluster. 0: this node initialises none, it
-    /// waits until it finds one.
+    /// Number of members of a new cluster. 0: this node initialises none, and waits until it finds
+    /// one.
     pub expect: usize,
 }
 
-/// Who is there, are they alive. Driven from outside: `tick` as time passes, `receive` for messages.
+/// The cluster's nodes and their states. The caller drives it: `tick` as time passes, `receive` for
+/// messages.
 ///
 /// # Contract
 /// - Deterministic: the same calls give the same messages and views.
-/// - `view` names every member once, in order of node id, this node among them and alive.
-/// - `receive` takes any bytes from anybody: what is malformed is ignored, never a panic.
-/// - A member that was not heard from is suspected, never forgotten; only `leave` removes one.
+/// - `view` names every member once, in order of node id. This node is among them, and alive.
+/// - `receive` accepts any bytes from any node: malformed ones are ignored, and never cause a
+///   panic.
+/// - A silent member is suspected, never forgotten; only `leave` removes one.
 /// - Each call returns a bounded number of messages, all of them to members of the view.
 pub trait Membership: Send + 'static {
-    /// Time has passed; `now_ms` never goes back.
+    /// Notes that time has passed. `now_ms` is in milliseconds and never decreases. Returns
+    /// messages to send.
     fn tick(&mut self, now_ms: u64) -> Vec<OutgoingMessage>;
 
-    /// A message of the same plugin on another node.
+    /// Receives a message of the same plugin on another node. Returns messages to send.
     fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<OutgoingMessage>;
 
-    /// The way in which a node without a layout finds or initialises a cluster. `None`: the view is the
-    /// cluster from the start.
+    /// Returns the settings with which a node without a layout finds or initialises a cluster.
+    /// `None`: the view is the cluster from the start.
     fn cluster_init(&self) -> Option<ClusterInit> {
         None
     }
 
-    /// Everybody, as this node sees it.
+    /// Returns all members, as this node sees them.
     fn view(&self) -> Vec<MemberView>;
 
-    /// Publishes an entry of this node's metadata to the other nodes. It replaces an earlier one of that name.
+    /// Publishes an entry of this node's metadata to the other nodes. It replaces an earlier entry
+    /// of the same name.
     fn publish(&mut self, name: &str, value: &[u8]);
 
-    /// The metadata that a member published, by name. Nothing for an unknown member.
+    /// Returns the metadata that a member published, by name. It is empty for an unknown member.
     fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)>;
 
     /// Adds a member, if this kind of membership can change while nodes run.
     ///
     /// # Errors
-    /// Why not, and what to do instead.
+    /// The reason, and the remedy.
     fn join(&mut self, member: Member) -> Result<(), String>;
 
-    /// Marks a member as taken out, for good.
+    /// Marks a member as removed, for good.
     ///
     /// # Errors
-    /// Why not, and what to do instead.
+    /// The reason, and the remedy.
     fn leave(&mut self, node: NodeId) -> Result<(), String>;
 }

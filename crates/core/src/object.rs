@@ -1,4 +1,4 @@
-//! What a replica stores under a key, and how two replicas' states become one.
+//! The object that a replica stores under a key, and the merge of two replicas' objects.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
@@ -7,21 +7,23 @@ use crate::causality::{CausalContext, Dot};
 use crate::clock::Stamp;
 use crate::planted::{Bug, planted};
 
-/// A number that the client gives each write and keeps over its retries; nobody else's is likely to be the same.
+/// A random number that names a client's write in all of its attempts. Two writes are unlikely to
+/// have the same number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RequestId(pub u64);
 
-/// What a write says: a value, or that the key is deleted. A tombstone is an object state, never absence.
+/// The content of a write: a value, or the tombstone of a delete. A deleted key still has an
+/// object, which holds the tombstone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
     /// The client's bytes.
     Value(Bytes),
-    /// The key was deleted.
+    /// The mark of a delete.
     Tombstone,
 }
 
 impl Payload {
-    /// Bytes of the value; 0 for a tombstone.
+    /// Returns the length of the value in bytes; 0 for a tombstone.
     pub fn len(&self) -> usize {
         match self {
             Payload::Value(value) => value.len(),
@@ -29,7 +31,7 @@ impl Payload {
         }
     }
 
-    /// True if there are no bytes: an empty value, or a tombstone.
+    /// True for an empty value and for a tombstone.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -38,65 +40,76 @@ impl Payload {
 /// One write that nothing has replaced yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
-    /// The write's name.
+    /// The name of the write.
     pub dot: Dot,
-    /// The client's id for the write, equal over its retries.
+    /// The client's id of the write, the same in all of its attempts.
     pub request: RequestId,
-    /// What was written.
+    /// The value or the tombstone.
     pub payload: Payload,
 }
 
-/// The id of a write that was replaced, and when that was seen: lets a late retry be recognised.
+/// The id of a replaced write, and the time of the replacement. It lets a replica recognise a late
+/// retry of that write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplacedRequest {
     /// The replaced write's request id.
     pub request: RequestId,
-    /// Wall clock of the coordinator that replaced it, milliseconds since 1970.
+    /// Time of the replacement, in milliseconds since 1970: the wall clock of the coordinator that
+    /// replaced the write. For a version that [`MergeRule::KeepNewest`] dropped, it is the wall
+    /// time of its own stamp.
     pub replaced_ms: u64,
 }
 
 impl ReplacedRequest {
-    /// Newest first; among equals by id, so that merges commute.
+    /// Returns the sort key: newest first, then by id. The order depends on nothing else, so that
+    /// merges commute.
     fn order(&self) -> (std::cmp::Reverse<u64>, RequestId) {
         (std::cmp::Reverse(self.replaced_ms), self.request)
     }
 }
 
-/// Most ids of replaced writes an object remembers. On a key overwritten more often than this within the longest
-/// deadline the oldest are forgotten first, and a retry that comes later than that may show once more as a sibling.
+/// Maximum number of replaced request ids that an object remembers. The oldest are forgotten first.
+///
+/// A key may be overwritten more often than this within the longest deadline. A later retry of a
+/// forgotten write is applied again, and may show as a sibling.
 pub const MAX_REPLACED_REQUESTS: usize = 64;
 
-/// Most dots above the version vector in one object. A put that would add one more is asked to read first.
+/// Maximum number of extra dots that a write may leave in [`Object::replaced`]. A write that would
+/// add one more is refused, and its client has to read first.
 pub const MAX_EXTRA_DOTS: usize = 64;
 
-/// Most bytes of values that a write may leave side by side. What three replicas wrote apart and then merge still fits a
-/// message.
+/// Maximum size of the values that a write may leave side by side in one object, in bytes. Three
+/// replicas may each accept this much; the merge of their objects still fits a message.
 pub const MAX_OBJECT_BYTES: usize = 20 * 1024 * 1024;
 
-/// A 64-bit hash of an object's *logical* state. Two replicas agree on a key if and only if these are equal.
+/// A 64-bit hash of an object's *logical* state. Two replicas agree on a key if and only if their
+/// digests are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Digest(pub u64);
 
-/// Whether stored objects keep every concurrent version or only the newest one.
+/// The rule by which stored objects keep concurrent versions: all of them, or only the newest one.
 ///
-/// The second is the one exception to "merging never drops a version that nothing replaced": the maximum of
-/// (stamp, actor) respects causality (a write is stamped beyond all it saw) and is a join.
+/// `KeepNewest` is the only exception to "merging never drops a version that nothing replaced". The
+/// maximum of (stamp, actor) is a join. It respects causality too, because a write's stamp is later
+/// than all stamps that the write has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MergeRule {
-    /// Concurrent versions stay beside each other until a write replaces them.
+    /// Concurrent versions all stay until a write replaces them.
     KeepAll,
     /// Only the version with the greatest (stamp, actor) stays.
     KeepNewest,
 }
 
-/// What a replica stores under a key.
+/// Everything that a replica stores under a key: its live versions, tombstones included, and the
+/// set of replaced versions.
 ///
 /// # Invariants
 /// - No live version's dot is in `replaced`.
 /// - Live versions are sorted by dot, without repetitions.
 /// - Remembered request ids are sorted by (newest first, id), at most [`MAX_REPLACED_REQUESTS`].
 ///
-/// A version is gone only if somebody says that it was replaced, never because somebody does not have it.
+/// A merge drops a version only if one of the two objects says that it was replaced. A version that
+/// one object lacks is not dropped for that reason.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Object {
     replaced: CausalContext,
@@ -104,20 +117,22 @@ pub struct Object {
     replaced_requests: Vec<ReplacedRequest>,
 }
 
-/// What a write replaces.
+/// The versions that a write replaces.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WriteMode {
-    /// Everything the coordinator holds, and what this client last saw of the key: "overwrite".
+    /// All versions that the coordinator holds, and those that this client last saw of the key: an
+    /// overwrite.
     Overwrite {
-        /// What the client last saw, or the empty context.
+        /// The context that the client last saw, or the empty context.
         seen: CausalContext,
     },
-    /// Exactly what this context contains. The empty one makes the write concurrent with everything.
+    /// Exactly the versions of this context. With the empty context the write is concurrent with
+    /// all other versions.
     Exactly(CausalContext),
 }
 
 impl WriteMode {
-    /// What the client itself says it has seen.
+    /// Returns the context that the client sent with the write.
     pub fn own_context(&self) -> &CausalContext {
         match self {
             WriteMode::Overwrite { seen } => seen,
@@ -126,61 +141,68 @@ impl WriteMode {
     }
 }
 
-/// One write as its coordinator applies it.
+/// One write, as its coordinator applies it to an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Write {
-    /// The client's id for it.
+    /// The client's id of the write.
     pub request: RequestId,
-    /// A value, or a tombstone.
+    /// The value or the tombstone.
     pub payload: Payload,
-    /// What it replaces.
+    /// The versions that the write replaces.
     pub mode: WriteMode,
 }
 
-/// Bounds that a write is held to. They bind clients only, never merges.
+/// Limits on the object that a client's write may leave. Merges have no limits.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteLimits {
-    /// A write with the empty context is refused when this many versions already lie side by side.
+    /// Maximum number of sibling values. A write with the empty context is refused if the object
+    /// has this many already.
     pub max_siblings: usize,
-    /// How long ids of replaced writes are remembered: the longest deadline of a request, milliseconds.
+    /// Time for which the ids of replaced writes are remembered, in milliseconds: the longest
+    /// deadline of a request.
     pub remember_requests_ms: u64,
 }
 
-/// What a write came to.
+/// The result of a write that was applied, now or by an earlier attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Written {
-    /// What the client has now seen of the key: to be given back with its next write.
+    /// The context that the client has now seen of the key. The client sends it with its next
+    /// write.
     pub context: CausalContext,
-    /// Live versions beside the written one, which this client has not seen.
+    /// True if the object has other live values, which this client has not seen.
     pub conflict: bool,
-    /// False if the write had been applied before (a retry): nothing was minted.
+    /// True if this attempt applied the write. False if an earlier attempt did: then no dot was
+    /// minted.
     pub fresh: bool,
 }
 
-/// Why a write was not applied.
+/// The reason why a write was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteRefusal {
-    /// The empty context would add a sibling to an object that has the most allowed.
+    /// The context is empty, and the object already has as many siblings as the bucket allows.
     TooManySiblings {
-        /// How many there are.
+        /// Siblings that the object has.
         siblings: usize,
-        /// The bucket's limit.
+        /// Maximum number of siblings, from the bucket's definition.
         limit: usize,
     },
-    /// The versions side by side would be larger than [`MAX_OBJECT_BYTES`]: read, and write with that context.
+    /// The values side by side would be larger than [`MAX_OBJECT_BYTES`]. The client has to read,
+    /// and to write with that context.
     TooLarge {
-        /// How many bytes they would be.
+        /// Size of the values together, in bytes.
         bytes: usize,
     },
-    /// The context would leave more than [`MAX_EXTRA_DOTS`] single dots: read first, its context compacts them.
+    /// The context would leave more than [`MAX_EXTRA_DOTS`] extra dots. The client has to read
+    /// first, because the context of a read compacts them.
     TooManyDots {
-        /// How many there would be.
+        /// Extra dots that the write would leave.
         dots: usize,
     },
 }
 
 impl Object {
-    /// Builds an object from parts that come from outside, or `None` if they break an invariant.
+    /// Builds an object from parts that come from a disk or a peer. Returns `None` if they break an
+    /// invariant.
     pub fn from_parts(
         replaced: CausalContext,
         live: Vec<Version>,
@@ -193,26 +215,31 @@ impl Object {
         (sorted && disjoint && bounded && in_order).then_some(Object { replaced, live, replaced_requests })
     }
 
-    /// What has been replaced.
+    /// Returns the set of replaced versions.
     pub fn replaced(&self) -> &CausalContext {
         &self.replaced
     }
 
-    /// The versions that nothing has replaced, sorted by dot; tombstones included.
+    /// Returns the live versions, sorted by dot. Tombstones are included.
     pub fn live(&self) -> &[Version] {
         &self.live
     }
 
-    /// Ids of writes seen replaced lately. Outside the digest: replicas may differ in them.
+    /// Returns the ids of writes that were replaced recently. They are not part of the digest,
+    /// because replicas may differ in them.
     pub fn replaced_requests(&self) -> &[ReplacedRequest] {
         &self.replaced_requests
     }
 
-    /// The join of two replicas' states: `replaced` is the union, live is the union minus `replaced`. False only if this
-    /// one is as it was: the other knew nothing that it did not.
+    /// Merges another replica's object into this one. The replaced versions become the union of
+    /// both sets. The live versions become the union of both lists, without the replaced ones.
     ///
-    /// Commutative, associative and idempotent in what is replaced and what is live (property-tested); the remembered
-    /// request ids are outside of that, as they are outside the digest. `rule` must be the bucket's.
+    /// Returns false only if this object is unchanged. Under [`MergeRule::KeepNewest`] it may also
+    /// return true for an unchanged object. `rule` must be the bucket's.
+    ///
+    /// The merge is commutative, associative and idempotent in the replaced and the live versions
+    /// (property-tested). The remembered request ids are excluded from that, as they are from the
+    /// digest.
     pub fn merge(&mut self, other: &Object, rule: MergeRule) -> bool {
         let mut learnt = self.replaced.union(&other.replaced);
         let replaced = &self.replaced;
@@ -234,18 +261,21 @@ impl Object {
         learnt
     }
 
-    /// True if a merge with the other keeps none of the other's versions, but those that are here, too.
+    /// True if a merge with `other` would add no live version to this object: each of `other`'s is
+    /// replaced or live here already.
     pub fn replaces_all_of(&self, other: &Object) -> bool {
         let is_here = |dot| self.live.binary_search_by_key(&dot, |version| version.dot).is_ok();
         other.live.iter().all(|version| self.replaced.contains(version.dot) || is_here(version.dot))
     }
 
-    /// True if nothing is left of the key but that it was deleted: what may be reaped.
+    /// True if all live versions are tombstones, and there is at least one. Only such an object may
+    /// be collected.
     pub fn is_tombstone(&self) -> bool {
         !self.live.is_empty() && self.live.iter().all(|version| version.payload == Payload::Tombstone)
     }
 
-    /// The newest version and what its own write replaced, nothing else: what replicas must *not* be sent (a planted bug).
+    /// Returns the newest version, with only the versions that its own write replaced. This is a
+    /// planted bug: replicas must be sent the merged object, *not* this.
     #[doc(hidden)]
     pub fn bare(&self, write: &Write) -> Object {
         let newest: Vec<Version> =
@@ -257,15 +287,20 @@ impl Object {
         Object { replaced, live: newest, replaced_requests: Vec::new() }
     }
 
-    /// The newest stamp of anything in it.
+    /// Returns the newest stamp of all live and replaced versions.
     pub fn newest(&self) -> Stamp {
         let live = self.live.iter().map(|version| version.dot.stamp).max().unwrap_or(Stamp::ZERO);
         live.max(self.replaced.newest())
     }
 
-    /// Applies a client's write: minted by `mint` beyond the newest stamp it has seen, it drops what it replaces.
+    /// Applies a client's write: drops the versions that it replaces, and adds the new one.
     ///
-    /// A request id that is live or was lately replaced mints nothing: the answer is that of the first attempt.
+    /// `mint` makes the new version's dot. Its argument is the newest stamp of the object and of
+    /// the write's context; the dot's stamp must be later. `now_ms` is the wall clock in
+    /// milliseconds since 1970.
+    ///
+    /// Nothing is minted if the request id is live or was replaced recently. The result is then
+    /// that of [`Object::already_written`].
     ///
     /// # Errors
     /// [`WriteRefusal`]; the object is unchanged then.
@@ -334,9 +369,11 @@ impl Object {
         Ok(Written { context, conflict, fresh: true })
     }
 
-    /// What a reader of this object has seen: everything replaced, and per actor all up to its live versions.
+    /// Returns the context of a client that reads this object: all replaced versions, and all
+    /// versions of each actor up to its live ones.
     ///
-    /// Only live dots raise the vector: an extra dot claims nothing below it.
+    /// Only live dots raise the vector. An extra dot says nothing about its actor's earlier
+    /// versions.
     pub fn context(&self) -> CausalContext {
         let mut context = self.replaced.clone();
         for version in &self.live {
@@ -345,13 +382,14 @@ impl Object {
         context
     }
 
-    /// True if the write with this id is live here, or was seen replaced lately.
+    /// True if the write with this id is live here, or was replaced recently.
     pub fn knows(&self, request: RequestId) -> bool {
         self.live.iter().any(|version| version.request == request)
             || self.replaced_requests.iter().any(|seen| seen.request == request)
     }
 
-    /// The answer to a retry of a write that this object knows: the request's own context and nothing that its client
+    /// Returns the answer to a retry of a write that this object knows. Its context is the
+    /// request's own, plus the write's dot if that is live. It contains no version that the client
     /// has not seen.
     pub fn already_written(&self, write: &Write) -> Written {
         let mut context = write.mode.own_context().clone();
@@ -370,8 +408,10 @@ impl Object {
         self.live.iter().filter(|version| version.payload != Payload::Tombstone).count()
     }
 
-    /// The live values as a reader is shown them, in stamp order: no tombstones, and two live versions of one request
-    /// with one value (a retry that two coordinators took) as one.
+    /// Returns the live values that a reader is shown, in stamp order, without tombstones.
+    ///
+    /// If two coordinators accepted attempts of one request, the object has two versions of it. If
+    /// their values are equal, only the first is shown.
     pub fn shown(&self) -> Vec<&Version> {
         let mut shown: Vec<&Version> = Vec::with_capacity(self.live.len());
         for version in &self.live {
@@ -384,7 +424,8 @@ impl Object {
         shown
     }
 
-    /// A hash of the logical state: what is replaced and what is live. Never of serialized bytes.
+    /// Returns a hash of the logical state: the dots of the replaced and the live versions. It does
+    /// not depend on the encoding.
     pub fn digest(&self) -> Digest {
         let mut hash = Xxh3::new();
         let mut feed = |word: u64| hash.update(&word.to_le_bytes());
@@ -406,7 +447,7 @@ impl Object {
         Digest(hash.digest())
     }
 
-    /// Applies the rule to what is live. True if this changed anything.
+    /// Applies the rule to the live versions. Returns true if this changed anything.
     fn keep(&mut self, rule: MergeRule) -> bool {
         if rule == MergeRule::KeepAll || self.live.len() < 2 {
             return false;
@@ -414,7 +455,8 @@ impl Object {
         let mut lost = std::mem::take(&mut self.live);
         let newest = (0..lost.len()).max_by_key(|&at| (lost[at].dot.stamp, lost[at].dot.actor)).unwrap_or(0);
         self.live.push(lost.swap_remove(newest));
-        // A retry of what lost must be known, too. The time is the write's own: merging reads no clock.
+        // A retry of a dropped version must be recognised too. The time is that of the version's
+        // own stamp, because a merge reads no clock.
         for version in lost {
             let replaced_ms = version.dot.stamp.wall_ms();
             self.remember(ReplacedRequest { request: version.request, replaced_ms });
@@ -422,13 +464,14 @@ impl Object {
         true
     }
 
-    /// The newest are kept when there are too many. True if this changed anything.
+    /// Remembers a replaced request, and forgets the oldest one if there are too many. Returns true
+    /// if this changed anything.
     fn remember(&mut self, seen: ReplacedRequest) -> bool {
         let Err(at) = self.replaced_requests.binary_search_by_key(&seen.order(), ReplacedRequest::order)
         else {
             return false;
         };
-        // Known with another time: the later one counts.
+        // The request is known with another time: the later time is kept.
         if let Some(known) = self.replaced_requests.iter().position(|known| known.request == seen.request) {
             if known < at {
                 return false;

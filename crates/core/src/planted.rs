@@ -1,5 +1,8 @@
-//! Bugs that the simulation plants, one at a time, to show that its checker finds them. In a build without the feature
-//! `planted-bugs`, which no node has, there are none and the question costs nothing.
+//! Planted bugs: known faults that the simulation switches on one at a time, to show that its
+//! oracle finds them.
+//!
+//! Without the feature `planted-bugs`, no bug can be planted, and the checks cost nothing. No node
+//! is built with the feature.
 
 /// A bug that can be planted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -8,48 +11,50 @@ pub enum Bug {
     HintDeletedBeforeAck,
     /// A hint is deleted although it was changed after it was sent.
     ChangedHintDeleted,
-    /// Tombstones are collected without asking anybody about hints.
+    /// Tombstones are collected without asking any node about hints.
     GcIgnoresHints,
     /// Tombstones are collected after one agreement, not two.
     GcAsksOnce,
-    /// Tombstones are collected when the replicas that are up agree.
+    /// Tombstones are collected when the live replicas agree, without the dead ones.
     GcIgnoresTheDead,
-    /// A node goes on under its old actor after a start.
+    /// A node mints under its old actor after a restart.
     ActorReusedAfterStart,
     /// Replicas are sent the new version alone, not the merged object.
     BareWriteReplicated,
-    /// A put answers with all that its coordinator holds, seen by the writer or not.
+    /// A put is answered with the context of all that its coordinator holds, also of versions that
+    /// the writer has not seen.
     PutAnswersWholeVector,
-    /// Read repair overwrites what a replica holds.
+    /// Read repair overwrites a replica's object instead of merging.
     RepairOverwrites,
     /// A fallback without a hint answers "absent".
     FallbackAnswersAbsent,
-    /// A replica that may have forgotten answers reads.
+    /// A replica that may have forgotten records answers reads.
     AmnesiacAnswers,
     /// Retries are applied as if they were new.
     RequestIdIgnored,
-    /// Replicas run the bucket's resolver when they merge.
+    /// Replicas apply the bucket's conflict resolver when they merge.
     ResolverInMerges,
     /// A write is acked before the engine has made it durable.
     AckBeforeDurable,
-    /// Reads go to the new replica sets when everybody has acked the layout, before they are synced.
+    /// Reads use the new replica sets once every node has acked the layout, before every node has
+    /// synced.
     ReadsMoveBeforeSynced,
-    /// A node copies what its partitions must hold before everybody has acked the layout.
+    /// A node copies its new partitions before every node has acked the layout.
     SyncBeforeAllAcked,
-    /// A partition counts as synced when one replica's part was merged.
+    /// A partition counts as synced once the records of one replica were merged.
     SyncedFromOne,
-    /// A write's acks are counted over all replica sets together.
+    /// A write's acks are counted over all replica sets together, not in each.
     QuorumOverUnion,
-    /// What is not a node's own any more is dropped before its owners have it.
+    /// A node deletes records that it no longer has to hold before their replicas have them.
     LeftoversDropped,
-    /// A layout is acted on before it is stored.
+    /// A node uses a layout before it has stored it.
     LayoutNotStored,
-    /// A bucket gets another n, and its keys stay where they were.
+    /// A bucket gets another n, and its keys stay on their old replicas.
     RedefinedKeysStay,
 }
 
 impl Bug {
-    /// All of them.
+    /// All bugs.
     pub const ALL: [Bug; 21] = [
         Bug::HintDeletedBeforeAck,
         Bug::ChangedHintDeleted,
@@ -92,7 +97,7 @@ pub fn planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
-/// True if this bug is planted: never, in this build.
+/// True if this bug is planted. In this build none ever is.
 #[cfg(not(feature = "planted-bugs"))]
 #[inline(always)]
 pub fn planted(_: Bug) -> bool {

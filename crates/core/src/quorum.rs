@@ -1,17 +1,17 @@
-//! When a request has enough answers: pure machines, fed with replies, that say what to do next.
+//! Quorums: state machines without IO that count replies and name the next step of a request.
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::member::NodeId;
 
-/// How many replicas a request asks for.
+/// Number of replicas that must answer a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QuorumSize {
-    /// What the bucket says.
+    /// The number in the bucket's definition.
     #[default]
     Default,
-    /// This many.
+    /// Exactly this number.
     Count(u8),
     /// More than half of the key's replicas.
     Majority,
@@ -20,7 +20,7 @@ pub enum QuorumSize {
 }
 
 impl QuorumSize {
-    /// The number for a key with `n` replicas. `Default` counts as a majority.
+    /// Returns the number for a key with `n` replicas. `Default` counts as a majority.
     pub fn of(self, n: u8) -> u8 {
         match self {
             QuorumSize::Count(count) => count,
@@ -91,20 +91,21 @@ impl<'de> Deserialize<'de> for QuorumSize {
     }
 }
 
-/// What to do after an event.
+/// The next step of a request after an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Wait for more replies.
+    /// No step: more replies must arrive first.
     Wait,
-    /// Ask this replica, too.
+    /// A request to one more replica.
     Ask(NodeId),
-    /// Enough have answered.
+    /// The end: enough replicas have answered.
     Reached,
-    /// There are not enough replicas left.
+    /// The end: too few replicas are left that may still answer.
     Impossible,
 }
 
-/// A read: R replies out of a key's live replicas, nearest first, one more whenever one fails or is slow.
+/// A read's quorum: R replies from the key's live replicas, nearest first. One more replica is
+/// asked whenever one fails or is slow.
 #[derive(Clone, Debug)]
 pub struct ReadQuorum {
     required: usize,
@@ -115,10 +116,11 @@ pub struct ReadQuorum {
 }
 
 impl ReadQuorum {
-    /// A read of `required` of the `candidates`: the key's live replicas in the order in which to ask them.
+    /// Begins a read that needs `required` replies. `candidates` are the key's live replicas, in
+    /// the order in which to ask them.
     ///
     /// # Errors
-    /// How many there are, if that is fewer than required.
+    /// The number of candidates, if it is smaller than `required`.
     pub fn new(required: u8, candidates: Vec<NodeId>) -> Result<ReadQuorum, u8> {
         if candidates.len() < required as usize {
             return Err(candidates.len() as u8);
@@ -127,12 +129,13 @@ impl ReadQuorum {
         Ok(ReadQuorum { required, candidates, asked: required, replied: Vec::new(), failed: 0 })
     }
 
-    /// Whom to ask at once: exactly R, since each reply costs its replica a read.
+    /// Returns the replicas to ask at once: exactly R, because each reply costs its replica a read.
     pub fn first_asked(&self) -> &[NodeId] {
         &self.candidates[..self.required]
     }
 
-    /// A replica answered. A second answer of one replica counts for nothing.
+    /// Counts a replica's reply. A second reply of one replica does not count, nor does one of a
+    /// replica that was not asked.
     pub fn reply(&mut self, from: NodeId) -> Step {
         if !self.replied.contains(&from) && self.candidates[..self.asked].contains(&from) {
             self.replied.push(from);
@@ -140,7 +143,7 @@ impl ReadQuorum {
         if self.replied.len() >= self.required { Step::Reached } else { Step::Wait }
     }
 
-    /// A replica failed: the next one takes its place.
+    /// Counts a failed replica, and asks the next candidate instead.
     pub fn failure(&mut self) -> Step {
         self.failed += 1;
         match self.ask_next() {
@@ -149,17 +152,17 @@ impl ReadQuorum {
         }
     }
 
-    /// Whom the next failure would be replaced by.
+    /// Returns the candidate that would be asked next.
     pub fn next_candidate(&self) -> Option<NodeId> {
         self.candidates.get(self.asked).copied()
     }
 
-    /// A reply is later than usual: ask one more, if there is one (a hedge).
+    /// Asks one more replica, if there is one, because a reply is later than usual (a hedge).
     pub fn slow(&mut self) -> Step {
         self.ask_next()
     }
 
-    /// The replicas that have answered.
+    /// Returns the replicas that have answered.
     pub fn replied(&self) -> &[NodeId] {
         &self.replied
     }
@@ -175,9 +178,11 @@ impl ReadQuorum {
     }
 }
 
-/// A write: W acks out of each of its replica sets: one, or, while a layout changes, one of each active layout.
+/// A write's quorum: W acks from each replica set. There is one set, or one for each layout that
+/// writes use during a layout change.
 ///
-/// What is counted are replicas (*targets*): a fallback's ack counts for the replica that it keeps the write for.
+/// Acks are counted for replicas (*targets*): a fallback's ack counts for the replica that it keeps
+/// the write for.
 #[derive(Clone, Debug)]
 pub struct WriteQuorum {
     sets: SmallVec<[Set; 1]>,
@@ -187,7 +192,7 @@ pub struct WriteQuorum {
 #[derive(Clone, Debug)]
 struct Set {
     required: usize,
-    /// `None`: everybody who is sent the write.
+    /// Replicas of the set. `None`: all nodes that the write is sent to.
     members: Option<Vec<NodeId>>,
     outstanding: usize,
     acked: usize,
@@ -210,13 +215,15 @@ impl Set {
 }
 
 impl WriteQuorum {
-    /// A write that needs `required` acks of those it is sent to, and was sent to nobody yet.
+    /// Begins a write that needs `required` acks of the nodes it will be sent to. It has been sent
+    /// to none yet.
     pub fn new(required: u8) -> WriteQuorum {
         let set = Set { required: required.into(), members: None, outstanding: 0, acked: 0 };
         WriteQuorum { sets: SmallVec::from_buf([set]), acked: Vec::new() }
     }
 
-    /// A write that needs acks in each of some replica sets: how many, and of whom.
+    /// Begins a write that needs acks in each of several replica sets, given as (number of acks,
+    /// replicas).
     pub fn of_sets<'a>(sets: impl Iterator<Item = (u8, &'a [NodeId])>) -> WriteQuorum {
         let set = |(required, members): (u8, &[NodeId])| Set {
             required: required.into(),
@@ -227,12 +234,13 @@ impl WriteQuorum {
         WriteQuorum { sets: sets.map(set).collect(), acked: Vec::new() }
     }
 
-    /// Somebody was sent the write, for this replica.
+    /// Notes that the write was sent to a node, for the replica `target`.
     pub fn sent(&mut self, target: NodeId) {
         self.sets.iter_mut().filter(|set| set.has(target)).for_each(|set| set.outstanding += 1);
     }
 
-    /// `from` holds the write, for this replica. The caller sees to it that a replica's ack is counted once.
+    /// Counts an ack of `from` for the replica `target`. The caller makes sure that each target is
+    /// counted once.
     pub fn ack(&mut self, target: NodeId, from: NodeId) -> Step {
         if !self.acked.contains(&from) {
             self.acked.push(from);
@@ -244,7 +252,8 @@ impl WriteQuorum {
         self.step()
     }
 
-    /// Who was sent the write for this replica failed, or can't be heard from any more.
+    /// Counts a failure for the replica `target`: the node that was sent the write failed, or can
+    /// no longer be reached.
     pub fn failure(&mut self, target: NodeId) -> Step {
         for set in self.sets.iter_mut().filter(|set| set.has(target)) {
             set.outstanding = set.outstanding.saturating_sub(1);
@@ -252,12 +261,13 @@ impl WriteQuorum {
         self.step()
     }
 
-    /// Those who acked.
+    /// Returns the nodes that acked.
     pub fn acked(&self) -> &[NodeId] {
         &self.acked
     }
 
-    /// Whether enough acked, may still, or can't any more: in every set.
+    /// Returns `Reached` if every set has its acks, `Impossible` if a set can no longer get them,
+    /// and `Wait` otherwise.
     pub fn step(&self) -> Step {
         let steps = || self.sets.iter().map(Set::step);
         if steps().any(|step| step == Step::Impossible) {
@@ -278,7 +288,8 @@ mod tests {
     const B: NodeId = NodeId(2);
     const C: NodeId = NodeId(3);
 
-    /// A read asks R, replaces a failed replica by the next, and gives up only when too few are left.
+    /// A read asks R replicas, replaces a failed one by the next, and fails only when too few are
+    /// left.
     #[test]
     fn read_replaces_failed_replicas() {
         let mut read = ReadQuorum::new(2, vec![A, B, C]).unwrap();
@@ -290,7 +301,7 @@ mod tests {
         assert_eq!(ReadQuorum::new(3, vec![A, B]).unwrap_err(), 2);
     }
 
-    /// A hedge asks one more replica but does not lower what is required.
+    /// A hedge asks one more replica, but the read still needs R replies.
     #[test]
     fn hedge_still_needs_r_replies() {
         let mut read = ReadQuorum::new(2, vec![A, B, C]).unwrap();
@@ -301,7 +312,8 @@ mod tests {
         assert_eq!(read.reply(A), Step::Reached);
     }
 
-    /// One replica's repeated answers are one answer, and an answer nobody asked for is none.
+    /// Repeated replies of one replica count once. A reply of a replica that was not asked does not
+    /// count.
     #[test]
     fn repeated_and_unasked_replies_do_not_count() {
         let mut read = ReadQuorum::new(2, vec![A, B, C]).unwrap();
@@ -316,7 +328,8 @@ mod tests {
         write
     }
 
-    /// While a layout changes, an ack counts in every set that its replica is in, and in no other.
+    /// During a layout change, an ack counts in every set that contains its replica, and in no
+    /// other.
     #[test]
     fn a_write_needs_its_acks_in_every_set() {
         const D: NodeId = NodeId(4);
@@ -333,7 +346,8 @@ mod tests {
         assert_eq!(fails.failure(D), Step::Impossible);
     }
 
-    /// A write is impossible as soon as the acks to come cannot make W, and not while a fallback was sent it, too.
+    /// A write is impossible as soon as the outstanding acks cannot complete W. It is not while a
+    /// fallback was sent the write too.
     #[test]
     fn write_fails_as_early_as_it_can() {
         let mut write = sent(3, &[A, B, C]);

@@ -1,24 +1,30 @@
-//! When a replica that may have forgotten may answer again.
+//! The condition under which a replica that may have forgotten records answers reads again.
 
 use std::collections::BTreeMap;
 
 use crate::member::NodeId;
 
-/// How many other replicas that have not forgotten anything a replica must merge with, so that it knows again of every
-/// write that W acked and of every value that R showed, whichever of them it had a part in.
+/// Returns the number of other replicas that a replica must merge with. Only replicas that have
+/// forgotten nothing count.
+///
+/// The replica then has every write that W replicas acked, and every value that a read of R
+/// replicas showed. This includes the writes and reads in which it took part itself.
 pub fn others_needed(n: u8, w: u8, r: u8) -> usize {
     usize::from((n.saturating_sub(w)).max(n.saturating_sub(r))) + 1
 }
 
-/// How many replicas a set of `n` must be asked of, so that every write that `w` of them acked is among what they hold.
+/// Returns the number of replicas, out of `n`, whose records must be read to have every write that
+/// `w` of them acked.
 pub fn sources_needed(n: u8, w: u8) -> usize {
     usize::from(n.saturating_sub(w)) + 1
 }
 
-/// True if a replica with these `others` has merged with enough: with `needed` that were not recovering themselves, or with
-/// all of them in any state (what nobody has left can't be waited for).
+/// True if a replica has merged with enough of the `others`: with `needed` that were not
+/// recovering, or with all of them in any state. Records that no replica has left cannot be waited
+/// for.
 ///
-/// `merged`: with whom it merged all they hold, since its start, and whether they were recovering then.
+/// `merged`: the replicas whose records it has all merged since its start, and for each, true if it
+/// was recovering then.
 pub fn has_recovered(others: &[NodeId], needed: usize, merged: &BTreeMap<NodeId, bool>) -> bool {
     let whole = others.iter().filter(|other| merged.get(other) == Some(&false)).count();
     whole >= needed || others.iter().all(|other| merged.contains_key(other))
@@ -33,9 +39,10 @@ mod tests {
     const C: NodeId = NodeId(3);
     const D: NodeId = NodeId(4);
 
-    /// With five replicas and majorities, three that remember suffice; of those that forgot, all are needed.
+    /// With five replicas and majorities, merging with three complete ones suffices. If some are
+    /// recovering, all are needed.
     #[test]
-    fn those_who_remember_count_for_those_who_do_not() {
+    fn enough_complete_replicas_or_all_replicas_are_needed() {
         let others = [A, B, C, D];
         let needed = others_needed(5, 3, 3);
         assert_eq!(needed, 3);
@@ -49,7 +56,7 @@ mod tests {
         assert!(has_recovered(&others, needed, &merged));
     }
 
-    /// A node without other replicas has nobody to ask.
+    /// A replica without other replicas has recovered at once.
     #[test]
     fn a_lone_replica_has_recovered() {
         assert!(has_recovered(&[], others_needed(1, 1, 1), &BTreeMap::new()));

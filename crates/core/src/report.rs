@@ -1,4 +1,4 @@
-//! Reports for people and scripts: each is sent as a JSON document.
+//! Reports for people and scripts. Each is sent as a JSON document.
 
 use std::collections::BTreeMap;
 
@@ -6,162 +6,164 @@ use serde::{Deserialize, Serialize};
 
 use crate::bucket::BucketDefinition;
 
-/// What buckets' keys are held to, as a node knows it.
+/// The definitions of all buckets, as a node knows them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BucketsReport {
     /// The answering node.
     pub node: String,
     /// The newest layout's number.
     pub layout: u64,
-    /// N in it: what `n` is where a definition names none.
+    /// N of the newest layout. It is the `n` of each bucket whose definition names none.
     pub replicas: u8,
-    /// By name; `default` is for all that are not named.
+    /// The buckets by name. `default` has the definition of all buckets without one of their own.
     pub buckets: BTreeMap<String, BucketReport>,
 }
 
-/// What one bucket's keys are held to.
+/// The definition of one bucket.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BucketReport {
     /// The definition.
     #[serde(flatten)]
     pub definition: BucketDefinition,
-    /// False while it is being created: requests are refused until all nodes know its `n`.
+    /// True if the bucket can be used. False while it is being created: requests are refused until
+    /// no node uses the old definition.
     pub ready: bool,
 }
 
-/// A cluster's layout as a node knows it.
+/// The layout and members of a cluster, as a node knows them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterReport {
     /// The answering node.
     pub node: String,
     /// The newest layout's number.
     pub layout: u64,
-    /// Its digest, in hexadecimal.
+    /// The newest layout's digest, in hexadecimal.
     pub digest: String,
-    /// The number of the layout that is read.
+    /// The number of the layout that reads use.
     pub read: u64,
-    /// Q.
+    /// Q, the number of partitions.
     pub partitions: u32,
-    /// N in the newest layout.
+    /// N of the newest layout.
     pub replicas: u8,
-    /// Members of the active layouts, and nodes that wait to become some.
+    /// Members of the active layouts, and nodes that wait to become members.
     pub members: Vec<ClusterMember>,
     /// Changes that wait for their commit.
     pub staged: Vec<String>,
     /// Past layouts, the newest last.
     pub history: Vec<PastLayout>,
-    /// The change under way, if one is.
+    /// The layout change under way, if there is one.
     pub change: Option<ChangeReport>,
 }
 
 /// A member, or a node that may become one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterMember {
-    /// Its name.
+    /// The node's name.
     pub name: String,
-    /// Where it listens.
+    /// The address at which the node listens.
     pub address: String,
-    /// Its zone, or empty.
+    /// The node's zone, or empty.
     pub zone: String,
-    /// How much it holds, relative to others.
+    /// Share of the partitions that the node holds, relative to the other members' weights.
     pub weight: u16,
-    /// "member", "joining", "leaving", "waiting" (no member yet), or "removed".
+    /// Role of the node: "member", "joining", "leaving", "waiting" (not yet a member), or
+    /// "removed".
     pub role: String,
-    /// "up" or "down".
+    /// State of the node, as the answering node sees it: "up" or "down".
     pub state: String,
-    /// Partitions in the newest layout.
+    /// Partitions of which the node is a replica, in the newest layout.
     pub partitions: u32,
-    /// Of those, as first replica.
+    /// Partitions of which the node is the first replica, in the newest layout.
     pub first: u32,
 }
 
-/// A layout that was.
+/// A layout of the history.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PastLayout {
-    /// Its number.
+    /// The layout's number.
     pub number: u64,
-    /// Its digest, in hexadecimal.
+    /// The layout's digest, in hexadecimal.
     pub digest: String,
-    /// What was changed.
+    /// The changes that made the layout, for people.
     pub summary: String,
 }
 
-/// How far a change of layout is.
+/// The progress of a layout change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChangeReport {
     /// Numbers of the active layouts.
     pub layouts: Vec<u64>,
-    /// The phase that everybody has reached.
+    /// The phase that every participant has reached.
     pub phase: String,
     /// Each participant's phase, by name.
     pub phases: BTreeMap<String, String>,
-    /// Who holds the change up because it is down, and what to do.
+    /// Participants that are down and for which the change waits. Each with the remedy.
     pub blocked_by: Vec<String>,
-    /// What the answering node copies or hands over.
+    /// Progress of the answering node's copies and handoffs.
     pub transfer: TransferReport,
 }
 
-/// What one node copies of others, or hands over to them, in a change of layout.
+/// Progress of one node's copies and handoffs in a layout change.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TransferReport {
-    /// Partitions that it has to look at.
+    /// Partitions to copy or to hand over.
     pub partitions: u32,
-    /// Those it is done with.
+    /// Partitions that are done.
     pub done: u32,
-    /// Bytes of keys and objects copied so far.
+    /// Size of the keys and objects that were copied so far, in bytes.
     pub bytes: u64,
-    /// Bytes a second, since the copying began.
+    /// Bytes per second, since the copying began.
     pub bytes_per_s: u64,
-    /// About how long it will still take, milliseconds.
+    /// Estimated time left, in milliseconds. `None` while no partition is done.
     pub left_ms: Option<u64>,
 }
 
-/// What the staged changes would do.
+/// The layout that the staged changes would make, and the data that would move.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// The changes.
+    /// The staged changes, for people.
     pub staged: Vec<String>,
-    /// The number the layout would get.
+    /// The new layout's number.
     pub layout: u64,
-    /// Its digest, to commit exactly this.
+    /// The new layout's digest, in hexadecimal. A commit that names it commits exactly this layout.
     pub digest: String,
-    /// N.
+    /// N of the new layout.
     pub replicas: u8,
-    /// What changes for each node.
+    /// The changes for each node.
     pub nodes: Vec<PlanNode>,
-    /// Replicas of partitions that are copied.
+    /// Replicas of partitions that would be copied.
     pub moved: u32,
-    /// The fewest that the new loads allow.
+    /// Smallest number of replicas that any plan with the same loads would copy.
     pub fewest: u32,
-    /// About how many bytes that is, by what the answering node holds.
+    /// Estimated bytes that would be copied, measured on the partitions of the answering node.
     pub bytes: u64,
-    /// In how many zones each partition has replicas, at least.
+    /// Smallest number of zones that the replicas of any partition are in.
     pub zones: u32,
 }
 
-/// What changes for one node.
+/// The changes for one node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PlanNode {
-    /// Its name.
+    /// The node's name.
     pub name: String,
-    /// Its zone.
+    /// The node's zone in the new layout, or empty.
     pub zone: String,
-    /// Partitions now.
+    /// Partitions in the newest layout.
     pub before: u32,
-    /// Partitions then.
+    /// Partitions in the planned layout.
     pub after: u32,
-    /// Partitions it would copy.
+    /// Partitions that the node would copy.
     pub gains: u32,
-    /// About how many bytes.
+    /// Estimated bytes that the node would copy.
     pub bytes: u64,
 }
 
-/// What one replica holds of a key, for `explain`.
+/// The versions that one replica holds of a key, for `explain`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReplicaState {
-    /// The node's name.
+    /// The replica's name.
     pub node: String,
-    /// "held", "absent", or why nothing is known.
+    /// State of the replica: "held", "absent", or the reason why it did not answer.
     pub state: String,
     /// The object's digest, in hexadecimal.
     pub digest: Option<String>,
@@ -172,28 +174,28 @@ pub struct ReplicaState {
 /// One live version, for `explain`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VersionSummary {
-    /// Actor and stamp.
+    /// Actor and stamp of the write.
     pub dot: String,
     /// Bytes of the value; `None` for a tombstone.
     pub value_bytes: Option<u64>,
-    /// When it was written, milliseconds since 1970.
+    /// Wall time of the write's stamp, in milliseconds since 1970.
     pub written_ms: u64,
 }
 
-/// Where a key lies and what each replica holds.
+/// The placement of a key, and the versions that each replica holds, for `explain`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The bucket.
+    /// The bucket's name.
     pub bucket: String,
     /// The key, escaped if it is not text.
     pub key: String,
     /// The partition's number.
     pub partition: u16,
-    /// The layout's number.
+    /// The number of the layout that reads use.
     pub layout: u64,
-    /// The bucket's n, r, w.
+    /// Replicas of each key, by the bucket's definition.
     pub n: u8,
-    /// Replicas a read asks.
+    /// Replies that a read waits for.
     pub r: u8,
     /// Acks a write waits for.
     pub w: u8,
@@ -201,71 +203,73 @@ pub struct Explanation {
     pub replicas: Vec<String>,
     /// Names of the fallbacks, in order.
     pub fallbacks: Vec<String>,
-    /// What each replica holds.
+    /// The versions that each replica holds.
     pub holdings: Vec<ReplicaState>,
     /// True if all replicas answered and agree.
     pub agree: bool,
-    /// Hints for this key that the fallbacks hold.
+    /// Names of the nodes that hold hints for this key.
     pub hints: Vec<String>,
 }
 
-/// What is kept for one unreachable replica.
+/// The hints that a node keeps for one replica.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HintStatus {
-    /// For whom.
+    /// The replica's name.
     pub target: String,
-    /// How many.
+    /// Number of hints.
     pub hints: u64,
-    /// Their bytes, keys included.
+    /// Size of the hints in bytes, keys included.
     pub bytes: u64,
-    /// How long the oldest has been waiting, milliseconds.
+    /// Age of the oldest hint, in milliseconds.
     pub oldest_ms: u64,
 }
 
-/// What anti-entropy is doing.
+/// The progress of anti-entropy.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RepairStatus {
-    /// Rounds with one peer that ended, since the start.
+    /// Rounds that succeeded since the start, each with one peer.
     pub rounds: u64,
-    /// With whom a round is under way.
+    /// Name of the peer of the round under way.
     pub running_with: Option<String>,
     /// Keys that differed, since the start.
     pub divergent_keys: u64,
-    /// Keys that differed in the last round.
+    /// Keys that differed in the last successful round.
     pub last_round_keys: u64,
-    /// Milliseconds since the last round ended.
+    /// Milliseconds since the last successful round ended.
     pub last_round_ago_ms: Option<u64>,
-    /// Why the last round that failed did.
+    /// The peer and the error of the last round, if that failed.
     pub last_error: Option<String>,
 }
 
-/// What became of deletes.
+/// The progress of tombstone collection.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TombstoneGcStatus {
-    /// Tombstones of which this node is the first replica, as far as it knows.
+    /// Tombstones that this node holds in partitions of which it is the first replica.
     pub waiting: u64,
-    /// Reaped since the start, by this node's orders.
+    /// Tombstones that were collected by this node's orders since the start.
     pub collected: u64,
-    /// What the last look found in the way: a member, and why.
+    /// The reason why the last check could not collect all tombstones, mostly a member that is
+    /// down.
     pub blocked_by: Option<String>,
 }
 
-/// One member as a node sees it.
+/// One member, as a node sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// The member's name.
     pub name: String,
-    /// Its address.
+    /// The member's address.
     pub address: String,
-    /// Its zone, or empty.
+    /// The member's zone, or empty.
     pub zone: String,
-    /// "up" or "down", as the answering node sees it.
+    /// State of the member, as the answering node sees it: "up", "down", or "down, suspected by
+    /// all".
     pub state: String,
-    /// Partitions it is a replica of.
+    /// Partitions of which the member is a replica.
     pub partitions: u32,
-    /// Partitions it is the first replica of.
+    /// Partitions of which the member is the first replica.
     pub first: u32,
-    /// Why it was refused, if it was.
+    /// The reason why the last connection to the member was refused, if it was.
     pub last_error: Option<String>,
 }
 
@@ -278,34 +282,36 @@ pub struct Status {
     pub cluster: String,
     /// This build's version.
     pub version: String,
-    /// The layout's number.
+    /// The newest layout's number.
     pub layout: u64,
-    /// The layout's digest, in hexadecimal.
+    /// The newest layout's digest, in hexadecimal.
     pub layout_digest: String,
-    /// Q, the ring's number of partitions.
+    /// Q, the number of partitions.
     pub partitions: u32,
-    /// N, replicas a partition.
+    /// N, the number of replicas of each partition.
     pub replicas: u8,
     /// The storage plugin and its durability.
     pub storage: String,
     /// Milliseconds since the node started.
     pub uptime_ms: u64,
-    /// Hints this node holds for others.
+    /// Hints that this node holds for other nodes.
     pub hints: u64,
-    /// For whom, and how many.
+    /// Hints that this node holds, by target.
     pub hints_for: Vec<HintStatus>,
-    /// Partitions that may have forgotten, and answer no reads until they have asked the others.
+    /// Partitions of which this node may have forgotten records. It answers no reads of them until
+    /// it has merged with enough other replicas.
     pub recovering: u32,
-    /// Why this node coordinates nothing, if its clock is far from those of its peers.
+    /// The reason why this node coordinates no requests, if its clock differs too much from its
+    /// peers' clocks.
     pub clock_problem: Option<String>,
-    /// What anti-entropy is doing.
+    /// The progress of anti-entropy.
     pub repair: RepairStatus,
-    /// What became of deletes.
+    /// The progress of tombstone collection.
     pub tombstone_gc: TombstoneGcStatus,
-    /// The change of layout under way, if one is.
+    /// The layout change under way, if there is one.
     pub change: Option<ChangeReport>,
-    /// The node was taken out while it was away, and serves nothing.
+    /// True if the node was removed while it was down or cut off. It then serves nothing.
     pub removed: bool,
-    /// All members.
+    /// Members of the newest layout, and those that are leaving.
     pub members: Vec<MemberStatus>,
 }

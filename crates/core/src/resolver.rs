@@ -1,20 +1,23 @@
-//! The second plugin trait: what concurrent versions are shown as.
+//! The second plugin trait: the conflict resolver, which decides which of several concurrent
+//! versions a read shows.
 
 use crate::object::{MergeRule, Version};
 
-/// Turns the concurrent versions of a read into what is shown.
+/// The decision which of several concurrent versions a read shows.
 ///
 /// # Contract
-/// - Pure and deterministic: the result depends on the given versions only, not on time, randomness or the node.
+/// - Pure and deterministic: the result depends on the given versions only, not on time, randomness
+///   or the node.
 /// - Order-free: the order of the input does not change the set that is shown.
-/// - Idempotent: resolving what was shown shows it again.
+/// - Idempotent: resolving the shown versions shows all of them again.
 /// - Shows at least one version if it is given one, and none that it was not given.
-/// - Does not touch what replicas store, unless `merge_rule` says that only the newest version is kept.
+/// - Does not change the stored objects, unless `merge_rule` says that replicas keep only the
+///   newest version.
 pub trait ConflictResolver: Send + Sync + 'static {
-    /// Which of the versions are shown, in stamp order. `versions` holds no tombstones.
+    /// Returns the versions that are shown, in stamp order. `versions` contains no tombstones.
     fn resolve<'a>(&self, versions: Vec<&'a Version>) -> Vec<&'a Version>;
 
-    /// How replicas merge objects of this resolver's buckets.
+    /// Returns the rule by which replicas merge objects of this resolver's buckets.
     fn merge_rule(&self) -> MergeRule {
         MergeRule::KeepAll
     }

@@ -1,5 +1,7 @@
-//! The two seams that join the crates: requests come in through [`NodeService`], requests go out through
-//! [`PeerTransport`]. Both are batch-shaped: many requests travel together, and each is answered by itself.
+//! The two seams between the crates: a node receives requests through [`NodeService`], and sends
+//! requests through [`PeerTransport`].
+//!
+//! Both carry batches: many requests travel together, and each gets a reply of its own.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -9,25 +11,26 @@ use std::time::Duration;
 use crate::member::{Member, NodeId};
 use crate::request::{ClientRequest, ClientResult, PeerRequest, PeerResult};
 
-/// Where answers of one kind go, each under the number of its request.
+/// The receiver of the answers to several requests, each under the number of its request.
 pub trait ReplySink<A> {
-    /// Takes the answer to request `id`. `None`: whoever was to answer gave up without doing so.
+    /// Accepts the answer to request `id`. `None`: the request was dropped without an answer.
     fn reply(&self, id: u64, answer: Option<A>);
 }
 
-/// The right, and the duty, to answer one request once. Dropped unused, it tells the asker so: nobody waits in vain.
+/// The right and the duty to answer one request once. If it is dropped unused, the sink receives
+/// `None`, so that no caller waits in vain.
 pub struct ReplyTo<A> {
     sink: Option<Rc<dyn ReplySink<A>>>,
     id: u64,
 }
 
 impl<A> ReplyTo<A> {
-    /// The answer to request `id` goes to `sink`.
+    /// Creates a reply that passes the answer to request `id` on to `sink`.
     pub fn new(sink: Rc<dyn ReplySink<A>>, id: u64) -> ReplyTo<A> {
         ReplyTo { sink: Some(sink), id }
     }
 
-    /// The answer goes to `then`. An answer that never comes drops `then`.
+    /// Creates a reply that calls `then` with the answer. If there is no answer, `then` is dropped.
     pub fn call(then: impl FnOnce(A) + 'static) -> ReplyTo<A>
     where
         A: 'static,
@@ -35,12 +38,12 @@ impl<A> ReplyTo<A> {
         ReplyTo { sink: Some(Rc::new(Call(Cell::new(Some(then)), PhantomData))), id: 0 }
     }
 
-    /// The answer goes nowhere.
+    /// Creates a reply that discards the answer.
     pub fn ignored() -> ReplyTo<A> {
         ReplyTo { sink: None, id: 0 }
     }
 
-    /// Answers.
+    /// Sends the answer.
     pub fn send(mut self, answer: A) {
         if let Some(sink) = self.sink.take() {
             sink.reply(self.id, Some(answer));
@@ -67,43 +70,48 @@ impl<A> Drop for ReplyTo<A> {
     }
 }
 
-/// A request that came in, with what is left of its deadline and where its answer goes.
+/// A received request, with the time left until its deadline and the receiver of its answer.
 pub struct Incoming<Q, A> {
-    /// What is asked.
+    /// The request.
     pub request: Q,
-    /// What is left of the request's deadline: a duration, never a point in time.
+    /// Time left until the request's deadline: a duration, because the clocks of two nodes differ.
     pub timeout: Duration,
-    /// Where the answer goes.
+    /// The receiver of the answer.
     pub reply: ReplyTo<A>,
 }
 
-/// A node, as its connections see it. `cluster` implements it, `rpc` calls it.
+/// A node, as its connections see it. The crate `node` implements it, `rpc` calls it.
 pub trait NodeService: 'static {
-    /// Takes what a client sent together. Answers each when it is known; a client that goes away cancels nothing.
+    /// Serves a batch of a client's requests, and answers each when its result is known. A client
+    /// that disconnects cancels nothing.
     fn client(&self, batch: Vec<Incoming<ClientRequest, ClientResult>>);
 
-    /// Takes what a peer sent together.
+    /// Serves a batch of a peer's requests.
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>);
 }
 
-/// The way to the other nodes. `rpc` implements it, `cluster` calls it.
+/// The connections to the other nodes. The crate `rpc` implements it, `node` calls it.
 pub trait PeerTransport: 'static {
-    /// Queues a request to a peer; what gathers while earlier ones are under way travels together. The answer comes
-    /// within `timeout` or is `Expired`; `Disconnected` if there is no connection.
+    /// Queues a request to a peer. Requests that are queued while earlier ones are under way travel
+    /// together.
+    ///
+    /// The answer arrives within `timeout`, or it is `Expired`. It is `Disconnected` if there is no
+    /// connection.
     fn send(&self, to: NodeId, request: PeerRequest, timeout: Duration, reply: ReplyTo<PeerResult>);
 
-    /// Begins to connect to a node, or learns its new address.
+    /// Begins to connect to a node, or records its new address.
     fn meet(&self, member: Member);
 
-    /// Where the node is looked for.
+    /// Returns the address at which the node is expected.
     fn address(&self, node: NodeId) -> Option<String>;
 
-    /// True if there is an open connection.
+    /// True if there is an open connection to the node.
     fn is_up(&self, node: NodeId) -> bool;
 
-    /// The reason why the last connection to the node was refused, if it was.
+    /// Returns the reason why the last connection to the node was refused, if it was.
     fn last_error(&self, node: NodeId) -> Option<String>;
 
-    /// How long a reply of this node usually takes at most (95 of 100), once enough are known.
+    /// Returns the latency that 95 of 100 replies of this node do not exceed. `None` until enough
+    /// replies are known.
     fn usual_latency(&self, node: NodeId) -> Option<Duration>;
 }

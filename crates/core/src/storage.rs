@@ -1,4 +1,4 @@
-//! The first plugin trait: one node's records, as bytes.
+//! The first plugin trait: a storage engine, which keeps one node's records as bytes.
 
 use std::path::Path;
 
@@ -6,31 +6,31 @@ use bytes::Bytes;
 
 use crate::key::StorageKey;
 
-/// Why an engine did not do what it was asked. Reads go on after a failed write.
+/// Error of a storage engine. After a failed write, reads still work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorageError {
-    /// No room is left: in the map, on the disk, or under a configured bound.
+    /// No space is left: in the map, on the disk, or under a configured limit.
     #[error("storage is full: {detail}")]
     Full {
-        /// What is full, and what to do.
+        /// The space that is used up, and the remedy.
         detail: String,
     },
-    /// The update queue is at its bound.
+    /// The update queue has reached its limit.
     #[error("storage queue is at its limit of {limit}")]
     QueueFull {
-        /// The bound.
+        /// Maximum number of queued updates.
         limit: u64,
     },
     /// The disk or the file failed.
     #[error("storage failed: {detail}")]
     Io {
-        /// What failed.
+        /// The operation that failed, and the reason.
         detail: String,
     },
-    /// The update refused the record that is stored: damaged, or not to be replaced.
+    /// The update itself refused the stored record, because it is damaged or must not be replaced.
     #[error("{detail}")]
     Rejected {
-        /// Why.
+        /// The reason.
         detail: String,
     },
 }
@@ -38,121 +38,141 @@ pub enum StorageError {
 /// The action of an update on its record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RecordAction {
-    /// Nothing.
+    /// The record stays as it is.
     Keep,
-    /// Store these bytes.
+    /// These bytes are stored.
     Put(Bytes),
-    /// Remove the record.
+    /// The record is removed.
     Remove,
 }
 
-/// One read-change-write of one record.
+/// One read-change-write of one record, which the engine runs atomically.
 ///
-/// The engine calls `change` once, then `applied` before any later update of the record is begun, then `finished`. If
-/// `change` keeps the record, `applied` and `finished` follow all the same: `finished` once what it read is durable. None of them may call the engine: it may hold a lock.
+/// The engine calls `change` once. It calls `applied` before it begins any later update of the
+/// record, and `finished` after that. If `change` keeps the record, both are called all the same:
+/// `finished` once the bytes that it read are durable. None of the three may call the engine, which
+/// may hold a lock.
 pub trait Update: Send {
-    /// Which record.
+    /// Returns the key of the record.
     fn key(&self) -> &StorageKey;
 
-    /// Decides, given what is stored now. Called with no other update of the record between this and the write.
+    /// Decides on the change, given the stored bytes. No other update of the record runs between
+    /// this call and the write.
     ///
     /// # Errors
-    /// To leave the record alone and be `finished` with this error, without `applied`.
+    /// An error leaves the record unchanged. The engine then calls `finished` with the same error,
+    /// and does not call `applied`.
     fn change(&mut self, stored: Option<Bytes>) -> Result<RecordAction, StorageError>;
 
-    /// The change is decided: updates of the record that follow see it. Readers do too if the engine lets replicas ack
-    /// now (`!capability().ack_when_durable`), else when it is `finished`.
+    /// Notes that the change is decided: later updates of the record see it.
+    ///
+    /// Readers see it now too, if the engine lets replicas ack now
+    /// (`!capability().ack_when_durable`). Otherwise they see it when it is `finished`.
     fn applied(&mut self);
 
-    /// The change is durable (as far as the engine promises it), or failed: then it is as if it had never been.
-    /// Called in any thread, exactly once, and before any later update of the record is begun if it failed although it had
-    /// been `applied`.
+    /// Notes that the change is durable, as far as the engine promises that, or that it failed. A
+    /// failed change is as if it had never been made.
+    ///
+    /// The engine calls this exactly once, on any thread. If a change fails after `applied`, the
+    /// engine calls this before it begins any later update of the record.
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>);
 }
 
-/// What an engine promises.
+/// The promises of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capability {
-    /// What was reported durable survives a crash of the process and of the machine.
+    /// True if a change that was reported durable survives a crash of the process and of the
+    /// machine.
     pub durable: bool,
-    /// When a replica may ack: after `finished` if true, after `applied` if false.
+    /// True if a replica may ack only after `finished`, false if it may ack after `applied`.
     pub ack_when_durable: bool,
-    /// What was stored is still there after a clean stop.
+    /// True if the records are kept over a clean stop of the process.
     pub survives_restart: bool,
 }
 
 /// A range of records, in storage key order.
 #[derive(Clone, Debug)]
 pub struct Range<'a> {
-    /// First key wanted, included (unless `after`).
+    /// First key of the range. It is included, unless `after` is set.
     pub start: &'a [u8],
-    /// Leave out `start` itself: to go on where a page ended.
+    /// True if `start` itself is left out, to continue after the last key of a page.
     pub after: bool,
-    /// First key not wanted; `None`: to the end.
+    /// First key after the range. `None`: the range has no end.
     pub end: Option<&'a [u8]>,
-    /// Most records.
+    /// Maximum number of records.
     pub limit: usize,
-    /// Stop once keys and values make this many bytes (at least one record is returned, if there is one).
+    /// Size of keys and values after which the page ends, in bytes. The page has at least one
+    /// record, if the range has one.
     pub max_bytes: usize,
 }
 
 /// Records of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Key and value of each, in order.
+    /// Keys with their values, in key order.
     pub records: Vec<(Bytes, Bytes)>,
-    /// True if a bound stopped the page before the range's end.
+    /// True if a limit ended the page before the range's end.
     pub more: bool,
 }
 
 /// One node's records, as bytes under bytes. Thread-safe; methods may block on disk.
 ///
 /// # Contract
-/// - Keys have 1 to 511 bytes, values up to 64 MiB; both come back as they went in.
-/// - `update` is atomic per record: no other update of it runs between an update's read and its write; updates of one
-///   record submitted by one thread run in that order.
+/// - Keys have 1 to 511 bytes, values up to 64 MiB. Both are returned exactly as they were stored.
+/// - `update` is atomic per record: no other update of it runs between an update's read and its
+///   write. Updates that one thread submits for one record run in that order.
 /// - The updates of one call are committed in groups, each of which is atomic on disk.
-/// - `applied` is called when later updates see the change (and `get` and `scan`, unless `ack_when_durable`);
-///   `finished(Ok)` when everybody does and it is as durable as `capability()` says. A change whose `finished` got an
-///   error is not visible to any read that begins afterwards.
+/// - `applied` is called when later updates see the change. `get` and `scan` see it then too,
+///   unless `ack_when_durable`.
+/// - `finished(Ok)` is called when all readers see the change and it is as durable as
+///   `capability()` says. A change that finished with an error is not visible to any read that
+///   begins afterwards.
 /// - Once reported durable, a change survives a crash if `capability().durable`.
-/// - A read never returns bytes that were not stored, and an unreadable record is an error, never absent.
-/// - Full is an error of the update, not of the engine: reads go on, and so do updates once there is room.
-/// - `scan` returns what was visible at one moment, in key order, no record twice; an error is never the end of data.
-/// - Queues are bounded: beyond the bound, `finished(Err(QueueFull))`.
-/// - Dropping the engine finishes what was submitted and leaves the folder ready to be opened again.
+/// - A read never returns bytes that were not stored. A record that cannot be read is an error,
+///   never absent.
+/// - Full is an error of the update, not of the engine: reads still work, and so do updates once
+///   there is space.
+/// - `scan` returns the records that were visible at one moment, in key order, none of them twice.
+///   An error is never reported as the end of the data.
+/// - Queues are bounded: an update beyond the limit is finished with `QueueFull`.
+/// - Dropping the engine finishes all submitted updates, and leaves the folder ready to be opened
+///   again.
 pub trait StorageEngine: Send + Sync + 'static {
-    /// The record, if there is one. Cheap enough for an event loop.
+    /// Returns the record, if there is one. It is fast enough for an event loop.
     ///
     /// # Errors
-    /// If it cannot be read; never for a record that is absent.
+    /// [`StorageError`] if the record cannot be read; never for an absent record.
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError>;
 
-    /// Submits updates. May read records for them, waits for no commit; each update is told what became of it.
+    /// Submits updates. It may read records for them, but does not wait for a commit. Each update
+    /// receives its result through [`Update`].
     fn update(&self, batch: Vec<Box<dyn Update>>);
 
-    /// Asks an engine that buffers to commit now what was submitted before, instead of at its time. Returns at once; each
-    /// update is told as always. Called when somebody waits for what is durable: a node that starts or stops, a hint's or a copy's
-    /// sender.
+    /// Asks an engine that buffers to commit all submitted updates now, not at its usual time. It
+    /// returns at once; updates are finished as always.
+    ///
+    /// It is called when a caller waits for durability: a node that starts or stops, and the sender
+    /// of a hint or a transfer.
     fn flush(&self) {}
 
-    /// Updates that were submitted and are not finished, for people.
+    /// Returns the number of submitted updates that are not finished, for reports.
     fn waiting(&self) -> usize {
         0
     }
 
-    /// Records of a range, in order.
+    /// Returns the records of a range, in key order.
     ///
     /// # Errors
-    /// If any of them cannot be read.
+    /// [`StorageError`] if any of them cannot be read.
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError>;
 
-    /// Writes a consistent copy of everything durable into an empty folder, while serving. Blocks until it is there.
+    /// Writes a consistent copy of all durable records into an empty folder, while the engine
+    /// serves. Blocks until the copy is complete.
     ///
     /// # Errors
-    /// If the engine cannot (memory), or the folder cannot be written.
+    /// [`StorageError`] if the engine keeps nothing on disk, or the folder cannot be written.
     fn checkpoint(&self, folder: &Path) -> Result<(), StorageError>;
 
-    /// What this engine, as configured, promises.
+    /// Returns the promises of this engine, as it is configured.
     fn capability(&self) -> Capability;
 }

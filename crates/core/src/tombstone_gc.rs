@@ -1,4 +1,4 @@
-//! When a tombstone may go: the part of the conditions that is memory and time.
+//! The conditions of tombstone collection that depend on memory and time.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,15 @@ use crate::key::StorageKey;
 use crate::object::Digest;
 use crate::planted::{Bug, planted};
 
-/// Tombstones that all replicas were found to hold alike once, waiting to be found so again.
+/// Tombstones for which all replicas agreed once, and which wait for a second agreement.
 ///
-/// A tombstone goes only if every replica held durably and exactly the same state twice, a grace period apart, and
-/// nobody holds a hint for the key or lately let go of one. The first keeps it for whoever missed the delete; the second
-/// for what was on its way meanwhile: every message that carries an object is void after less than the grace period.
+/// A tombstone is collected only if two conditions hold:
+/// - Every replica durably held exactly the same state twice, a grace period apart.
+/// - No node holds a hint for the key, or recently deleted a hint of its partition.
+///
+/// The first agreement keeps the tombstone while a replica has missed the delete. The second one
+/// covers older versions that were in flight at the first. A message with an object is void after
+/// less than the grace period.
 #[derive(Default, Debug)]
 pub struct Candidates {
     seen: BTreeMap<StorageKey, Seen>,
@@ -24,8 +28,8 @@ struct Seen {
 }
 
 impl Candidates {
-    /// All replicas hold exactly this now, under this layout. True if they also did a grace period ago and no other state
-    /// was seen, nor another layout, in between.
+    /// Notes that all replicas hold exactly this state now, under this layout. Returns true if they
+    /// also did so a grace period ago, and no other state or layout was noted in between.
     pub fn agreed(
         &mut self,
         key: &StorageKey,
@@ -48,7 +52,8 @@ impl Candidates {
         }
     }
 
-    /// They do not agree, or somebody could not be asked: what was seen before counts for nothing.
+    /// Notes that the replicas do not agree, or that one of them could not be asked. Earlier
+    /// agreements no longer count.
     pub fn disagreed(&mut self, key: &StorageKey) {
         self.seen.remove(key);
     }
@@ -59,7 +64,8 @@ mod tests {
     use super::*;
     use crate::key::{Key, PartitionId};
 
-    /// Two agreements a grace period apart, on one state under one layout; anything in between starts over.
+    /// Two agreements must be a grace period apart, on one state under one layout. Any other state
+    /// in between starts over.
     #[test]
     fn agreement_must_last_a_grace_period() {
         let key = StorageKey::of(PartitionId(0), &Key::new(b"b", b"k").unwrap());

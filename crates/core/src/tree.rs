@@ -1,14 +1,17 @@
-//! What a node holds of one partition, summed up so that two nodes find their differences by comparing little.
+//! Hash trees over a partition's records. Two nodes find their differences by comparing few hashes.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::object::Digest;
 
-/// Leaves of a tree. A partition of a million keys in 1024 partitions has about 15 keys a leaf.
+/// Number of leaves of a tree. A partition of a million keys in 1024 partitions has about 15 keys
+/// per leaf.
 pub const LEAVES: usize = 64;
 
-/// A hash tree of two levels over (storage key, object digest). Its leaves are XORs, so that a write changes them by its
-/// old and its new digest alone: the tree is kept up in the same step as the write, and no key is read for it.
+/// A hash tree of two levels over (storage key, object digest).
+///
+/// Its leaves are XORs, so a write changes a leaf by the old and the new digest alone. The tree is
+/// updated together with the record, and no other record is read for it.
 ///
 /// Source: Dynamo §4.7; the XOR in place of a hash over a sorted list is what makes it incremental.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,34 +26,35 @@ impl Default for HashTree {
 }
 
 impl HashTree {
-    /// Adds what is stored under a key, or takes it out if it is in: the same step.
+    /// Adds a record, or removes it if the tree has it: both are the same XOR.
     pub fn toggle(&mut self, key: &[u8], digest: Digest) {
         self.leaves[leaf_of(key)] ^= entry_hash(key, digest);
     }
 
-    /// Equal on two nodes if and only if they hold the same (as sure as 64 bits are).
+    /// Returns the root. It is equal on two nodes if and only if they hold the same records (with
+    /// the certainty of a 64-bit hash).
     pub fn root(&self) -> u64 {
         self.leaves.iter().fold(0, |root, leaf| root ^ leaf)
     }
 
-    /// The leaves, by number.
+    /// Returns the leaves, by number.
     pub fn leaves(&self) -> &[u64; LEAVES] {
         &self.leaves
     }
 
-    /// A bit for each leaf that differs from the other side's.
+    /// Returns a mask with bit `i` set for each leaf `i` that differs from the other node's.
     pub fn differing(&self, theirs: &[u64]) -> u64 {
         let pairs = self.leaves.iter().zip(theirs).enumerate();
         pairs.filter(|(_, (ours, theirs))| ours != theirs).fold(0, |mask, (at, _)| mask | 1 << at)
     }
 }
 
-/// Which leaf a storage key belongs to.
+/// Returns the number of the leaf of a storage key.
 pub fn leaf_of(key: &[u8]) -> usize {
     (xxh3_64(key) >> 58) as usize
 }
 
-/// What one record adds to its leaf.
+/// Returns the hash that one record contributes to its leaf.
 pub fn entry_hash(key: &[u8], digest: Digest) -> u64 {
     xxh3_64_with_seed(key, digest.0)
 }
@@ -59,9 +63,10 @@ pub fn entry_hash(key: &[u8], digest: Digest) -> u64 {
 mod tests {
     use super::*;
 
-    /// Changes in any order make the same tree as writing the end state at once, and a difference shows in its leaf.
+    /// The tree depends only on the current records, not on the order of changes. A difference
+    /// shows in the leaf of its key.
     #[test]
-    fn a_tree_knows_only_what_is_there_now() {
+    fn a_tree_depends_only_on_the_current_records() {
         let (mut changed, mut written) = (HashTree::default(), HashTree::default());
         for key in 0..500u32 {
             let key = key.to_be_bytes();

@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         Ok(u32::from_le_bytes(fixed))
     }
 
-    /// The same reader, with these as the last bytes.
+    /// Returns the same reader with the input cut at position `end`.
     pub(crate) fn until(mut self, end: usize) -> Result<Reader<'a>, Short> {
         self.bytes = self.bytes.get(..end).filter(|_| end >= self.at).ok_or(Short)?;
         Ok(self)
@@ -77,15 +77,15 @@ impl<'a> Reader<'a> {
             let byte = self.byte()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
-                // Only as short as it is written.
+                // A number must have its shortest encoding.
                 return if byte == 0 && shift > 0 { Err(Short) } else { Ok(value) };
             }
         }
         Err(Short)
     }
 
-    /// A count of items of at least `item_bytes` each: one that the rest of the input cannot hold is refused before
-    /// anything is allocated for it.
+    /// Reads a count of items of at least `item_bytes` bytes each. A count that the rest of the
+    /// input cannot hold is refused before memory is allocated for it.
     pub(crate) fn count(&mut self, item_bytes: usize) -> Result<usize, Short> {
         let count = usize::try_from(self.varint()?).map_err(|_| Short)?;
         if count > self.remaining() / item_bytes {
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Short)
     }
 
-    /// Checks that the rest of the input can hold `items` items of a byte or more.
+    /// Checks that the rest of the input can hold `items` items of at least one byte each.
     pub(crate) fn check_count(&self, items: u64) -> Result<(), Short> {
         if items > self.remaining() as u64 { Err(Short) } else { Ok(()) }
     }

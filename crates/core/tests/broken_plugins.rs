@@ -1,4 +1,5 @@
-//! The conformance suites, against plugins that are broken on purpose: a suite that passes them checks nothing.
+//! The conformance suites, run on plugins that are broken on purpose. A suite that accepts one of
+//! them checks too little.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +14,7 @@ use quorate_core::resolver::ConflictResolver;
 use quorate_core::storage::{Capability, Page, Range, RecordAction, StorageEngine, StorageError, Update};
 use quorate_core::{Member, NodeId, StorageKey, Version};
 
-/// What the storage engine below does wrong.
+/// The flaw of the storage engine below.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Flaw {
     None,
@@ -64,7 +65,7 @@ const FLAWS: [Flaw; 20] = [
 
 type Records = BTreeMap<Bytes, Bytes>;
 
-/// "Disks" that outlive their engines, by folder.
+/// The "disks" of engines, by folder. They outlive the engines.
 type Disks = Arc<Mutex<BTreeMap<PathBuf, Arc<Mutex<Records>>>>>;
 
 struct Engine {
@@ -226,7 +227,7 @@ fn storage_passes(flaw: Flaw) -> bool {
     })
 }
 
-/// The engine without a flaw passes; with any one of them it fails.
+/// The engine without a flaw passes the suite. With any one of the flaws it fails.
 #[test]
 fn every_broken_storage_engine_fails_the_suite() {
     assert!(storage_passes(Flaw::None));
@@ -283,7 +284,7 @@ fn every_broken_resolver_fails_the_suite() {
     }
 }
 
-/// What the membership below does wrong.
+/// The flaw of the membership plugin below.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Lapse {
     None,

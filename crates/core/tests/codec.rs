@@ -46,7 +46,7 @@ fn objects() -> impl Strategy<Value = Object> {
         let requests = requests
             .into_iter()
             .enumerate()
-            // Two of a kind, so that ties are there, too.
+            // Two of them have each time, so that ties occur too.
             .map(|(at, request)| ReplacedRequest {
                 request: RequestId(request),
                 replaced_ms: 1_000 - at as u64 / 2,
@@ -85,9 +85,10 @@ proptest! {
         prop_assert!(decode_object(&bytes.into()).is_err());
     }
 
-    /// Who does not read large values sees nothing else wrong, and finds out what is once it does.
+    /// A decoder that does not read large values notices all other damage. The later check of the
+    /// values finds theirs.
     #[test]
-    fn only_large_values_may_be_wrong_for_who_does_not_read_them(
+    fn only_large_values_may_be_damaged_in_an_unread_record(
         object in objects(),
         at in any::<prop::sample::Index>(),
         bit in 0..8u32,
@@ -115,9 +116,10 @@ proptest! {
         prop_assert!(Layout::decode(&bytes).is_err());
     }
 
-    /// Bytes with a right checksum and anything behind it: an error or an object that encodes to the same, never a panic.
+    /// Arbitrary bytes with a correct checksum are an error, or decode to an object that encodes to
+    /// the same bytes. They never cause a panic.
     #[test]
-    fn well_signed_nonsense_is_no_panic(mut body in vec(any::<u8>(), 4..200), apart: bool, behind in 0..1_100usize) {
+    fn invalid_records_with_a_correct_checksum_are_no_panic(mut body in vec(any::<u8>(), 4..200), apart: bool, behind in 0..1_100usize) {
         let flags = if apart { 2 } else { 0 };
         let mut bytes = vec![2, flags];
         if apart {
@@ -132,7 +134,7 @@ proptest! {
         }
         let bytes = Bytes::from(bytes);
         match decode_object(&bytes) {
-            Err(CodecError::Checksum) => prop_assert!(false, "the test signs as the codec does"),
+            Err(CodecError::Checksum) => prop_assert!(false, "the test computes the checksum as the codec does"),
             Err(_) => {}
             Ok(record) => {
                 prop_assert_eq!(encode_object(&record.object, record.long_key.as_deref()), bytes);
@@ -151,9 +153,9 @@ proptest! {
     }
 }
 
-/// What is on disks already: an encoding changes with its version, or not at all.
+/// Records on existing disks stay readable: an encoding never changes without a new version.
 #[test]
-fn the_encoding_is_what_it_was() {
+fn the_encoding_has_not_changed() {
     let version = |stamp, value: &[u8]| Version {
         dot: Dot { actor: Actor(3), stamp: Stamp(stamp) },
         request: RequestId(9),
@@ -168,7 +170,7 @@ fn the_encoding_is_what_it_was() {
     let head = format!("020266f752874ede3db245000000{body}02d00fa4503dce50802239");
     assert_eq!(hex(&encoded), head + &"07".repeat(2_000));
 
-    // The first version, with all values within.
+    // A record of the first version, with all values within the record's checksum.
     let mut first = vec![1, 0];
     let within: Vec<u8> = [&unhex(body)[..], &[1, 0xd0, 0x0f], &[7; 2_000]].concat();
     let checksum = xxhash_rust::xxh3::xxh3_64(&within) ^ 256u64.wrapping_mul(0x9e37_79b9_7f4a_7c15);

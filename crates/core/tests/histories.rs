@@ -1,5 +1,6 @@
-//! Random histories of replicas, writers, retries, lost disks and late messages, against a reference that keeps explicit
-//! sets of events. What the version vectors claim must be exactly what the sets say, at every step.
+//! Random histories of replicas, writers, retries, lost disks and late messages, compared with a
+//! reference model that keeps explicit sets of events. At every step the version vectors must
+//! contain exactly the events of the sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,7 @@ const STEPS: usize = 60;
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 4;
 
-/// splitmix64: small, seeded, the same everywhere.
+/// The random number generator splitmix64: small, seeded, and the same on all machines.
 struct Random(u64);
 
 impl Random {
@@ -30,7 +31,7 @@ impl Random {
     }
 }
 
-/// What a replica would know if it kept every event by name.
+/// Reference model of a replica: keeps every event instead of a version vector.
 #[derive(Clone, Default, PartialEq, Debug)]
 struct Events {
     seen: BTreeSet<Dot>,
@@ -57,7 +58,7 @@ struct Replica {
     skew_ms: u64,
 }
 
-/// A context and the set of events that it must be.
+/// A context, with the set of events that it must contain.
 #[derive(Clone, Default)]
 struct Seen {
     context: CausalContext,
@@ -143,7 +144,7 @@ impl World {
         }
     }
 
-    /// A write whose answer was lost is sent again, under its id, to any replica.
+    /// Sends again, under its id and to any replica, a write whose answer was lost.
     fn retry(&mut self, at: usize, client: usize) {
         if self.lost_writes.is_empty() {
             return;
@@ -223,8 +224,8 @@ impl World {
         self.clients[client] = seen;
     }
 
-    /// A context contains exactly what its holder has seen: no more, or writes would vanish; no less, or they would not
-    /// be replaced.
+    /// Checks that a context contains exactly the events that its holder has seen. With more of
+    /// them, writes would vanish; with fewer, writes would not be replaced.
     fn check_context(&self, context: &CausalContext, events: &BTreeSet<Dot>) {
         for dot in self.minted.keys() {
             assert_eq!(context.contains(*dot), events.contains(dot), "{dot:?} in {context:?}");
@@ -242,7 +243,7 @@ impl World {
             return;
         }
         let which = self.random.below(self.late.len());
-        // Now and then a message arrives twice.
+        // Sometimes a message arrives twice.
         let (to, object, events) =
             if self.random.below(4) == 0 { self.late[which].clone() } else { self.late.swap_remove(which) };
         let replica = &mut self.replicas[to];
@@ -250,7 +251,7 @@ impl World {
         replica.events.merge(&events);
     }
 
-    /// A start, with the disk or without: always under a new actor.
+    /// Restarts a replica, with its disk or without, always under a new actor.
     fn restart(&mut self, at: usize, wiped: bool) {
         let replica = &mut self.replicas[at];
         replica.actor = Actor(self.random.next());
@@ -261,7 +262,8 @@ impl World {
         }
     }
 
-    /// Everybody hears everybody: all must hold the same, and what the reference says.
+    /// Sends every replica's object to every replica. All must then hold the same object, which
+    /// matches the reference.
     fn settle(&mut self) {
         let all: Vec<(Object, Events)> =
             self.replicas.iter().map(|replica| (replica.object.clone(), replica.events.clone())).collect();
@@ -273,7 +275,7 @@ impl World {
         }
         let digest = self.replicas[0].object.digest();
         for replica in &self.replicas {
-            assert_eq!(replica.object.digest(), digest, "replicas that heard each other agree");
+            assert_eq!(replica.object.digest(), digest, "replicas that merged each other's objects agree");
             assert_eq!(replica.events, self.replicas[0].events);
             let live: BTreeSet<Dot> = replica.object.live().iter().map(|version| version.dot).collect();
             assert_eq!(live, replica.events.live());
@@ -281,10 +283,11 @@ impl World {
     }
 }
 
-/// No interleaving of replicas, retries, lost disks, late messages and merges loses a value that nothing replaced, or
-/// keeps one that something did; every context is exactly what its holder saw.
+/// Replicas, retries, lost disks, late messages and merges interleave at random. No history loses a
+/// value that nothing replaced, or keeps one that was replaced. Every context contains exactly the
+/// events that its holder saw.
 #[test]
-fn vectors_say_what_explicit_sets_say() {
+fn version_vectors_contain_exactly_the_events_of_explicit_sets() {
     for seed in 0..HISTORIES {
         let mut world = World::new(seed);
         for _ in 0..STEPS {
@@ -294,7 +297,7 @@ fn vectors_say_what_explicit_sets_say() {
     }
 }
 
-/// Merge is a join, on states that histories reach, with either rule.
+/// The merge is a join, on states that histories reach, under either rule.
 #[test]
 fn merge_is_commutative_associative_and_idempotent() {
     for seed in 0..2_000 {
@@ -307,15 +310,16 @@ fn merge_is_commutative_associative_and_idempotent() {
             let join = |x: &Object, y: &Object| {
                 let mut joined = x.clone();
                 let learnt = joined.merge(y, rule);
-                // Replicas store what came, as it came, if it says that it learnt nothing from what was there.
+                // A replica merges its stored object into the received one. If that returns false,
+                // it stores the received bytes as they are.
                 assert!(learnt || joined == *x);
                 assert!(learnt == (joined != *x) || rule == MergeRule::KeepNewest);
                 joined
             };
-            // A state under a rule is one that was merged under it.
+            // A state under a rule is one that was merged under that rule.
             let [a, b, c] = [&a, &b, &c].map(|object| join(&Object::default(), object));
-            // What is replaced and what is live. The ids of late requests are a bounded memory beside that: under
-            // KeepNewest it depends on the order whether a version was seen to lose or to be replaced.
+            // The state is the replaced and the live versions. The remembered request ids are
+            // outside of it: under `KeepNewest` they depend on the order of merges.
             let state =
                 |object: &Object| (object.replaced().clone(), object.live().to_vec(), object.digest());
             assert_eq!(state(&join(&a, &b)), state(&join(&b, &a)));
@@ -330,8 +334,8 @@ fn merge_is_commutative_associative_and_idempotent() {
     }
 }
 
-/// Many writers that read before they write leave at most as many siblings as there are writers under way, however long
-/// they go on.
+/// Many writers that read before they write leave at most as many siblings as there are writers,
+/// however many writes they make.
 #[test]
 fn siblings_stay_bounded_under_read_then_write() {
     const WRITERS: usize = 8;
@@ -357,15 +361,15 @@ fn siblings_stay_bounded_under_read_then_write() {
         };
         match object.write(&write, MergeRule::KeepAll, LIMITS, round, mint) {
             Ok(written) => contexts[writer] = written.context,
-            // Single dots pile up in the context of a writer that never reads: it is asked to.
+            // The extra dots of a writer that never reads accumulate. The refusal makes it read.
             Err(_) => contexts[writer] = object.context(),
         }
         assert!(object.live().len() <= WRITERS, "{} siblings", object.live().len());
     }
 }
 
-/// A writer that uses the context of its own last put replaces that and spares what it never saw, for as long as it goes
-/// on: beyond the bound on single dots it is told to read.
+/// A writer that uses the context of its own last put replaces only that put, and keeps the
+/// siblings that it has not seen. Once it has too many extra dots, it has to read.
 #[test]
 fn unseen_siblings_survive_a_writer_that_never_reads() {
     let mut object = Object::default();
@@ -404,8 +408,8 @@ fn unseen_siblings_survive_a_writer_that_never_reads() {
     assert_eq!(object.live().len(), 1);
 }
 
-/// In a last-write-wins bucket replicas end with one version, the same everywhere, and a write that has seen another
-/// never loses to it, whatever the clocks say.
+/// In a last-write-wins bucket all replicas end with the same single version. A write never loses
+/// to a version that it has seen, whatever the clocks show.
 #[test]
 fn last_write_wins_converges_and_respects_causality() {
     let rule = MergeRule::KeepNewest;

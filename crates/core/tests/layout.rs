@@ -1,4 +1,5 @@
-//! Placement: even load, fewest moves, the same on every node.
+//! Layouts: loads are even, as few replicas as possible move, and all nodes compute the same
+//! layout.
 
 use std::collections::BTreeSet;
 
@@ -44,7 +45,7 @@ fn moved(before: &Layout, after: &Layout) -> u32 {
         .sum()
 }
 
-/// Every node's load is within one partition of its share, as first replica too.
+/// Every node's number of partitions is within one of its share, also as first replica.
 #[test]
 fn load_is_even_for_up_to_thirty_nodes() {
     for nodes in 1..=30 {
@@ -58,9 +59,9 @@ fn load_is_even_for_up_to_thirty_nodes() {
     check_even(&Layout::first(members(7), 4, 3).unwrap());
 }
 
-/// A joining node takes its share and nothing else moves; a leaving one's share is all that moves.
+/// A joining node gains its share and nothing else moves. When a node leaves, only its share moves.
 #[test]
-fn changes_move_no_more_than_they_must() {
+fn changes_move_no_more_than_necessary() {
     let mut layout = Layout::first(members(3), 1024, 3).unwrap();
     for nodes in 4..=12 {
         let grown = layout.next(members(nodes)).unwrap();
@@ -90,7 +91,8 @@ fn all_nodes_compute_the_same_layout() {
     assert_ne!(forward.digest(), Layout::first(members(8), 256, 3).unwrap().digest());
 }
 
-/// Replicas of one node's partitions are spread over the others, and so are the fallbacks.
+/// The partitions of one node have their other replicas on all other nodes, and their fallbacks
+/// too.
 #[test]
 fn failures_are_shared_by_all() {
     let layout = Layout::first(members(10), 1024, 3).unwrap();
@@ -107,7 +109,7 @@ fn failures_are_shared_by_all() {
     assert_eq!((partners.len(), fallbacks.len()), (9, 9));
 }
 
-/// Keys spread evenly over partitions, and the preference list names every node once.
+/// Keys are spread evenly over partitions. Replicas and fallbacks together name every node once.
 #[test]
 fn keys_spread_over_the_ring() {
     let layout = Layout::first(members(5), 64, 3).unwrap();
@@ -128,7 +130,7 @@ fn keys_spread_over_the_ring() {
     }
 }
 
-/// What no layout can be made of is refused, by name.
+/// Members and numbers that allow no layout are refused, and the error names them.
 #[test]
 fn impossible_layouts_are_refused() {
     let refused = |members, partitions, replicas| Layout::first(members, partitions, replicas).unwrap_err();
@@ -149,7 +151,8 @@ fn join(number: usize, weight: u16, zone: &str) -> LayoutChange {
     LayoutChange::Join { name, address, zone: zone.into(), weight }
 }
 
-/// The fewest replicas that any assignment must copy to get from these loads to others whose shares by weight are rounded.
+/// Returns the fewest replicas that any assignment must copy, from these loads to loads that are
+/// rounded shares by weight.
 fn fewest_moves(before: &Layout, after: &Layout) -> u32 {
     let total: f64 = f64::from(after.partitions()) * f64::from(after.replicas());
     let weights: f64 = after.members().iter().map(|member| f64::from(member.weight)).sum();
@@ -166,9 +169,10 @@ fn fewest_moves(before: &Layout, after: &Layout) -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Over random sequences of twenty joins, leaves and new weights, next to nothing moves that need not.
+    /// Over random sequences of twenty joins, leaves and new weights, at most 2 in 100 more
+    /// replicas move than necessary.
     #[test]
-    fn sequences_of_changes_move_little_more_than_they_must(
+    fn sequences_of_changes_move_little_more_than_necessary(
         steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), 80u16..140), 20),
     ) {
         let mut layout = Layout::first(members(5), 256, 3).unwrap();
@@ -192,7 +196,8 @@ proptest! {
         prop_assert!(f64::from(moves) <= 1.02 * f64::from(fewest), "{} moved, {} at least", moves, fewest);
     }
 
-    /// With as many zones as replicas no two replicas share one, whatever the zones' sizes; with fewer, each has its part.
+    /// With at least as many zones as replicas, no two replicas share a zone, whatever the zones'
+    /// sizes. With fewer zones, each has a replica.
     #[test]
     fn replicas_are_spread_over_zones(
         sizes in prop::collection::vec(1usize..5, 1..5), replicas in 1u8..5, weights in prop::collection::vec(50u16..200, 20),
@@ -218,7 +223,7 @@ proptest! {
     }
 }
 
-/// Loads differ by no more than one partition in a hundred up to thirty nodes, and follow the weights.
+/// Loads of up to thirty nodes are at most one in a hundred above the mean, and follow the weights.
 #[test]
 fn loads_are_even_and_follow_the_weights() {
     for nodes in 3..=30 {
@@ -239,7 +244,8 @@ fn loads_are_even_and_follow_the_weights() {
     }
 }
 
-/// A replacement takes over exactly what the other one held; more replicas are added, fewer taken away, nothing else moves.
+/// A node that replaces another gains exactly the other one's partitions. If N changes, only the
+/// added or the surplus replicas change.
 #[test]
 fn replacements_and_other_numbers_of_replicas_move_the_least() {
     let layout = Layout::first(members(5), 256, 3).unwrap();
@@ -258,7 +264,7 @@ fn replacements_and_other_numbers_of_replicas_move_the_least() {
     assert_eq!((fewer.replicas(), moved(&more, &fewer)), (2, 0));
 }
 
-/// Changes that do not fit are refused, by name.
+/// Changes that do not fit are refused, and the error names the value and the remedy.
 #[test]
 fn changes_that_do_not_fit_are_refused() {
     let layout = Layout::first(members(3), 64, 3).unwrap();

@@ -1,4 +1,4 @@
-//! Core's tests through its public face: one binary.
+//! Tests of the crate through its public interface, in one binary.
 
 mod broken_plugins;
 mod codec;

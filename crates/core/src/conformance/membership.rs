@@ -1,4 +1,4 @@
-//! The contract of [`Membership`].
+//! The conformance suite of [`Membership`].
 
 use std::path::Path;
 
@@ -6,13 +6,14 @@ use crate::member::{Member, NodeId};
 use crate::membership::{MemberState, Membership, OutgoingMessage};
 use crate::plugin::PluginContext;
 
-/// Most messages that one call may return, as a multiple of the members.
+/// Maximum number of messages that one call may return, per member.
 const MESSAGES_PER_MEMBER: usize = 4;
 
-/// Runs the whole suite. `open` opens the plugin for the first of the members, all of which it is to know.
+/// Runs the whole suite. `open` opens the plugin on the first of the given members. The plugin must
+/// know all of them.
 ///
 /// # Panics
-/// With the sentence of the contract that is broken.
+/// If the plugin breaks the contract, with the sentence that it breaks.
 pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member], &PluginContext<'_>) -> Box<M>) {
     let open = |members: &[Member]| {
         let context = PluginContext { data_folder: Path::new(""), this: &members[0] };
@@ -21,15 +22,15 @@ pub fn run<M: Membership + ?Sized>(open: impl Fn(&[Member], &PluginContext<'_>) 
     for count in [1, 2, 5] {
         let members: Vec<Member> =
             (0..count).map(|n| Member::new(&format!("n{n}"), &format!("h:{n}"), "")).collect();
-        knows_everybody(&mut *open(&members), &members);
+        knows_every_member(&mut *open(&members), &members);
         is_deterministic(&mut *open(&members), &mut *open(&members), &members);
         ignores_malformed_messages(&mut *open(&members), &members);
         publishes_metadata(&mut *open(&members), &members);
     }
 }
 
-fn knows_everybody<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
-    // Time passes in which nobody is heard from.
+fn knows_every_member<M: Membership + ?Sized>(membership: &mut M, members: &[Member]) {
+    // Time passes without a message from any member.
     for now in (0..60_000).step_by(500) {
         let messages = membership.tick(now);
         check_messages(&messages, members);
@@ -41,7 +42,7 @@ fn knows_everybody<M: Membership + ?Sized>(membership: &mut M, members: &[Member
     assert_eq!(seen, expected, "the view names every member once, in order of node id, however silent");
     let this = view.iter().find(|view| view.member.id == members[0].id).expect("this node is in its view");
     assert_eq!(this.state, MemberState::Alive, "this node is alive");
-    assert!(view.iter().all(|view| view.state != MemberState::Left), "silence is no leave");
+    assert!(view.iter().all(|view| view.state != MemberState::Left), "a silent member has not left");
 }
 
 fn is_deterministic<M: Membership + ?Sized>(one: &mut M, other: &mut M, members: &[Member]) {
@@ -78,7 +79,7 @@ fn publishes_metadata<M: Membership + ?Sized>(membership: &mut M, members: &[Mem
     let mut metadata = membership.metadata(members[0].id);
     metadata.sort();
     let expected = vec![("hint".to_owned(), Vec::new()), ("layout".to_owned(), b"two".to_vec())];
-    assert_eq!(metadata, expected, "a entry of metadata takes the place of an earlier one of its name");
+    assert_eq!(metadata, expected, "an entry of metadata replaces an earlier one of the same name");
     assert!(membership.metadata(NodeId(0xdead)).is_empty(), "a stranger has no metadata");
 }
 

@@ -1,4 +1,5 @@
-//! The suites that a plugin runs to show that it keeps its trait's contract. Behind the feature `conformance`.
+//! The conformance suites. A plugin runs one to show that it keeps its trait's contract. They need
+//! the feature `conformance`.
 //!
 //! ```ignore
 //! #[test]
@@ -7,8 +8,8 @@
 //! }
 //! ```
 //!
-//! A suite panics with the sentence of the contract that is broken. It is itself tested against plugins that are broken
-//! on purpose (`crates/core/tests/broken_plugins.rs`).
+//! A suite panics with the sentence of the contract that is broken. The suites themselves are
+//! tested against plugins that are broken on purpose (`crates/core/tests/broken_plugins.rs`).
 
 pub mod membership;
 pub mod resolver;

@@ -1,4 +1,4 @@
-//! The contract of [`ConflictResolver`].
+//! The conformance suite of [`ConflictResolver`].
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::resolver::ConflictResolver;
 /// Runs the whole suite. `open` opens the resolver.
 ///
 /// # Panics
-/// With the sentence of the contract that is broken.
+/// If the resolver breaks the contract, with the sentence that it breaks.
 pub fn run<R: ConflictResolver>(open: impl FnOnce(&PluginContext<'_>) -> R) {
     let this = Member::new("n1", "127.0.0.1:7400", "");
     let resolver = &open(&PluginContext { data_folder: Path::new(""), this: &this });
@@ -20,7 +20,7 @@ pub fn run<R: ConflictResolver>(open: impl FnOnce(&PluginContext<'_>) -> R) {
         let versions: Vec<Version> = (0..count).map(version).collect();
         check(resolver, &versions);
     }
-    // Equal stamps of several actors, equal values, empty values.
+    // Equal stamps of several actors, equal values and empty values.
     let mut tied: Vec<Version> = (0..4).map(version).collect();
     tied.iter_mut().for_each(|version| version.dot.stamp = Stamp(7));
     tied[1].payload = Payload::Value("".into());
@@ -29,7 +29,7 @@ pub fn run<R: ConflictResolver>(open: impl FnOnce(&PluginContext<'_>) -> R) {
 }
 
 fn version(number: u64) -> Version {
-    // Actors in another order than stamps.
+    // The order of the actors differs from that of the stamps.
     let dot = Dot { actor: Actor((number * 5 + 3) % 7), stamp: Stamp(10 + number) };
     Version { dot, request: RequestId(number), payload: Payload::Value(vec![number as u8; 3].into()) }
 }
@@ -41,7 +41,7 @@ fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
         shown.iter().all(|version| versions.contains(version)),
         "a resolver shows only versions it was given"
     );
-    assert!(shown.is_sorted_by_key(|version| version.dot.stamp), "what is shown is in stamp order");
+    assert!(shown.is_sorted_by_key(|version| version.dot.stamp), "shown versions are in stamp order");
     let set = |shown: &[&Version]| {
         let mut dots: Vec<Dot> = shown.iter().map(|version| version.dot).collect();
         dots.sort();
@@ -59,7 +59,11 @@ fn check(resolver: &dyn ConflictResolver, versions: &[Version]) {
         assert_eq!(set(&resolver.resolve(turned)), set(&shown), "the order of versions changes nothing");
     }
     assert_eq!(set(&resolver.resolve(versions.iter().collect())), set(&shown), "a resolver is deterministic");
-    assert_eq!(set(&resolver.resolve(shown.clone())), set(&shown), "resolving what was shown shows it again");
+    assert_eq!(
+        set(&resolver.resolve(shown.clone())),
+        set(&shown),
+        "resolving the shown versions shows all of them again"
+    );
     if resolver.merge_rule() == MergeRule::KeepNewest {
         let newest = versions.iter().max_by_key(|version| (version.dot.stamp, version.dot.actor));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The contract of [`StorageEngine`].
+//! The conformance suite of [`StorageEngine`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use crate::member::Member;
 use crate::plugin::PluginContext;
 use crate::storage::{Page, Range, RecordAction, StorageEngine, StorageError, Update};
 
-/// How long an engine may take for one step before it counts as stuck.
+/// Time after which an engine that has not finished a step counts as stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Runs the whole suite. `open` opens an engine on a data folder, which exists and belongs to the suite. Opened again on a
-/// folder that was closed, an engine that `survives_restart` must show what it held.
+/// Runs the whole suite. `open` opens an engine on a data folder that exists and belongs to the
+/// suite. An engine that `survives_restart` must keep its records when its folder is opened again.
 ///
 /// # Panics
-/// With the sentence of the contract that is broken.
+/// If the engine breaks the contract, with the sentence that it breaks.
 pub fn run<E: StorageEngine + ?Sized>(open: impl Fn(&PluginContext<'_>) -> Arc<E>) {
     let folders = Folders::new();
     let this = Member::new("n1", "127.0.0.1:7400", "");
@@ -46,7 +46,7 @@ fn key(name: &str) -> StorageKey {
 
 type Decide = Box<dyn FnMut(Option<Bytes>) -> Result<RecordAction, StorageError> + Send>;
 
-/// What an update was told.
+/// A call that an update received from the engine.
 #[derive(Clone, PartialEq, Debug)]
 enum Told {
     Changed,
@@ -109,7 +109,7 @@ fn change<E: StorageEngine + ?Sized>(
 
 fn put<E: StorageEngine + ?Sized>(engine: &E, key: StorageKey, value: &[u8]) {
     let stored = change(engine, key, RecordAction::Put(Bytes::copy_from_slice(value)));
-    assert_eq!(stored, Ok(()), "an update that stores a record succeeds while there is room");
+    assert_eq!(stored, Ok(()), "an update that stores a record succeeds while there is space");
 }
 
 fn scan<E: StorageEngine + ?Sized>(engine: &E, start: &[u8], end: Option<&[u8]>) -> Page {
@@ -146,7 +146,7 @@ fn keeps_extreme_keys_and_values<E: StorageEngine + ?Sized>(engine: &E) {
         assert_eq!(
             stored.as_ref().map(|v| v.as_deref() == Some(value)),
             Ok(true),
-            "keys and values come back as they went in"
+            "keys and values are returned as they were stored"
         );
     }
 }
@@ -208,7 +208,7 @@ fn reports_in_order<E: StorageEngine + ?Sized>(engine: &E) {
     }
     let expected = [Told::Changed, Told::Applied, Told::Finished(Ok(()))];
     assert_eq!(told, expected, "an update is changed, applied and finished, each once and in this order");
-    assert_eq!(engine.get(&key("reported")), Ok(Some("v".into())), "what is finished is visible");
+    assert_eq!(engine.get(&key("reported")), Ok(Some("v".into())), "a finished change is visible");
 }
 
 fn a_rejected_update_changes_nothing<E: StorageEngine + ?Sized>(engine: &E) {
@@ -289,7 +289,8 @@ fn scans_are_ordered_and_bounded<E: StorageEngine + ?Sized>(engine: &E) {
     assert!(tiny.more, "a page that a bound stopped says that there is more");
 }
 
-/// Two records are changed one after the other: a scan of one moment sees the first at most one step ahead of the second.
+/// Two records are changed one after the other. A scan of one moment then shows the first at most
+/// one step ahead of the second.
 fn scans_see_one_moment<E: StorageEngine + ?Sized>(engine: Arc<E>) {
     let pair = |number: u32| -> Vec<Box<dyn Update>> {
         let value = Bytes::from(number.to_string());
@@ -324,7 +325,7 @@ fn scans_see_one_moment<E: StorageEngine + ?Sized>(engine: Arc<E>) {
             let (first, second) = (number("1st"), number("2nd"));
             assert!(
                 first == second || first == second + 1,
-                "a scan shows one moment: {first} and {second} never were at once"
+                "a scan shows one moment: the values {first} and {second} were never stored together"
             );
         }
     });
@@ -349,7 +350,7 @@ fn survives_a_restart<E: StorageEngine + ?Sized>(open: &impl Fn(&Path) -> Arc<E>
         assert_eq!(
             stored,
             Ok(Some(format!("value {number}").into())),
-            "what was finished is there after a restart"
+            "a finished change is kept over a restart"
         );
     }
     assert_eq!(
@@ -380,7 +381,7 @@ fn checkpoints_are_whole<E: StorageEngine + ?Sized>(open: &impl Fn(&Path) -> Arc
     }
 }
 
-/// Folders that are gone at the end.
+/// Temporary folders, deleted at the end.
 struct Folders {
     root: PathBuf,
     next: AtomicU64,

@@ -1,4 +1,4 @@
-//! What a node knows of layouts, and its news of them, as bytes: schema/layout.md.
+//! The encoding of a node's layouts and of its summary: see schema/layout.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 const FORMAT: u8 = 1;
 
 impl Layouts {
-    /// Everything, as bytes: for the disk, and for others.
+    /// Encodes everything, for the disk and for other nodes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_varint(&mut out, self.active.len() as u64);
@@ -41,10 +41,11 @@ impl Layouts {
         out
     }
 
-    /// What `encode` wrote, by this node or another: `this` is whose it is now.
+    /// Decodes what `encode` wrote, on this node or another. `this` is the node that owns the
+    /// result.
     ///
     /// # Errors
-    /// [`LayoutError::Malformed`] for anything else.
+    /// [`LayoutError`] for any other bytes.
     pub fn decode(this: NodeId, bytes: &[u8]) -> Result<Layouts, LayoutError> {
         let mut reader = Reader::new(bytes);
         if reader.byte()? != FORMAT {
@@ -112,7 +113,7 @@ fn read_progress(reader: &mut Reader<'_>) -> Result<Vec<(NodeId, Phase)>, Layout
 }
 
 impl LayoutSummary {
-    /// As bytes, for the others.
+    /// Encodes the summary for other nodes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         [self.oldest, self.newest, self.staged].iter().for_each(|number| put_u64(&mut out, *number));
@@ -120,10 +121,10 @@ impl LayoutSummary {
         out
     }
 
-    /// The news that `encode` wrote.
+    /// Decodes a summary that `encode` wrote.
     ///
     /// # Errors
-    /// [`LayoutError::Malformed`] for anything else.
+    /// [`LayoutError::Malformed`] for any other bytes.
     pub fn decode(bytes: &[u8]) -> Result<LayoutSummary, LayoutError> {
         let mut reader = Reader::new(bytes);
         if reader.byte()? != FORMAT {

@@ -1,4 +1,4 @@
-//! The layouts that a node knows, and how far every node is with the newest one.
+//! The layouts that a node knows, and the phase of every node in the change to the newest one.
 
 use crate::change::{LayoutChange, StagedChange};
 use crate::key::PartitionId;
@@ -12,35 +12,37 @@ use super::phase::{NextStep, Phase};
 use super::summary::{LayoutSummary, SummaryMerge};
 use super::view::View;
 
-/// Layouts that may be active together: further changes wait.
+/// Maximum number of layouts that are active together. Further changes must wait.
 pub const MAX_ACTIVE: usize = 6;
 
-/// Further ones that may be, to declare disks lost.
+/// Number of further layouts that may be active, but only to declare disks lost.
 pub(super) const RESERVED_ACTIVE: usize = 4;
 
-/// Changes that may be staged.
+/// Maximum number of staged changes.
 pub const MAX_STAGED: usize = 256;
 
-/// Applied or withdrawn changes that are remembered, so that they are not staged again by somebody who has not heard.
+/// Maximum number of remembered ids of changes that were made or withdrawn. A node that has not
+/// received that result would stage such a change again.
 pub(super) const MAX_CLEARED: usize = 1_024;
 
-/// LayoutRecord layouts that are remembered.
+/// Maximum number of layouts in the history.
 pub(super) const MAX_HISTORY: usize = 4_096;
 
 pub(super) const MAX_SUMMARY: usize = 1_024;
 
-/// A layout that was.
+/// An entry of the history: a layout that is or was the newest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayoutRecord {
-    /// Its number.
+    /// The layout's number.
     pub number: u64,
-    /// Its digest.
+    /// The layout's digest.
     pub digest: u64,
-    /// What was changed, for people.
+    /// The changes that made the layout, for people.
     pub summary: String,
 }
 
-/// Which of the older layouts a node reads and writes, by digest: settled when a newer one appeared.
+/// The older layouts that a node reads and writes, by digest. They are fixed when a newer layout
+/// appears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Base {
     pub(super) read: u64,
@@ -48,27 +50,28 @@ pub(super) struct Base {
     pub(super) to: u64,
 }
 
-/// What a node knows of layouts.
+/// All that a node knows of layouts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Layouts {
     pub(super) this: NodeId,
-    /// Each the parent of the next. Never none.
+    /// Active layouts, each the parent of the next. There is at least one.
     pub(super) active: Vec<Arc<Layout>>,
     pub(super) base: Base,
-    /// With the newest layout.
+    /// Phases of nodes in the change to the newest layout.
     pub(super) progress: BTreeMap<NodeId, Phase>,
-    /// This node's own, as far as its disk remembers: a lost disk begins anew, whatever the others remember.
+    /// This node's own phase, as its disk remembers it. A node with a lost disk begins again,
+    /// whatever the other nodes remember.
     pub(super) own: Phase,
-    /// Up to the newest, which is the last.
+    /// Layouts up to the newest, which is the last.
     pub(super) history: Vec<LayoutRecord>,
     pub(super) staged: BTreeMap<u64, LayoutChange>,
     pub(super) cleared: BTreeSet<u64>,
-    /// The digest of the layout that took this node out while it was away.
+    /// Digest of the layout that removed this node while it was down or cut off.
     pub(super) removed: Option<u64>,
 }
 
 impl Layouts {
-    /// A node that goes by one layout.
+    /// Creates the state of a node with one layout and no layout change under way.
     pub fn settled(this: NodeId, layout: Layout) -> Layouts {
         let digest = layout.digest();
         let past = LayoutRecord { number: layout.number(), digest, summary: describe_changes(&layout) };
@@ -85,37 +88,38 @@ impl Layouts {
         }
     }
 
-    /// The newest layout.
+    /// Returns the newest layout.
     pub fn newest(&self) -> &Arc<Layout> {
         self.active.last().expect("one layout is always active")
     }
 
-    /// All active layouts, the oldest first.
+    /// Returns all active layouts, the oldest first.
     pub fn active(&self) -> &[Arc<Layout>] {
         &self.active
     }
 
-    /// The digest of the first layout that is remembered: the same on all nodes of a cluster.
+    /// Returns the digest of the first layout in the history, which is the same on all nodes of a
+    /// cluster.
     pub fn root(&self) -> u64 {
         self.history[0].digest
     }
 
-    /// The layouts that were, the newest last.
+    /// Returns the history, the newest layout last.
     pub fn history(&self) -> &[LayoutRecord] {
         &self.history
     }
 
-    /// True if this node was taken out while it was away.
+    /// True if this node was removed while it was down or cut off.
     pub fn removed(&self) -> bool {
         self.removed.is_some()
     }
 
-    /// How far this node is with the newest layout.
+    /// Returns this node's phase in the change to the newest layout.
     pub fn local_phase(&self) -> Phase {
         self.own
     }
 
-    /// How far a participant is, as far as is known.
+    /// Returns a participant's phase, as far as this node knows.
     pub fn phase_of(&self, node: NodeId) -> Phase {
         if self.active.len() == 1 {
             return Phase::Cleared;
@@ -123,7 +127,8 @@ impl Layouts {
         self.progress.get(&node).copied().unwrap_or_default()
     }
 
-    /// All members of all active layouts, but those whose disk was declared lost. Sorted.
+    /// Returns the members of all active layouts, without those whose disk was declared lost.
+    /// Sorted by id.
     pub fn participants(&self) -> Vec<NodeId> {
         let all = self.active.iter().flat_map(|layout| layout.members()).map(|member| member.id);
         let newest = self.newest();
@@ -133,12 +138,13 @@ impl Layouts {
         all
     }
 
-    /// What everybody has reached with the newest layout.
+    /// Returns the phase that every participant has reached.
     pub fn cluster_phase(&self) -> Phase {
         self.participants().into_iter().map(|node| self.phase_of(node)).min().unwrap_or(Phase::Cleared)
     }
 
-    /// Positions in `active` of the layout that is read, and of those that are written, the newest of them apart.
+    /// Returns the positions in `active` of the layouts that are read and written, if every
+    /// participant has reached the phase `least`. The newest layout has a flag of its own.
     pub(super) fn mode(&self, least: Phase) -> Mode {
         let newest = self.active.len() - 1;
         let read_from = if planted(Bug::ReadsMoveBeforeSynced) { Phase::Acked } else { Phase::Synced };
@@ -151,12 +157,12 @@ impl Layouts {
         }
     }
 
-    /// The position of a layout; the oldest if it is none any more.
+    /// Returns the position of an active layout, or that of the oldest if it is no longer active.
     pub(super) fn position(&self, digest: u64) -> usize {
         self.active.iter().position(|layout| layout.digest() == digest).unwrap_or(0)
     }
 
-    /// What to go by.
+    /// Returns the layouts as a request that begins now sees them.
     pub fn view(&self) -> View {
         let least = self.cluster_phase();
         let mode = self.mode(least);
@@ -173,13 +179,15 @@ impl Layouts {
         }
     }
 
-    /// The layouts whose replicas may hold what the newest one's must copy.
+    /// Returns the older layouts whose replicas may hold records that the newest layout's replicas
+    /// must copy.
     pub fn sources(&self) -> &[Arc<Layout>] {
         let newest = self.active.len() - 1;
         &self.active[self.position(self.base.read).min(newest)..newest]
     }
 
-    /// Buckets whose requests by the newest layout may miss what was written by one that it follows.
+    /// Returns the buckets for which requests under the newest layout may miss writes under one of
+    /// its [`Layouts::sources`].
     pub fn redefined_buckets(&self) -> BTreeSet<String> {
         let newest = self.newest().buckets();
         let redefined = |source: &Arc<Layout>| {
@@ -188,7 +196,7 @@ impl Layouts {
         self.sources().iter().flat_map(|source| -> Vec<String> { redefined(source) }).collect()
     }
 
-    /// True if the partition moves to this node, and it has not copied it yet.
+    /// True if this node gains the partition in the newest layout, and has not copied it yet.
     pub fn has_to_copy(&self, partition: PartitionId) -> bool {
         let held = self.sources().iter().any(|source| source.holds(self.this, partition));
         self.active.len() > 1
@@ -198,7 +206,7 @@ impl Layouts {
             && self.newest().holds(self.this, partition)
     }
 
-    /// What this node has to do next.
+    /// Returns this node's next step.
     pub fn next_step(&self) -> NextStep {
         let least = self.cluster_phase();
         let takes_part = self.active.len() > 1 && !self.removed() && self.participants().contains(&self.this);
@@ -220,7 +228,8 @@ impl Layouts {
         }
     }
 
-    /// This node has done its duty, or stored the newest layout: it is one phase further. To be stored before it is told.
+    /// Moves this node to its next phase, because it did its step or stored the newest layout. The
+    /// caller must store the result before it tells other nodes.
     pub fn advance(&mut self) {
         let next = Phase::ALL.iter().position(|phase| *phase == self.own).unwrap_or(0) + 1;
         self.own = Phase::ALL[next.min(Phase::ALL.len() - 1)];
@@ -235,7 +244,8 @@ impl Layouts {
         news
     }
 
-    /// Once everybody is done, the older layouts are forgotten.
+    /// Forgets the older layouts, if every participant is in the last phase. Returns true if it
+    /// did.
     pub(super) fn settle(&mut self) -> bool {
         if self.active.len() == 1 || self.cluster_phase() < Phase::Cleared {
             return false;
@@ -244,13 +254,15 @@ impl Layouts {
         true
     }
 
-    /// Somebody has seen everybody be done with the layouts before this position.
+    /// Forgets the layouts before this position, because some node has seen that every node is done
+    /// with them.
     pub(super) fn forget_before(&mut self, position: usize) {
         if position == 0 {
             return;
         }
         let gone: Vec<Arc<Layout>> = self.active.drain(..position).collect();
-        // Nobody stages a bucket: the many there may be are not to displace what is remembered of others.
+        // Buckets are created without being staged. Their ids are not remembered, because many
+        // buckets would displace the ids of other changes.
         let is_staged = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
         let made = gone.iter().chain(self.active.first()).flat_map(|layout| layout.changes());
         self.cleared.extend(made.filter(is_staged).map(|staged| staged.id));
@@ -266,7 +278,8 @@ impl Layouts {
         self.base = Base { read: or_oldest(read), from: or_oldest(from), to: or_oldest(to) };
     }
 
-    /// How this node reads and writes the active layouts now is how it goes on with them.
+    /// Fixes the layouts that this node reads and writes now, so that it continues to use them when
+    /// a newer layout is added.
     pub(super) fn freeze(&mut self) {
         let mode = self.mode(self.cluster_phase());
         let newest = self.active.len() - 1;
@@ -279,7 +292,7 @@ impl Layouts {
         let (number, digest, summary) = (layout.number(), layout.digest(), describe_changes(&layout));
         self.history.push(LayoutRecord { number, digest, summary });
         if self.history.len() > MAX_HISTORY {
-            // The root stays: it is what nodes know each other by.
+            // The first layout stays: nodes of one cluster recognise each other by it.
             self.history.remove(1);
         }
         self.active.push(layout);
@@ -287,7 +300,7 @@ impl Layouts {
         self.own = Phase::Unaware;
     }
 
-    /// What to tell the others.
+    /// Returns this node's summary for other nodes.
     pub fn summary(&self) -> LayoutSummary {
         let known = |(node, phase): (&NodeId, &Phase)| (*node, *phase);
         LayoutSummary {
@@ -298,7 +311,7 @@ impl Layouts {
         }
     }
 
-    /// Takes in what another node tells.
+    /// Merges another node's summary.
     pub fn merge_summary(&mut self, news: &LayoutSummary) -> SummaryMerge {
         if news.newest != self.newest().digest() {
             let behind = self.history.iter().any(|past| past.digest == news.newest);
@@ -309,7 +322,8 @@ impl Layouts {
         SummaryMerge { changed, fetch }
     }
 
-    /// Joins what is known of the same newest layout.
+    /// Merges the progress that another node knows of the same newest layout. `oldest` is the
+    /// digest of that node's oldest active layout. Returns true if anything changed.
     pub(super) fn join_progress(
         &mut self,
         oldest: u64,
@@ -331,12 +345,13 @@ impl Layouts {
     }
 }
 
-/// Which layouts are read and written, by position.
+/// The layouts that are read and written, as positions in `active`. Writes use all from `from` to
+/// `to`.
 pub(super) struct Mode {
     pub(super) read: usize,
     pub(super) from: usize,
     pub(super) to: usize,
-    /// Also the newest.
+    /// True if writes use the newest layout too.
     pub(super) newest: bool,
 }
 

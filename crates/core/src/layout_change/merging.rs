@@ -1,15 +1,19 @@
-//! Two nodes' knowledge made one, in any order; and which of two layouts that were made of one stays.
+//! The merge of two nodes' layouts and progress, in any order; and the choice between two layouts
+//! that were made from the same one.
 
 use super::layouts::{Base, LayoutRecord, Layouts};
 use super::phase::Phase;
 use crate::member::NodeId;
 
 impl Layouts {
-    /// Takes in all that another node knows. True if anything changed: to be stored before it is acted on. If that is a
-    /// newer layout, this node's own phase is `Unaware` afterwards, until it says with [`Layouts::advance`] that it is stored.
+    /// Merges all that another node knows of layouts. Returns true if anything changed; the caller
+    /// must then store the result before it acts on it.
     ///
-    /// `holds_data`: there are objects or hints on this node's disk. If it turns out to have been taken out meanwhile, they
-    /// are from before.
+    /// If the other node has a newer layout, this node's own phase is `Unaware` afterwards. The
+    /// caller stores the layout and then calls [`Layouts::advance`].
+    ///
+    /// `holds_data`: true if there are objects or hints on this node's disk. If a layout removed
+    /// this node in the meantime, these records are outdated.
     pub fn absorb(&mut self, theirs: &Layouts, holds_data: bool) -> bool {
         let before = self.staged();
         if theirs.root() != self.root() || theirs.newest().partitions() != self.newest().partitions() {
@@ -30,7 +34,7 @@ impl Layouts {
             let progress = theirs.progress.iter().map(|(node, phase)| (*node, *phase));
             let oldest = theirs.active[0].digest();
             let mut changed = self.join_progress(oldest, progress);
-            // Whoever reads or writes newer ones has seen what allows it.
+            // A node that reads or writes newer layouts has seen the phase that allows it.
             let later = |a: u64, b: u64| if self.position(b) > self.position(a) { b } else { a };
             let Base { read, from, to } = theirs.base;
             let base = Base {
@@ -46,7 +50,8 @@ impl Layouts {
             return false;
         }
         if !knows(theirs, mine) && !self.gives_way_to(theirs) {
-            // They will: so that nothing that was staged for theirs is taken for unfit meanwhile.
+            // The other node will adopt this node's layouts. Stage its changes again now, so that
+            // changes staged on top of them are not withdrawn as unfit in the meantime.
             let stays = self.history.clone();
             self.stage_again(&theirs.active, &stays);
             return false;
@@ -55,19 +60,23 @@ impl Layouts {
         true
     }
 
-    /// True if requests were served by this layout or one that was made of it: everybody knew of it, or it is no news at all.
+    /// True if requests may have used this layout, or one made from it, because all nodes knew it.
+    /// Also true if it is one of the older layouts that all nodes have known for long.
     pub(super) fn went_by(&self, digest: u64) -> bool {
         let mode = self.mode(self.cluster_phase());
         let position = self.active.iter().position(|layout| layout.digest() == digest);
         match position {
             Some(at) => at <= mode.to || mode.newest,
-            // Not active any more: everybody has been through with it.
+            // The layout is no longer active: all nodes have completed the change to a later one.
             None => self.history.iter().any(|past| past.digest == digest),
         }
     }
 
-    /// Two layouts were made of one: which one stays is the same on every node. One that everybody knew has won: whoever
-    /// committed the other one was not waited for, because its disk was declared lost.
+    /// True if the other node's layout wins over this node's, where two layouts were made from the
+    /// same one. Every node decides alike.
+    ///
+    /// A layout that all nodes knew wins: the node that committed the other one was not waited for,
+    /// because its disk was declared lost. Otherwise the larger digest wins.
     fn gives_way_to(&self, theirs: &Layouts) -> bool {
         let common =
             self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
@@ -82,7 +91,8 @@ impl Layouts {
     }
 
     fn adopt(&mut self, theirs: &Layouts, holds_data: bool) {
-        // What took it out may have given way to another layout: then it is as it was before.
+        // The layout that removed this node may have lost to another one. The node is then a member
+        // as before.
         let undone = self.removed.is_some_and(|by| !theirs.history.iter().any(|past| past.digest == by));
         let took_part = holds_data && (undone || self.took_part());
         self.removed = self.removed.filter(|_| !undone);
@@ -92,7 +102,8 @@ impl Layouts {
         let oldest = self.active[0].digest();
         let mine = self.base;
         let skip = theirs.active.iter().position(|layout| layout.digest() == oldest).unwrap_or(0);
-        // A layout of mine that lost was written by nobody: its parent is where this node was.
+        // No request used a layout of this node that lost. The node continues from the last layout
+        // that both nodes have in common.
         let common =
             self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();
         let LayoutRecord { digest: fork, number: fork_number, .. } = self.history[common.max(1) - 1];
@@ -114,7 +125,8 @@ impl Layouts {
             self.own = Phase::Cleared;
             self.progress.clear();
         }
-        // Also if it was made a member again: that is for an empty disk.
+        // A node whose disk was declared lost is removed even if it was made a member again: only
+        // an empty disk may join again.
         let lost_since = self.newest().lost_by(self.this) > fork_number;
         if self.removed.is_none() && took_part && (lost_since || !self.participants().contains(&self.this)) {
             let lost_by = self.newest().lost_by(self.this);
@@ -124,15 +136,15 @@ impl Layouts {
         self.settle();
     }
 
-    /// True unless this node was a member of no active layout, or has handed over everything and missed how the others went
-    /// on.
+    /// True if this node has held data in an active layout. False if it was a member of none, or
+    /// has handed over all its data and missed later layouts.
     fn took_part(&self) -> bool {
         let member = self.active.iter().any(|layout| layout.member(self.this).is_some());
         let handed_over = self.own == Phase::Cleared && self.newest().member(self.this).is_none();
         member && !handed_over
     }
 
-    /// What a node that has no layout yet makes of what another one knows.
+    /// Returns the layouts of a node that has none yet, from all that another node knows.
     pub fn first_of(this: NodeId, theirs: Layouts) -> Layouts {
         let settled = theirs.active.len() == 1;
         Layouts { this, own: if settled { Phase::Cleared } else { Phase::Unaware }, removed: None, ..theirs }

@@ -1,20 +1,23 @@
-//! How a cluster goes from one layout to the next while clients read and write: what each node knows of the active layouts,
-//! how far every other one is, and what follows from that.
+//! Layout changes: the move of a cluster from one layout to the next, while clients read and write.
+//! Each node keeps the active layouts and the phase of every other node, and derives its next step
+//! from them.
 //!
-//! A change has six phases, and a node enters each only when it has seen everybody in the one before:
+//! A change has six phases. A node enters each only when it has seen every node in the one before:
 //!
 //! | phase | the node has | once all have, it |
 //! |---|---|---|
 //! | known | stored the layout | also counts W acks in the new replica sets |
-//! | acked | no write open that it began without the new layout | copies what its partitions hold |
-//! | synced | merged what enough of the layout that is read hold | reads from the new replica sets |
-//! | reading | no read open that it began on an older layout | writes to the new replica sets only |
-//! | released | no write open that it began with an older layout | hands over and drops what is not its own |
-//! | cleared | nothing that is not its own | forgets the older layouts |
+//! | acked | no open write that began without the new layout | copies its partitions' records |
+//! | synced | merged the records of enough older replicas | reads from the new replica sets |
+//! | reading | no open read that began on an older layout | writes to the new replica sets only |
+//! | released | no open write that began with an older layout | hands over and drops other records |
+//! | cleared | only records of its own partitions | forgets the older layouts |
 //!
-//! What is *not* here: messages, disks, time. Two nodes' knowledge is joined by [`Layouts::absorb`], in any order.
+//! Messages, disks and time are *not* here. [`Layouts::absorb`] merges what two nodes know, in any
+//! order.
 //!
-//! Source: Garage's layout history (`ack`, `sync`, `sync_ack`); the barriers between all phases are ours.
+//! Source: Garage's layout history (`ack`, `sync`, `sync_ack`); the barriers between all phases are
+//! ours.
 
 mod encoding;
 mod layouts;

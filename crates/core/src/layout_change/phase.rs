@@ -1,22 +1,22 @@
-//! The phases of a layout change, and the work that each asks of a node.
+//! The phases of a layout change, and the work that each requires of a node.
 
-/// How far a node is with the newest layout.
+/// The progress of a node in the change to the newest layout.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Phase {
-    /// It does not know of it, as far as is known.
+    /// The node does not know the newest layout, as far as this node has learned.
     #[default]
     Unaware,
-    /// It has stored it.
+    /// The node has stored the newest layout.
     Known,
-    /// No write is open that it began without it.
+    /// The node has no open write that began without the newest layout.
     Acked,
-    /// It has merged what its partitions must hold.
+    /// The node has merged the records that its partitions must hold.
     Synced,
-    /// No read is open that it began on an older one.
+    /// The node has no open read that began on an older layout.
     Reading,
-    /// No write is open that it began with an older one.
+    /// The node has no open write that began with an older layout.
     Released,
-    /// It holds nothing that is not its own.
+    /// The node holds only records of its own partitions.
     Cleared,
 }
 
@@ -31,7 +31,7 @@ impl Phase {
         Phase::Cleared,
     ];
 
-    /// For people.
+    /// Returns the phase's name, for people.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Unaware => "unaware",
@@ -45,15 +45,16 @@ impl Phase {
     }
 }
 
-/// What a node has to do for its next phase.
+/// The work that a node has to do before its next phase.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NextStep {
-    /// Nothing: the others are not that far, or all is done.
+    /// No work: other nodes have not reached this node's phase, or the change has ended.
     Idle,
-    /// Wait until no request is open that was begun under an earlier view.
+    /// A wait until no request is open that began under an earlier view.
     DrainRequests,
-    /// Merge what its partitions of the newest layout must hold.
+    /// A copy of the records that this node's partitions of the newest layout must hold.
     CopyData,
-    /// Hand over and drop what is not its own in the newest layout.
+    /// A handoff: the node gives away and deletes the records that are not its own in the newest
+    /// layout.
     HandOff,
 }

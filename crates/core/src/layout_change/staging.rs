@@ -1,4 +1,5 @@
-//! Changes that wait for their commit: taken, shown, committed, withdrawn; and staged again, if the layout they made gives way.
+//! Changes that wait for their commit: an operator stages, shows, commits or withdraws them. They
+//! are staged again if the layout that they made loses to another one.
 
 use std::sync::Arc;
 
@@ -15,13 +16,15 @@ impl Layouts {
         }
     }
 
-    /// Changes that wait for their commit, in the order of their ids. What does not fit the newest layout is not among them: somebody
-    /// else has made the same change, or one that rules it out, and it would stand in the way of all others.
+    /// Returns the changes that wait for their commit, in the order of their ids.
+    ///
+    /// Changes that do not fit the newest layout are left out. Another operator has made the same
+    /// change, or one that rules it out; an unfit change would block all others.
     pub fn staged(&self) -> Vec<StagedChange> {
         self.waiting().1
     }
 
-    /// What is staged: which changes do not fit, and which do.
+    /// Returns the ids of the staged changes that do not fit, and the changes that do.
     pub(super) fn waiting(&self) -> (Vec<u64>, Vec<StagedChange>) {
         let (mut unfit, mut fit) = (Vec::new(), Vec::new());
         if self.staged.is_empty() {
@@ -37,17 +40,19 @@ impl Layouts {
         (unfit, fit)
     }
 
-    /// True if the change was made, or withdrawn.
+    /// True if the change was made or withdrawn.
     pub fn is_done_with(&self, id: u64) -> bool {
         let made = || self.active.iter().flat_map(|layout| layout.changes()).any(|staged| staged.id == id);
         self.cleared.contains(&id) || made()
     }
 
-    /// Stages a change, if it and those staged before it fit together. One that is staged, made or withdrawn already is not
-    /// staged again: it is asked for by somebody who did not hear the answer.
+    /// Stages a change, if it fits together with those staged before it.
+    ///
+    /// A change that is staged, made or withdrawn already is not staged again: its sender did not
+    /// receive the answer, and repeats the request.
     ///
     /// # Errors
-    /// [`LayoutError`], naming what does not fit.
+    /// [`LayoutError`], with the value that does not fit.
     pub fn stage(&mut self, new: StagedChange) -> Result<(), LayoutError> {
         let mut all = self.staged();
         let again = all.last().is_some_and(|last| last.change == new.change) || all.contains(&new);
@@ -64,15 +69,16 @@ impl Layouts {
         }
         let place = all.partition_point(|staged| staged.id < new.id);
         all.insert(place, new.clone());
-        // Whether they fit the newest layout one after the other. That their sum makes a layout is for the commit.
+        // Each change must fit the newest layout after the changes before it. The commit checks
+        // that the result is a valid layout.
         let mut outline = self.newest().outline();
         all.iter().try_for_each(|staged| outline.apply(&staged.change))?;
         self.staged.insert(new.id, new.change);
         Ok(())
     }
 
-    /// Withdraws for good what does not fit the newest layout, once everybody knows that: before, it may give way to another one,
-    /// which they fit.
+    /// Withdraws for good the changes that do not fit the newest layout, once all nodes know that
+    /// layout. Before that, it may still lose to a layout that they fit.
     pub(super) fn withdraw_unfit(&mut self) {
         if !self.staged.is_empty() && self.went_by(self.newest().digest()) {
             let unfit = self.waiting().0;
@@ -81,7 +87,8 @@ impl Layouts {
         }
     }
 
-    /// Takes in what others have staged. Two changes of one number: the same one stays everywhere.
+    /// Merges the changes that another node has staged. If two changes have the same number, every
+    /// node keeps the same one.
     pub(super) fn take_staged<'a>(&mut self, staged: impl Iterator<Item = (u64, &'a LayoutChange)>) {
         for (id, change) in staged {
             match self.staged.get(&id) {
@@ -94,16 +101,17 @@ impl Layouts {
 
     /// Withdraws all staged changes.
     pub fn clear(&mut self) {
-        // Also what does not fit now.
+        // Changes that do not fit now are withdrawn too.
         let waiting: Vec<u64> = self.staged.keys().copied().filter(|id| !self.is_done_with(*id)).collect();
         self.cleared.extend(waiting);
         self.tidy_staged();
     }
 
-    /// The layout that the staged changes make.
+    /// Returns the layout that the staged changes make.
     ///
     /// # Errors
-    /// [`LayoutError`], if none is staged, they make none, or too many changes are under way.
+    /// [`LayoutError`] if no change is staged, if the changes do not fit, or if too many layout
+    /// changes are under way.
     pub fn plan(&self) -> Result<Layout, LayoutError> {
         let staged = self.staged();
         if staged.is_empty() {
@@ -117,7 +125,8 @@ impl Layouts {
         &self,
         mut changes: impl Iterator<Item = &'a LayoutChange>,
     ) -> Result<(), LayoutError> {
-        // There is always a place for what gets a change out of waiting for a dead node.
+        // Removing a dead member must always be possible, because only that ends a change that
+        // waits for it.
         let removes = changes.any(|change| matches!(change, LayoutChange::Remove { .. }));
         if self.active.len() < MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
             return Ok(());
@@ -125,11 +134,14 @@ impl Layouts {
         Err(LayoutError::UnderWay { changes: self.active.len() - 1 })
     }
 
-    /// Makes the staged changes the newest layout, if it is the one with the digest `shown`, where that is given. To be stored
-    /// before it is acted on; then [`Layouts::advance`]. False if the one that was shown has been made already.
+    /// Makes the staged changes the newest layout. If `shown` is given, only the layout with that
+    /// digest is committed. Returns false if that layout was committed already.
+    ///
+    /// The caller must store the result before it acts on it, and then call [`Layouts::advance`].
     ///
     /// # Errors
-    /// As [`Layouts::plan`]; `OtherPlan` if it is another one.
+    /// Those of [`Layouts::plan`]; `OtherPlan` if the staged changes do not make the layout
+    /// `shown`.
     pub fn commit(&mut self, shown: Option<u64>) -> Result<bool, LayoutError> {
         if shown.is_some_and(|shown| self.history.iter().any(|past| past.digest == shown)) {
             return Ok(false);
@@ -144,11 +156,13 @@ impl Layouts {
         Ok(true)
     }
 
-    /// Makes these changes the newest layout, whatever else is staged. To be stored before it is acted on; then
-    /// [`Layouts::advance`]. False if they were made or withdrawn already.
+    /// Makes these changes the newest layout, without the other staged ones. Returns false if they
+    /// were made or withdrawn already.
+    ///
+    /// The caller must store the result before it acts on it, and then call [`Layouts::advance`].
     ///
     /// # Errors
-    /// As [`Layouts::plan`].
+    /// Those of [`Layouts::plan`].
     pub fn commit_only(&mut self, only: &[StagedChange]) -> Result<bool, LayoutError> {
         if only.iter().all(|new| self.is_done_with(new.id)) {
             return Ok(false);
@@ -166,10 +180,11 @@ impl Layouts {
         xxhash_rust::xxh3::xxh3_64(&bytes)
     }
 
-    /// What loses against another layout is staged again: what these changed, as far as they are not in the history that stays.
+    /// Stages again the changes of layouts that lost: of those in `layouts` that are not in the
+    /// history `stays`.
     pub(super) fn stage_again(&mut self, layouts: &[Arc<Layout>], stays: &[LayoutRecord]) {
         let loses = |layout: &&Arc<Layout>| !stays.iter().any(|past| past.digest == layout.digest());
-        // Whoever creates a bucket is still there, and does it again.
+        // The creation of a bucket is not staged: its coordinator is still waiting, and repeats it.
         let is_operators = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
         let changes = layouts.iter().filter(loses).flat_map(|layout| layout.changes()).filter(is_operators);
         self.take_staged(changes.map(|staged| (staged.id, &staged.change)));

@@ -1,10 +1,11 @@
-//! What nodes tell each other about a layout change all the time.
+//! The summary of layouts and progress that nodes send each other at short intervals.
 
 use crate::member::NodeId;
 
 use super::phase::Phase;
 
-/// What a node tells the others all the time.
+/// A node's summary for other nodes: digests of its oldest and newest active layout and of its
+/// staged changes, and the phase of each node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayoutSummary {
     pub(super) oldest: u64,
@@ -13,11 +14,11 @@ pub struct LayoutSummary {
     pub(super) progress: Vec<(NodeId, Phase)>,
 }
 
-/// What news came to.
+/// The result of merging a summary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SummaryMerge {
-    /// Something changed here.
+    /// True if this node's progress or layouts changed.
     pub changed: bool,
-    /// The other knows more: its layouts are to be fetched.
+    /// True if the other node may know more: its layouts must be fetched.
     pub fetch: bool,
 }

@@ -29,7 +29,7 @@ fn join(name: &str) -> LayoutChange {
     LayoutChange::Join { name: name.into(), address: "h:9".into(), zone: String::new(), weight: 100 }
 }
 
-/// Everybody tells everybody, and who learned of a newer layout stores it.
+/// Exchanges the layouts of all pairs of nodes. A node that learns of a newer layout stores it.
 fn exchange(nodes: &mut [Layouts]) {
     for from in 0..nodes.len() {
         for to in 0..nodes.len() {
@@ -42,7 +42,8 @@ fn exchange(nodes: &mut [Layouts]) {
     }
 }
 
-/// No phase is entered before everybody is in the one before, reads move once and writes overlap with both.
+/// No node enters a phase before all nodes are in the one before. Reads move once, and writes
+/// overlap with both layouts.
 #[test]
 fn a_change_goes_through_all_phases_together() {
     let mut nodes = cluster(3, 4);
@@ -75,8 +76,8 @@ fn a_change_goes_through_all_phases_together() {
     assert!(reads.windows(2).filter(|pair| pair[1] < pair[0]).count() <= nodes.len());
 }
 
-/// A member that says nothing holds everybody at the first phase, where nothing has changed yet; declaring its disk
-/// lost lets them go on.
+/// A dead member keeps all others in the first phase, where nothing has changed yet. They continue
+/// once its disk is declared lost.
 #[test]
 fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
     let mut all = cluster(4, 4);
@@ -106,15 +107,15 @@ fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
     nodes[1].advance();
     (0..40).for_each(|_| turn(&mut nodes));
     assert!(nodes.iter().all(|node| node.view().is_settled() && node.newest().number() == 3));
-    // The one that was taken out finds out, and does not serve what it has.
+    // The removed node learns of its removal, and does not serve its records.
     let theirs = nodes[0].clone();
     assert!(all[0].clone().absorb(&theirs, false) && all[0].absorb(&theirs, true) && all[0].removed());
 }
 
-/// Two layouts of one number: the same one stays everywhere, whoever hears of whom first, and what the other one
-/// changed is staged again.
+/// Two layouts have the same number. Every node keeps the same one, in any order of messages, and
+/// stages the changes of the other one again.
 #[test]
-fn one_of_two_rivals_stays_and_the_other_is_staged_again() {
+fn one_of_two_rival_layouts_stays_and_the_other_is_staged_again() {
     for order in [[0, 1], [1, 0]] {
         let mut nodes = cluster(4, 4);
         nodes[0].stage(staged(1, LayoutChange::Weight { name: "n1".into(), weight: 200 })).unwrap();
@@ -140,7 +141,7 @@ fn one_of_two_rivals_stays_and_the_other_is_staged_again() {
     }
 }
 
-/// Everybody tells everybody and goes on, until all are through.
+/// Exchanges layouts and advances the nodes until the change has ended on all of them.
 fn settle(nodes: &mut [Layouts]) {
     for _ in 0..60 {
         exchange(nodes);
@@ -154,10 +155,10 @@ fn weight(name: &str, weight: u16) -> LayoutChange {
     LayoutChange::Weight { name: name.into(), weight }
 }
 
-/// A node that was away while the others made the change that is staged there, under another number, does not stage it
-/// anew for everybody: it would stand in the way of every other change.
+/// The nodes make a change that an absent node has staged too, under another number. The absent
+/// node does not stage it for all again, because it would block every other change.
 #[test]
-fn what_was_made_meanwhile_is_not_staged_any_more() {
+fn a_change_that_others_made_is_not_staged_any_more() {
     let mut nodes = cluster(5, 5);
     nodes[0].stage(staged(1, LayoutChange::Leave { name: "n3".into() })).unwrap();
     nodes[0].stage(staged(2, weight("n1", 200))).unwrap();
@@ -170,7 +171,7 @@ fn what_was_made_meanwhile_is_not_staged_any_more() {
     exchange(&mut nodes);
     let waits = [staged(2, weight("n1", 200))];
     nodes.iter().for_each(|node| assert_eq!((node.newest().number(), node.staged()), (2, waits.to_vec())));
-    // And not once it is a member again.
+    // It does not return either once the node is a member again.
     settle(&mut nodes);
     nodes[2].stage(staged(4, join("n3"))).unwrap();
     nodes[2].commit(None).unwrap();
@@ -180,9 +181,10 @@ fn what_was_made_meanwhile_is_not_staged_any_more() {
     assert!(nodes[0].newest().member(id(3)).is_some());
 }
 
-/// What is staged and does not fit a layout is still there when that gives way to another; so is what was staged for it.
+/// A staged change that does not fit a layout stays staged if that layout loses to another one. So
+/// does a change that was staged on top of it.
 #[test]
-fn what_a_loser_ruled_out_stays_staged() {
+fn a_change_that_a_losing_layout_ruled_out_stays_staged() {
     let mut lost = 0;
     for value in 101..117 {
         let mut nodes = cluster(4, 5);
@@ -195,7 +197,7 @@ fn what_a_loser_ruled_out_stays_staged() {
         nodes[0].stage(staged(4, weight("n4", 50))).unwrap();
         nodes[1].commit_only(&[staged(5, weight("n2", value))]).unwrap();
         nodes[1].advance();
-        // Those who hear of one do so before the other's maker does.
+        // The nodes that keep one layout learn of it before the node that made the other one does.
         for (to, from) in [(2, 1), (2, 0), (1, 0), (1, 2), (3, 2), (3, 0), (1, 3), (2, 3), (4, 0), (1, 4)] {
             let theirs = nodes[from].clone();
             nodes[to].absorb(&theirs, true);
@@ -213,10 +215,11 @@ fn what_a_loser_ruled_out_stays_staged() {
     assert!((1..16).contains(&lost), "{lost} of 16: both must happen");
 }
 
-/// One who kept another layout has heard what was staged for the loser, and then that everybody knows the one that stays: not
-/// before it has what the loser made.
+/// A node keeps one layout, receives a change that was staged on top of the losing one, and learns
+/// that all nodes know the first. It must not withdraw the change before it has the changes of the
+/// losing layout.
 #[test]
-fn what_was_staged_for_a_loser_is_not_unfit() {
+fn a_change_staged_on_a_losing_layout_is_not_withdrawn() {
     let mut raced = 0;
     for value in 101..117 {
         let mut nodes = cluster(4, 4);
@@ -249,7 +252,7 @@ fn what_was_staged_for_a_loser_is_not_unfit() {
     assert!(raced > 0);
 }
 
-/// Of two changes of one number the same one stays everywhere.
+/// Two changes have the same number. Every node keeps the same one.
 #[test]
 fn changes_of_one_number_are_not_swapped_for_ever() {
     let mut nodes = cluster(3, 2);
@@ -262,7 +265,8 @@ fn changes_of_one_number_are_not_swapped_for_ever() {
     assert!(before == nodes);
 }
 
-/// Whoever did not hear the answer asks again, perhaps another node that has heard of it or has not: it is made once.
+/// A caller that did not receive the answer repeats the request, perhaps at a node that does not
+/// know the change. The change is made once.
 #[test]
 fn a_change_that_is_asked_for_again_is_made_once() {
     let leave = [staged(1, LayoutChange::Leave { name: "n3".into() })];
@@ -278,7 +282,7 @@ fn a_change_that_is_asked_for_again_is_made_once() {
     exchange(&mut nodes);
     settle(&mut nodes);
     nodes.iter().for_each(|node| assert_eq!((node.newest().number(), node.staged()), (2, vec![])));
-    // So it is with a plan, and with what is staged.
+    // A repeated commit of a plan and a repeated stage have no effect either.
     nodes[1].stage(staged(2, join("n3"))).unwrap();
     nodes[1].stage(staged(2, join("n3"))).unwrap();
     assert!(nodes[1].stage(staged(2, join("n4"))).is_err(), "the number is another change's");
@@ -288,9 +292,10 @@ fn a_change_that_is_asked_for_again_is_made_once() {
     assert_eq!(nodes[1].staged(), []);
 }
 
-/// Somebody may be through with several layouts at once: what made them is not staged again.
+/// A node may forget several older layouts at once. The changes that made them are not staged
+/// again.
 #[test]
-fn what_several_layouts_changed_is_not_staged_again() {
+fn changes_of_several_layouts_are_not_staged_again() {
     let mut nodes = cluster(3, 3);
     for weight in 101..104 {
         nodes[0]
@@ -303,7 +308,7 @@ fn what_several_layouts_changed_is_not_staged_again() {
     assert_eq!((nodes[0].active().len(), nodes[0].staged()), (2, vec![]));
 }
 
-/// A change that is reverted while it is under way: a third layout, and the second is never read.
+/// A change is reverted by a third layout while it is under way. The second layout is never read.
 #[test]
 fn a_third_layout_overtakes_the_second() {
     let mut nodes = cluster(4, 4);
@@ -340,10 +345,12 @@ fn a_third_layout_overtakes_the_second() {
     assert!(nodes[2].newest().member(id(3)).is_some());
 }
 
-/// A rival that was committed by a node whose disk was then declared lost changes nothing, whichever digest is larger; and
-/// that node is taken out although it was made a member again, unless its disk is empty.
+/// A layout that was committed by a node whose disk was then declared lost changes nothing,
+/// whichever digest is larger.
+///
+/// That node is removed although it was made a member again, unless its disk is empty.
 #[test]
-fn who_was_declared_lost_changes_nothing_any_more() {
+fn a_node_declared_lost_changes_nothing_any_more() {
     for weight in 101..109 {
         let mut all = cluster(4, 4);
         all[0].stage(staged(9, LayoutChange::Weight { name: "n1".into(), weight })).unwrap();
@@ -362,7 +369,7 @@ fn who_was_declared_lost_changes_nothing_any_more() {
         }
         let theirs = all[0].clone();
         nodes[1].absorb(&theirs, true);
-        assert!(nodes[1].newest().is_lost(id(0)), "the one that everybody knows stays");
+        assert!(nodes[1].newest().is_lost(id(0)), "the layout that all nodes know stays");
         nodes[2].stage(staged(3, join("n0"))).unwrap();
         nodes[2].commit(None).unwrap();
         nodes[2].advance();
@@ -373,9 +380,9 @@ fn who_was_declared_lost_changes_nothing_any_more() {
     }
 }
 
-/// What a peer or a disk says is decoded or refused, never a panic.
+/// Bytes from a peer or a disk are decoded or refused, and never cause a panic.
 #[test]
-fn knowledge_round_trips_and_truncations_are_errors() {
+fn encodings_round_trip_and_truncations_are_errors() {
     let mut nodes = cluster(3, 1);
     nodes[0].stage(staged(5, join("n3"))).unwrap();
     nodes[0].commit(None).unwrap();

@@ -1,4 +1,4 @@
-//! What a node goes by while it serves a request.
+//! The layouts as one request sees them.
 
 use std::sync::Arc;
 
@@ -8,63 +8,69 @@ use crate::key::PartitionId;
 use crate::layout::Layout;
 use crate::member::NodeId;
 
-/// What a node goes by while it serves a request.
+/// The layouts as one request sees them. The request keeps its view until it ends.
 #[derive(Debug)]
 pub struct View {
     /// All active layouts, the oldest first.
     pub active: Vec<Arc<Layout>>,
-    /// Which one is read.
+    /// The layout that reads use.
     pub read: Arc<Layout>,
-    /// In which others a write needs its acks, too.
+    /// Other layouts in which a write needs its acks too.
     pub pending_write_layouts: Vec<Arc<Layout>>,
-    /// Who takes part: all members, but none whose disk was declared lost. Sorted.
+    /// Members of the active layouts, without those whose disk was declared lost. Sorted by id.
     pub participants: Vec<NodeId>,
-    /// How far everybody is.
+    /// The phase that every participant has reached.
     pub cluster_phase: Phase,
-    /// This node was taken out while it was away: what it holds is from before.
+    /// True if this node was removed while it was down or cut off. Its records are then outdated.
     pub removed: bool,
 }
 
 impl View {
-    /// The newest layout.
+    /// Returns the newest layout.
     pub fn newest(&self) -> &Arc<Layout> {
         self.active.last().expect("one layout is always active")
     }
 
-    /// True if no change is under way.
+    /// True if no layout change is under way.
     pub fn is_settled(&self) -> bool {
         self.active.len() == 1
     }
 
-    /// True if the node takes part.
+    /// True if the node is a participant.
     pub fn is_participant(&self, node: NodeId) -> bool {
         self.participants.binary_search(&node).is_ok()
     }
 
-    /// True if a node is a replica of the partition in any active layout.
+    /// True if the node is a replica of the partition in any active layout.
     pub fn holds(&self, node: NodeId, partition: PartitionId) -> bool {
         self.active.iter().any(|layout| layout.holds(node, partition))
     }
 
-    /// The layouts whose replicas are kept up: those that requests go by. One that not everybody knows may still give way to
-    /// another, and what nobody goes by any more is handed over.
+    /// Returns the layouts whose replicas repair keeps up to date: those that requests use.
+    ///
+    /// A layout that not all nodes know is not among them, because it may still lose to another
+    /// one. From the phase `Released` on, the older layouts are not either: no request uses them,
+    /// and their data is handed over.
     pub fn kept_up(&self) -> impl Iterator<Item = &Arc<Layout>> {
         let released = self.cluster_phase >= Phase::Released;
         let also = self.pending_write_layouts.iter().filter(move |_| !released);
         also.chain([&self.read])
     }
 
-    /// True if a node is a replica of the partition in a layout that is still kept up, for buckets of `n`.
+    /// True if the node is a replica of the partition in one of the [`View::kept_up`] layouts, for
+    /// buckets of `n`.
     pub fn keeps(&self, node: NodeId, partition: PartitionId, n: u8) -> bool {
         self.kept_up().any(|layout| layout.replicas_of(partition, n).contains(&node))
     }
 
-    /// True if a node is a replica of a bucket's keys in the partition, in a layout that is still kept up.
+    /// True if the node is a replica of a bucket's keys in the partition, in one of the
+    /// [`View::kept_up`] layouts.
     pub fn keeps_for(&self, node: NodeId, partition: PartitionId, bucket: &str) -> bool {
         self.kept_up().any(|layout| layout.replicas_for(partition, bucket).contains(&node))
     }
 
-    /// All replicas of a bucket's keys in a partition that are kept up: those of the layout that is read first.
+    /// Returns all replicas of a bucket's keys in a partition, in the [`View::kept_up`] layouts.
+    /// Those of the layout that reads use come first.
     pub fn holders_of(&self, partition: PartitionId, bucket: &str) -> Vec<NodeId> {
         let mut holders = self.read.replicas_for(partition, bucket).to_vec();
         if self.is_settled() {
@@ -80,8 +86,9 @@ impl View {
         holders
     }
 
-    /// The bucket's rules. `None` while it is being created with other replicas or quorums than its keys have had: as long as
-    /// some go by the one and some by the other, some would look for its keys where others do not put them.
+    /// Returns the bucket. Returns `None` while it is being created with other replicas or quorums
+    /// than its keys have had. As long as nodes use both definitions, a read by one could miss a
+    /// write by the other.
     pub fn bucket(&self, name: &str) -> Option<&Arc<Bucket>> {
         let bucket = self.newest().buckets().get(name);
         let meets = |layout: &Arc<Layout>| bucket.meets(layout.buckets().get(name), layout.replicas());
@@ -89,7 +96,8 @@ impl View {
         settled.then_some(bucket)
     }
 
-    /// The newest layout that writes need acks in: what a coordinator names to those it writes to.
+    /// Returns the digest of the newest layout that writes need acks in. A coordinator sends it
+    /// with each write.
     pub fn written(&self) -> u64 {
         let newest = |layout: &&Arc<Layout>| layout.number();
         self.pending_write_layouts
@@ -100,8 +108,10 @@ impl View {
             .digest()
     }
 
-    /// Whether a write of a coordinator that goes by this layout may be taken. Once everybody goes by the newest, one
-    /// that does not has lost its memory.
+    /// True if a write may be accepted whose coordinator uses the layout with this digest.
+    ///
+    /// Once every node writes in the newest layout, a coordinator that names another one has lost
+    /// its memory.
     pub fn takes_write(&self, layout: u64) -> bool {
         match self.cluster_phase >= Phase::Acked && !self.is_settled() {
             true => layout == self.newest().digest(),
@@ -109,14 +119,15 @@ impl View {
         }
     }
 
-    /// Whether a read on this layout may be answered by `node`, a replica of the partition.
+    /// True if `node`, a replica of the partition, may answer a read under this layout.
     pub fn takes_read(&self, layout: u64, node: NodeId, partition: PartitionId) -> bool {
         let Some(layout) = self.active.iter().find(|known| known.digest() == layout) else { return false };
         let outdated = self.cluster_phase >= Phase::Reading && layout.digest() != self.newest().digest();
         !outdated && layout.holds(node, partition)
     }
 
-    /// The member's name, in whichever layout it has one.
+    /// Returns the member's name, from the newest active layout that has it. Returns the id if none
+    /// has.
     pub fn name_of(&self, node: NodeId) -> String {
         let member = self.active.iter().rev().find_map(|layout| layout.member(node));
         member.map_or_else(|| format!("{node:?}"), |member| member.name.clone())

@@ -3,34 +3,35 @@
 use crate::bucket::BucketDefinition;
 use crate::change::StagedChange;
 
-/// What an operator asks about layouts. All answer with a [`ClusterReport`], `Plan` with a [`PlanReport`],
-/// `CreateBucket` and `Buckets` with a [`BucketsReport`].
+/// A request of an operator about the layout or the buckets. `Plan` is answered with a
+/// `PlanReport`, `CreateBucket` and `Buckets` with a `BucketsReport`, all others with a
+/// `ClusterReport` (see [`crate::report`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ClusterRequest {
-    /// Show members, staged changes and how far a change is.
+    /// A report of the members, the staged changes and the progress of a layout change.
     Show,
-    /// Stage a change.
+    /// A change to stage.
     Stage(StagedChange),
-    /// Make one change the newest layout, whatever else is staged.
+    /// A change to make the newest layout at once. Staged changes are left out.
     Apply(StagedChange),
-    /// What the staged changes would move.
+    /// A report of the data that the staged changes would move.
     Plan,
-    /// Make the staged changes the newest layout.
+    /// A request to make the staged changes the newest layout.
     Commit {
-        /// The digest of the layout that a plan showed, if it must be that one.
+        /// Digest of the layout that a plan showed. If given, only that layout is committed.
         plan: Option<u64>,
     },
-    /// Withdraw the staged changes.
+    /// A request to withdraw the staged changes.
     Clear,
-    /// Take no more requests of clients; those under way are finished.
+    /// A request to refuse new requests of clients. Those under way are finished.
     Drain,
-    /// Give a bucket a definition of its own, and wait until all nodes go by it.
+    /// A bucket to give a definition of its own. The reply waits until all nodes use it.
     CreateBucket {
-        /// Its name.
+        /// The bucket's name.
         name: String,
-        /// What its keys are held to.
+        /// The bucket's n, quorums, conflict resolver and limits.
         definition: BucketDefinition,
     },
-    /// What buckets' keys are held to.
+    /// A report of the definitions of all buckets.
     Buckets,
 }

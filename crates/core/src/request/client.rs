@@ -11,163 +11,171 @@ use crate::quorum::QuorumSize;
 
 use super::admin::ClusterRequest;
 
-/// Read one key.
+/// A read of one key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GetRequest {
-    /// Which key.
+    /// The key.
     pub key: Key,
-    /// How many replicas must answer.
+    /// Number of replicas that must answer.
     pub r: QuorumSize,
 }
 
-/// Write one key: a put, or a delete if the payload is a tombstone.
+/// A write of one key: a put, or a delete if the payload is a tombstone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PutRequest {
-    /// Which key.
+    /// The key.
     pub key: Key,
-    /// A value, or a tombstone.
+    /// The value or the tombstone.
     pub payload: Payload,
-    /// What the write replaces.
+    /// The versions that the write replaces.
     pub mode: EncodedWriteMode,
-    /// The client's id for the write, kept over its retries.
+    /// The client's id of the write, the same in all of its attempts.
     pub request: RequestId,
-    /// How many replicas must ack.
+    /// Number of replicas that must ack.
     pub w: QuorumSize,
-    /// Whether fallbacks may stand in; `None`: what the bucket says.
+    /// True if a fallback's ack may count for its replica. `None`: as the bucket's definition says.
     pub sloppy: Option<bool>,
-    /// 0 for the first attempt, then counted up: a retry asks whether it was applied before.
+    /// Number of the attempt, from 0. A later attempt checks first that no earlier one was applied.
     pub attempt: u16,
 }
 
-/// What a put replaces, with contexts as clients hold them: encoded ([`crate::codec::encode_context`]), opaque.
+/// The versions that a put replaces. Contexts are encoded ([`crate::codec::encode_context`]),
+/// because they are opaque to clients.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EncodedWriteMode {
-    /// Overwrite: what the coordinator holds, and what this client last saw (no bytes: nothing).
+    /// All versions that the coordinator holds, and those that this client last saw: an overwrite.
     Overwrite {
-        /// An encoded context.
+        /// The encoded context that the client last saw. No bytes: the empty context.
         seen: Bytes,
     },
-    /// What the context contains and no more. No bytes: the empty context, concurrent with everything.
+    /// Exactly the versions of the context. With the empty context the write is concurrent with all
+    /// other versions.
     Exactly {
-        /// An encoded context.
+        /// An encoded context. No bytes: the empty context.
         context: Bytes,
     },
 }
 
-/// Read one page of a bucket, in storage order.
+/// A read of one page of a bucket, in storage order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanRequest {
-    /// Which bucket.
+    /// The bucket.
     pub bucket: BucketName,
-    /// Only keys that begin with these bytes.
+    /// The bytes with which the keys must begin.
     pub prefix: Bytes,
-    /// Where the page before ended, or empty.
+    /// The cursor of the previous page, or empty.
     pub cursor: Bytes,
-    /// Most entries a page; 0: as many as fit.
+    /// Maximum number of entries on the page. 0: as many as fit.
     pub limit: u32,
-    /// Leave the values out.
+    /// True if the values are left out.
     pub keys_only: bool,
-    /// How many replicas of each partition must answer.
+    /// Number of replicas of each partition that must answer.
     pub r: QuorumSize,
 }
 
-/// What a client may ask of a node.
+/// A client's request to a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ClientRequest {
-    /// Answer.
+    /// A request for an empty reply.
     Ping,
-    /// Read one key.
+    /// A read of one key.
     Get(GetRequest),
-    /// Write one key.
+    /// A write of one key.
     Put(PutRequest),
-    /// Read one page of a bucket.
+    /// A read of one page of a bucket.
     Scan(ScanRequest),
-    /// What each replica holds of a key.
+    /// A report of the versions of a key that each replica holds.
     Explain(Key),
-    /// The node's view of the cluster.
+    /// A report of the node's view of the cluster.
     Status,
-    /// The layout this node acts on.
+    /// A request for the layout that this node uses for reads.
     Layout,
-    /// A digest of all that this node holds, a partition each: for comparing replicas.
+    /// A request for a digest of each partition's records on this node, for comparing replicas.
     Fingerprint,
-    /// What repair is doing; `start`: begin a round with every peer now.
+    /// A report of the progress of anti-entropy.
     Repair {
-        /// Begin one.
+        /// True if a round with every peer starts now.
         start: bool,
     },
-    /// The cluster's layout: to see and to change.
+    /// A request of an operator about the cluster's layout or buckets.
     Cluster(ClusterRequest),
-    /// Cut this node off from peers (empty: from none). Refused unless the configuration turns faults on.
+    /// The set of peers from which this node is cut off. An empty list ends all cuts. The request
+    /// is refused unless the configuration enables faults.
     Faults {
-        /// Names of the members to lose all messages from and to; with a ">" before it: only those to it.
+        /// Names of members. All messages from and to each are lost; with a ">" before the name,
+        /// only those to it.
         cut: Vec<String>,
     },
 }
 
-/// One of the values that lie side by side.
+/// One of several values that are live at the same time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sibling {
-    /// When it was written.
+    /// Time of the write.
     pub stamp: Stamp,
-    /// The bytes.
+    /// The value's bytes.
     pub value: Bytes,
 }
 
-/// Who answered what: lets a client see how its request was served.
+/// The record of how a request was served: coordinator, layout, and the nodes that answered.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Receipt {
-    /// The node that coordinated.
+    /// The node that coordinated the request.
     pub coordinator: NodeId,
-    /// The layout it acted on.
+    /// Number of the layout that the coordinator used.
     pub layout: u64,
-    /// Replicas that answered (reads) or acked (writes) before the reply.
+    /// Nodes that answered a read, or acked a write, before the reply was sent.
     pub acked: Vec<NodeId>,
-    /// Fallbacks among those.
+    /// Nodes among those that are fallbacks.
     pub fallbacks: Vec<NodeId>,
-    /// Replicas that were behind and were sent the merged object.
+    /// Replicas that were behind, and were sent the merged object.
     pub repaired: Vec<NodeId>,
-    /// From the request's arrival to the reply, microseconds.
+    /// Time from the request's arrival to the reply, in microseconds.
     pub micros: u32,
 }
 
-/// The answer to a read.
+/// The reply to a read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GetReply {
-    /// What is shown, in stamp order: none if the key is absent or deleted.
+    /// The values that the reader is shown, in stamp order. The list is empty if the key is absent
+    /// or deleted.
     pub siblings: Vec<Sibling>,
-    /// What was seen, encoded.
+    /// The encoded context of the read.
     pub context: Bytes,
-    /// How it was served.
+    /// The record of how the read was served.
     pub receipt: Receipt,
 }
 
-/// The answer to a write.
+/// The reply to a write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PutReply {
-    /// What the client has now seen of the key, encoded.
+    /// The encoded context that the client has now seen of the key.
     pub context: Bytes,
-    /// Versions lie beside this one that the client has not seen.
+    /// True if the key has other live values, which the client has not seen.
     pub conflict: bool,
-    /// Acks that were hints at fallbacks.
+    /// Number of acks that were hints at fallbacks.
     pub hinted: u8,
-    /// How it was served.
+    /// The record of how the write was served.
     pub receipt: Receipt,
 }
 
 /// One key of a scan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanEntry {
-    /// The key's partition: with the key, the scan's place after this entry ([`scan_cursor`]).
+    /// The key's partition. Together with the key it makes the cursor after this entry
+    /// ([`scan_cursor`]).
     pub partition: PartitionId,
     /// The key.
     pub key: Bytes,
-    /// Its values in stamp order, never none; empty ones if only keys were asked for.
+    /// The key's values in stamp order, at least one. If only keys were requested, the values are
+    /// empty.
     pub siblings: Vec<Sibling>,
-    /// What was seen of it, encoded.
+    /// The encoded context of the key.
     pub context: Bytes,
 }
 
-/// Where a scan is once it has shown everything up to this storage key of a partition; no key: nothing of it yet.
+/// Returns the cursor of a scan that has shown all records of the partition up to this storage key.
+/// Without a storage key, it has shown none of them.
 pub fn scan_cursor(partition: PartitionId, after: &[u8]) -> Bytes {
     let mut cursor = partition.0.to_be_bytes().to_vec();
     cursor.extend_from_slice(after);
@@ -177,43 +185,44 @@ pub fn scan_cursor(partition: PartitionId, after: &[u8]) -> Bytes {
 /// One page of a scan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanReply {
-    /// The keys, in storage order.
+    /// The entries, in storage order.
     pub entries: Vec<ScanEntry>,
-    /// Where the next page begins; empty at the end.
+    /// The start of the next page, or empty after the last page.
     pub cursor: Bytes,
 }
 
-/// The digest of what a node holds of a partition.
+/// A hash over all records that a node holds of a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PartitionFingerprint {
-    /// Which partition.
+    /// The partition.
     pub partition: PartitionId,
-    /// Of keys of buckets with this many replicas: others lie on other nodes.
+    /// Number of replicas. Only keys of buckets with this n are counted, because each n has its own
+    /// set of replicas.
     pub n: u8,
-    /// How many records.
+    /// Number of records.
     pub records: u64,
-    /// XOR over hashes of (storage key, object digest).
+    /// XOR of the hashes of (storage key, object digest).
     pub digest: u64,
 }
 
-/// The answer to a client's request.
+/// The reply to a client's request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ClientReply {
-    /// To `Get`.
+    /// Reply to `Get`.
     Get(GetReply),
-    /// To `Put`.
+    /// Reply to `Put`.
     Put(PutReply),
-    /// To `Scan`.
+    /// Reply to `Scan`.
     Scan(ScanReply),
-    /// To `Explain`, `Status`, `Repair` and `Cluster`: a JSON document.
+    /// Reply to `Explain`, `Status`, `Repair` and `Cluster`: a JSON document.
     Report(String),
-    /// To `Layout`: the encoded layout.
+    /// Reply to `Layout`: the encoded layout.
     Layout(Bytes),
-    /// To `Fingerprint`.
+    /// Reply to `Fingerprint`.
     Fingerprint(Vec<PartitionFingerprint>),
-    /// To `Ping` and `Faults`.
+    /// Reply to `Ping` and `Faults`.
     Done,
 }
 
-/// What a client gets back.
+/// The reply to a client's request, or the error.
 pub type ClientResult = Result<ClientReply, RequestError>;

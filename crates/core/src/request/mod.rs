@@ -1,5 +1,5 @@
-//! Requests and replies: the vocabulary of both protocols. The documents that some replies carry are
-//! in [`crate::report`].
+//! Requests and replies of both protocols: between clients and nodes, and between nodes. The
+//! documents that some replies carry are in [`crate::report`].
 
 pub mod admin;
 pub mod client;

@@ -8,240 +8,253 @@ use crate::object::Digest;
 
 use super::client::{ClientRequest, ClientResult};
 
-/// What a node may ask of a peer.
+/// A request of a node to a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerRequest {
-    /// The object under a storage key, from a replica of it in a layout.
+    /// A read of the object under a storage key, from a replica of the key in a layout.
     Read {
-        /// Which.
+        /// The storage key.
         key: StorageKey,
-        /// The digest of the layout that the coordinator reads: one that the replica has left behind is refused.
+        /// Digest of the layout that the coordinator reads. A replica that no longer reads that
+        /// layout refuses.
         layout: u64,
     },
-    /// Merge this object into what is stored.
+    /// An object to merge into the stored one.
     Write(PeerWrite),
-    /// What a fallback holds for a key in hints for its replicas.
+    /// A read of the hints that a node holds for a key, merged into one object.
     ReadHints(StorageKey),
-    /// The object under a storage key, also from a replica that is recovering: for repair, never for a client.
+    /// A read of the object under a storage key for repair, never for a client. A replica that
+    /// recovers answers it too.
     Fetch(StorageKey),
-    /// Records of a partition's bucket in storage order, after a storage key.
+    /// A read of a bucket's records in a partition, in storage order, after a storage key.
     ScanPartition(ScanPartition),
-    /// A client's request, for a coordinator that is no replica.
+    /// A client's request, from a coordinator that is no replica of the key.
     Forward(ClientRequest),
-    /// Whether these trees are the same there.
+    /// A comparison of hash trees by their roots.
     Roots(Vec<TreeRoot>),
-    /// The leaves of one tree.
+    /// A request for the leaves of one hash tree.
     Leaves(TreeName),
-    /// Keys and digests under some leaves of a tree, a page of them.
+    /// A request for a page of the keys and digests under some leaves of a hash tree.
     Digests(DigestsOf),
-    /// What is durably stored under each of these keys, as a digest.
+    /// A request for the digests of the objects that are durably stored under some keys.
     DurableDigests(Vec<StorageKey>),
-    /// Whether anything there stands against reaping these keys: hints, or what was lately let go of.
+    /// A question if the tombstones under these keys may be collected. A node objects if it holds a
+    /// hint for the key, or recently deleted a hint of its partition.
     MayCollect {
-        /// Which.
+        /// The storage keys.
         keys: Vec<StorageKey>,
-        /// The digest of the only layout that is active, for the asker.
+        /// Digest of the only active layout, as the sender knows it.
         layout: u64,
     },
-    /// Delete each of these objects if it is exactly in this state.
+    /// An order to delete each of these objects that is exactly in the given state.
     CollectTombstones(CollectTombstones),
-    /// What time it is there.
+    /// A request for the peer's wall clock.
     Clock,
-    /// A message of the membership plugin to itself on another node.
+    /// A message of the membership plugin to the same plugin on the peer.
     Gossip(Bytes),
-    /// What a node knows of the progress of a change of layout ([`crate::layout_change::News`]), for the same in return.
+    /// A node's progress in a layout change, encoded ([`crate::layout_change::LayoutSummary`]). The
+    /// peer answers with its own.
     LayoutSummary(Bytes),
-    /// All that a node knows of layouts ([`crate::layout_change::Layouts`]).
+    /// A request for all layouts that the peer knows ([`crate::layout_change::Layouts`]).
     Layouts,
 }
 
-/// An object on its way to a replica, or to a fallback.
+/// An object that is sent to a replica or to a fallback.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerWrite {
-    /// Where.
+    /// The storage key.
     pub key: StorageKey,
-    /// Encoded.
+    /// The encoded object.
     pub object: Bytes,
-    /// As what.
+    /// The purpose of the write.
     pub purpose: WritePurpose,
-    /// When the message is void, milliseconds since 1970: a delayed copy must not bring back what was reaped meanwhile.
+    /// Time after which the message is void, in milliseconds since 1970. A delayed message must not
+    /// bring back an object that was collected in the meantime.
     pub valid_until_ms: u64,
-    /// The digest of the newest layout that the coordinator goes by: one that the replica has left behind is refused.
+    /// Digest of the newest layout that the coordinator uses for writes. A replica that no longer
+    /// accepts writes of that layout refuses. It is not checked for `HandOff`.
     pub layout: u64,
 }
 
-/// What is to be done with an object that is sent.
+/// Purpose of a write between nodes. It decides how the receiver stores the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WritePurpose {
-    /// Merge it: a write, or read repair. Acked as the engine promises.
+    /// A client's write or read repair: the receiver merges the object. It acks as its engine
+    /// promises.
     Replicate,
-    /// Keep it for this replica, which can't be reached. Acked as the engine promises.
+    /// A hint: the receiver keeps the object for this replica, which cannot be reached. It acks as
+    /// its engine promises.
     Hint(NodeId),
-    /// Merge it: a hint, or anti-entropy. Acked once it is durable, since the sender may then forget it.
+    /// A delivered hint, anti-entropy, or a transfer: the receiver merges the object. It acks once
+    /// the object is durable, because the sender may then forget it.
     HandOff,
 }
 
-/// One node's hash tree of a partition, for buckets with `n` replicas.
+/// Name of one node's hash tree of a partition, for buckets with `n` replicas.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TreeName {
     /// The partition.
     pub partition: PartitionId,
-    /// Replicas of the buckets in it.
+    /// Number of replicas of the buckets in the tree.
     pub n: u8,
 }
 
-/// A tree and its root.
+/// A hash tree's root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TreeRoot {
-    /// Which tree.
+    /// The tree.
     pub tree: TreeName,
-    /// Its root here.
+    /// The tree's root on the sender.
     pub root: u64,
 }
 
-/// What another node says of a tree.
+/// A peer's answer about a hash tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TreeState {
-    /// Whether it is the same there.
+    /// Result of the comparison.
     pub likeness: Likeness,
-    /// The node may have forgotten what it held of the partition.
+    /// True if the peer may have forgotten records of the partition, or has not copied the
+    /// partition yet.
     pub recovering: bool,
 }
 
-/// Whether two trees are the same.
+/// Result of comparing the roots of two hash trees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Likeness {
-    /// They are.
+    /// Equal roots.
     Same,
-    /// They are not.
+    /// Different roots.
     Differs,
-    /// The node is still building its tree.
+    /// No result: the peer is still building its tree, or does not hold the partition.
     Unknown,
 }
 
-/// A page of keys and digests.
+/// A request for a page of keys and digests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DigestsOf {
-    /// Which tree.
+    /// The tree.
     pub tree: TreeName,
-    /// A bit for each leaf that is wanted.
+    /// The leaves: bit `i` is set for leaf number `i`.
     pub leaves: u64,
-    /// Begin after this storage key; empty: at the start.
+    /// Storage key after which the page begins. Empty: at the start.
     pub after: Bytes,
 }
 
-/// Keys and digests, in storage order.
+/// A page of keys and digests, in storage order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DigestPage {
-    /// Each with its object's digest.
+    /// Storage keys, each with the digest of its object.
     pub entries: Vec<(Bytes, Digest)>,
-    /// Where the next page begins; empty at the end.
+    /// Storage key after which the next page begins. Empty after the last page.
     pub next: Bytes,
 }
 
-/// An order to delete what all replicas were found to hold.
+/// An order to delete tombstones, after all replicas agreed on them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CollectTombstones {
-    /// Keys, and the state each must be in.
+    /// Storage keys, each with the digest that its object must have.
     pub entries: Vec<(StorageKey, Digest)>,
-    /// When the order is void, milliseconds since 1970.
+    /// Time after which the order is void, in milliseconds since 1970.
     pub valid_until_ms: u64,
 }
 
-/// Most keys or trees that one request asks about.
+/// Maximum number of keys or trees in one request.
 pub const MAX_KEYS_ASKED: usize = 4_096;
 
-/// Records of one bucket in one partition.
+/// A request for records of one bucket in one partition.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanPartition {
-    /// Which partition.
+    /// The partition.
     pub partition: PartitionId,
-    /// The bytes that every storage key wanted begins with.
+    /// The bytes with which the storage keys must begin.
     pub prefix: Bytes,
-    /// Begin after this storage key; empty: at the start.
+    /// Storage key after which the page begins. Empty: at the start.
     pub after: Bytes,
-    /// Most records.
+    /// Maximum number of records.
     pub limit: u32,
-    /// Stop once this many bytes are gathered.
+    /// Number of bytes after which the page ends.
     pub max_bytes: u32,
-    /// The digest of the layout that is read.
+    /// Digest of the layout that the coordinator reads.
     pub layout: u64,
 }
 
-/// Records in storage order.
+/// A page of records, in storage order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ScanPage {
-    /// Storage key and encoded object of each.
+    /// Storage keys, each with its encoded object.
     pub records: Vec<(Bytes, Bytes)>,
-    /// True if there may be more.
+    /// True if there may be more records after the page.
     pub more: bool,
 }
 
-/// What a peer answers.
+/// A peer's reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerReply {
-    /// To `Read`: the encoded object, if any.
+    /// Reply to `Read`, `ReadHints` and `Fetch`: the encoded object, if there is one.
     Object(Option<Bytes>),
-    /// To `Write`: merged and, where the engine promises it, durable.
+    /// Reply to `Write`, `CollectTombstones` and `Gossip`. A written object is merged and, if the
+    /// engine promises it, durable.
     Acked,
-    /// To `ScanPartition`.
+    /// Reply to `ScanPartition`.
     Page(ScanPage),
-    /// To `Forward`.
+    /// Reply to `Forward`.
     Client(ClientResult),
-    /// To `Roots`: one for each.
+    /// Reply to `Roots`: one state for each root.
     Trees(Vec<TreeState>),
-    /// To `Leaves`.
+    /// Reply to `Leaves`: the hashes, in order.
     Leaves(Vec<u64>),
-    /// To `Digests`.
+    /// Reply to `Digests`.
     Digests(DigestPage),
-    /// To `DurableDigests`: one for each key, `None` for one that is absent.
+    /// Reply to `DurableDigests`: one for each key, `None` if it has no object.
     DurableDigests(Vec<Option<Digest>>),
-    /// To `MayCollect`: for each key, true if nothing there stands against it.
+    /// Reply to `MayCollect`: true for each key to whose collection the peer has no objection.
     MayCollect(Vec<bool>),
-    /// To `Clock`: milliseconds since 1970.
+    /// Reply to `Clock`: the wall clock, in milliseconds since 1970.
     Clock(u64),
-    /// To `News`.
+    /// Reply to `LayoutSummary`: the peer's own summary, encoded.
     LayoutSummary(Bytes),
-    /// To `Layouts`.
+    /// Reply to `Layouts`: all layouts that the peer knows, encoded.
     Layouts(Bytes),
 }
 
-/// Why a peer did not do what it was asked.
+/// Error of a request to a peer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PeerError {
-    /// The connection is gone, or never was; whether the request was done is not known.
+    /// The connection was lost, or there was none. The peer may have served the request or not.
     #[error("not connected")]
     Disconnected,
-    /// It was too late when the request's turn came.
+    /// The deadline passed before the peer answered.
     #[error("deadline passed")]
     Expired,
-    /// A queue there, or towards there, is full.
+    /// A queue is full, on the peer or on the connection to it.
     #[error("overloaded: {what} is at its limit of {limit}")]
     Overloaded {
-        /// Which queue.
+        /// The queue.
         what: String,
-        /// Its bound.
+        /// The queue's limit.
         limit: u64,
     },
-    /// Its engine failed; the record is not absent, it is unreadable or unwritable.
+    /// The peer's engine failed. The record is not absent: it cannot be read or written.
     #[error("storage failed: {detail}")]
     Storage {
-        /// What the engine said.
+        /// The engine's error.
         detail: String,
     },
-    /// It may have forgotten what it held of the partition, and answers no reads of it until it has asked the others.
+    /// The peer may have forgotten records of the partition. It answers no reads of the partition
+    /// until it has merged with enough other replicas.
     #[error("recovering")]
     Recovering,
-    /// The request goes by a layout that this node has left behind, or does not know, or in which it is no replica of the key.
+    /// The request names a layout that the peer no longer uses or does not know, or in which it is
+    /// no replica of the key.
     #[error("layouts differ")]
     StaleLayout,
-    /// It does not do such a thing.
+    /// The peer does not serve this request.
     #[error("refused: {detail}")]
     Refused {
-        /// Why.
+        /// The reason.
         detail: String,
     },
 }
 
-/// What a node gets back from a peer.
+/// A peer's reply, or the error.
 pub type PeerResult = Result<PeerReply, PeerError>;

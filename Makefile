@@ -1,10 +1,10 @@
-# What a person types. Everything is set up inside the checkout: a .venv, and target/.
+# Commands for developers. All files are created inside the checkout: in .venv and in target.
 #
-#   make demo    28,000 airports on three nodes and on five that gossip: nodes killed, paused, wiped, and brought back; one
-#                that joins and one that leaves
-#   make test    all tests, Rust and Python
-#   make sim     simulated clusters: SEEDS=200 NODES=5; make sim-bugs plants bugs and finds them
-#   make bench   measures this machine and writes docs/benchmarks.md, about a quarter of an hour
+#   make demo    stores 28,000 airports on three nodes, and on five that gossip. Nodes are killed, paused, wiped and
+#                restarted; one node joins and one leaves.
+#   make test    runs all tests, Rust and Python.
+#   make sim     runs simulated clusters: SEEDS=200 NODES=5. make sim-bugs plants known bugs and checks that they are found.
+#   make bench   measures this machine and writes docs/benchmarks.md. This needs about a quarter of an hour.
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,11 +30,11 @@ test-rust:
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest tests
 
-# Deterministic simulation: a seed that breaks a promise is named, and replayed with `quorate-sim show SEED`.
+# Deterministic simulation. It prints each seed whose run breaks a promise; `quorate-sim show SEED` replays the run.
 sim:
 	cargo run --quiet --locked --package quorate-sim -- run --seeds $(SEEDS) --nodes $(NODES)
 
-# Each planted bug must be found.
+# Simulation with planted bugs. It fails if it does not find each of them.
 sim-bugs:
 	cargo run --quiet --locked --package quorate-sim -- bugs --seeds 1000
 
@@ -42,24 +42,24 @@ bench: $(VENV)/.built
 	cargo build --release --locked -p quorate-server -p quorate-example-fjall
 	$(BIN)/python bench/run.py
 
-# What docs/reliability.md has figures for, measured into it.
+# Measures the figures of docs/reliability.md, and writes them into that page.
 reliability: $(VENV)/.built
 	$(BIN)/python bench/reliability.py
 
-# What a change of layout moves, how fast, and what clients notice, into docs/benchmarks.md.
+# Measures layout changes (the data that moves, the speed, the effect on clients), for docs/benchmarks.md.
 transfer: $(VENV)/.built
 	$(BIN)/python bench/transfer.py
 
-# Where the time goes, into the same page. Needs perf.
+# Profiles a node, for the same page. Needs perf.
 profile: $(VENV)/.built
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --locked -p quorate-server
 	$(BIN)/python bench/profile.py
 
-# What must hold before a change is proposed.
+# Checks that must pass before a change is proposed.
 lint: $(VENV)/.built
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	$(BIN)/ruff check python/quorate tests demo bench
+	$(BIN)/ruff check python/quorate tests demo bench docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest quorate._native
 
@@ -79,7 +79,7 @@ $(D2):
 
 format:
 	cargo fmt --all
-	$(BIN)/ruff check --fix --quiet python/quorate tests demo bench
+	$(BIN)/ruff check --fix --quiet python/quorate tests demo bench docs
 
 # Regenerates the committed Cap'n Proto code. Needs the schema compiler (Debian: capnproto).
 schema:
@@ -90,7 +90,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet "maturin>=1.9,<2" "pytest>=8" airportsdata "mypy>=1.18" "ruff>=0.13"
 	touch $@
 
-# A release build of the node and the client, installed into .venv as `pip install .` would, but editable.
+# Builds a release of the node and the client, and installs it into .venv as `pip install .` would, but editable.
 $(VENV)/.built: $(VENV)/.ready $(RUST_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" VIRTUAL_ENV="$(abspath $(VENV))" $(BIN)/maturin develop --release --locked --quiet
 	touch $@

@@ -1,8 +1,10 @@
-"""Where the time of a put and of a get goes: samples three nodes and the generator, and sorts the samples by what they do.
+"""Measures the processor time of a put and of a get, by part of the program.
 
-Run it with ``make profile``, which needs perf (Debian: linux-perf) and the right to use it. Writes a table into
-docs/benchmarks.md. A sample counts for the innermost frame that names one of the parts below; microseconds are processor
-time over all processes, divided by the operations done meanwhile.
+It samples three nodes and the load generator with perf, and writes a table into docs/benchmarks.md.
+A sample counts for the part of its innermost frame that matches one of the parts below. The
+microseconds are processor time over all processes, divided by the operations done meanwhile.
+
+Run it with ``make profile``. It needs perf (Debian: linux-perf) and the permission to use it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ PARTS = [
 
 
 def samples(data: Path) -> list[list[tuple[str, str]]]:
-    """Stacks, innermost frame first: symbol and object."""
+    """Return the sampled stacks. A stack is a list of (symbol, object), innermost frame first."""
     script = ["perf", "script", "-i", str(data), "-F", "ip,sym,dso", "--no-inline"]
     out = subprocess.run(script, capture_output=True, text=True, errors="replace", check=True).stdout
     stacks: list[list[tuple[str, str]]] = []
@@ -60,7 +62,7 @@ def samples(data: Path) -> list[list[tuple[str, str]]]:
 
 
 def part_of(stack: list[tuple[str, str]]) -> str:
-    """What a sample was doing."""
+    """Return the part of the program that a sample belongs to."""
     names = [symbol for symbol, _ in stack]
     if "kernel" in stack[0][1]:
         return next(part for part, pattern in KERNEL if any(re.search(pattern, name) for name in names))
@@ -74,7 +76,7 @@ def part_of(stack: list[tuple[str, str]]) -> str:
 
 
 def profile(workload: str) -> tuple[float, collections.Counter[str]]:
-    """Operations a second, and microseconds an operation by part."""
+    """Return operations per second, and microseconds of each operation by part."""
     with LocalCluster(nodes=3, storage="memory", command=[str(NODE)]) as cluster, tempfile.TemporaryDirectory() as folder:
         command = [str(NODE), "bench", "--nodes", cluster.url, "--workload", workload, "-o", "json"]
         subprocess.run([*command, "--seconds", "2"], capture_output=True, check=True)
@@ -92,7 +94,7 @@ def profile(workload: str) -> tuple[float, collections.Counter[str]]:
 
 
 def main() -> int:
-    """Sample, print, write."""
+    """Sample, print the table, and write it into the page."""
     if shutil.which("perf") is None:
         raise SystemExit("perf is missing: install linux-perf (Debian)")
     (puts, put), (gets, get) = profile("put"), profile("get")

@@ -1,4 +1,7 @@
-"""Measures what docs/reliability.md has figures for, and writes them there: ``make reliability``, about three minutes."""
+"""Measures the figures of docs/reliability.md and writes them into that page.
+
+Run it with ``make reliability``. It takes about three minutes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ RUNS = 5
 
 
 def bench(cluster: LocalCluster, seconds: int, workload: str = "a") -> dict[str, Any]:
-    """An open loop at a fixed rate: a request that waits is charged from when it was due."""
+    """Run the load generator with an open loop, and return its report.
+
+    In an open loop, the latency of a request counts from the time at which the request was due.
+    """
     command = [sys.executable, "-m", "quorate", "bench", "--nodes", cluster.url, "--workload", workload]
     options = ["--rate", str(RATE), "--in-flight", "512", "--seconds", str(seconds), "--warm-up", "1", "--verify"]
     done = subprocess.run([*command, *options, "-o", "json"], capture_output=True, text=True)
@@ -36,13 +42,16 @@ def bench(cluster: LocalCluster, seconds: int, workload: str = "a") -> dict[str,
 
 
 def errors(found: dict[str, Any]) -> int:
-    """All of them, of any kind, and reads that showed what nobody had written."""
+    """Return the number of failed requests, plus the number of reads with a wrong value."""
     failed: dict[str, int] = found["errors"]
     return sum(failed.values()) + len(found["wrong"])
 
 
 def killed() -> tuple[int, float]:
-    """Failed requests, and the longest wait, while one of five nodes is killed and comes back."""
+    """Kill and restart one of five nodes under load.
+
+    Return the number of failed requests, and the longest latency in milliseconds.
+    """
     with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
         timers = [threading.Timer(4.0, cluster[1].kill), threading.Timer(9.0, cluster[1].start)]
         for timer in timers:
@@ -54,7 +63,10 @@ def killed() -> tuple[int, float]:
 
 
 def returned() -> tuple[int, float]:
-    """How long a node takes that missed all of 28,000 keys, from its start until all replicas are identical."""
+    """Restart a node that missed all writes of about 28,000 keys.
+
+    Return the number of keys, and the seconds from its start until all replicas are equal.
+    """
     with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=10.0) as db:
         cluster[2].kill()
         airports = db.bucket("airports", codec="json")
@@ -69,7 +81,7 @@ def returned() -> tuple[int, float]:
 
 
 def wiped() -> float:
-    """The same for a node whose disk was lost."""
+    """Restart a node that lost its disk. Return the seconds until all replicas are equal."""
     with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=10.0) as db:
         airports = db.bucket("airports", codec="json")
         source = list(airportsdata.load("ICAO").items())
@@ -85,7 +97,11 @@ def wiped() -> float:
 
 
 def paused() -> tuple[float, float, int]:
-    """p99 with all nodes up, p99 with one frozen (once it is known), both in ms, and failed requests."""
+    """Freeze one of five nodes, and measure once the others treat it as down.
+
+    Return the p99 latency with all nodes up and with one frozen, both in milliseconds, and the
+    number of failed requests.
+    """
     with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
         healthy = statistics.median(bench(cluster, 4)["p99_us"] for _ in range(RUNS))
         cluster[3].pause()
@@ -96,7 +112,7 @@ def paused() -> tuple[float, float, int]:
 
 
 def main() -> None:
-    """Measure everything and write the page's table."""
+    """Measure everything, and write the table into the page."""
     failed, longest = killed()
     keys, seconds = returned()
     refilled = wiped()

@@ -1,8 +1,11 @@
-"""Measures Quorate on this machine and writes the figures into docs/benchmarks.md, beside what the machine could do at best.
+"""Measures Quorate on this machine and writes the figures into docs/benchmarks.md.
 
-Run it with ``make bench``. Every cluster is started here; the bare ceilings (one Cap'n Proto hop, three LMDB commit loops)
-are measured in the same run, since machines differ and one machine differs from hour to hour. Each figure is the median of
-several runs, with the least and the most behind it. Nothing fails on a figure: what misses its bar is marked.
+Run it with ``make bench``. It starts its own clusters. The same run also measures bare ceilings,
+one Cap'n Proto hop and three LMDB commit loops, because machines differ, and one machine differs
+from hour to hour.
+
+Each figure is the median of several runs, followed by the lowest and the highest one. A figure that
+misses its bar is marked; the run does not fail.
 """
 
 from __future__ import annotations
@@ -30,20 +33,20 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 MIB = 1024 * 1024
 
-# What a key that was written once takes in an engine: its storage key and its record (schema/object.md).
+# Bytes of a storage key, and of a key with its record after one write (schema/object.md).
 KEY_BYTES = 3 + len("bench\0") + len("key0000000000")
 RECORD_BYTES = KEY_BYTES + 40 + 100
 
 
 class Figures:
-    """Runs of one thing."""
+    """Values of one figure, one for each run."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = sorted(values)
 
     @property
     def median(self) -> float:
-        """The one to quote."""
+        """Median of the runs."""
         return statistics.median(self.values)
 
     def __str__(self) -> str:
@@ -53,12 +56,12 @@ class Figures:
 
 
 def number(value: float) -> str:
-    """Three digits that matter, thousands apart."""
+    """Format a number: three significant digits below 100, else whole with thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Run:
-    """What is measured in one go: settings, and the rows so far."""
+    """Settings of this run, and the table rows so far."""
 
     def __init__(self, seconds: float, runs: int, keys: int) -> None:
         self.seconds, self.runs, self.keys = seconds, runs, keys
@@ -66,7 +69,7 @@ class Run:
         self.extra: list[tuple[str, str]] = []
 
     def bench(self, cluster: LocalCluster, *arguments: str) -> dict[str, Any]:
-        """One run of the load generator."""
+        """Run the load generator once, and return its report."""
         command = [str(NODE), "bench", "--nodes", cluster.url, "-o", "json", "--seconds", str(self.seconds), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -77,7 +80,10 @@ class Run:
         return report
 
     def measure(self, cluster: LocalCluster, field: str, *arguments: str) -> Figures:
-        """The same several times; keys are loaded by the first run only."""
+        """Run the load generator several times, and return one field of its reports.
+
+        Only the first run loads the keys.
+        """
         values = []
         for at in range(self.runs):
             again = ["--skip-load"] if at > 0 else []
@@ -85,40 +91,40 @@ class Run:
         return Figures(values)
 
     def row(self, what: str, measured: str, least: str, aim: str, verdict: str) -> None:
-        """Keep and show a row with bars."""
+        """Store and print a row that has a bar and an aim."""
         self.rows.append((what, measured, least, aim, verdict))
         print(f"  {what:<58} {measured:<32} {verdict}", flush=True)
 
     def at_least(self, what: str, figures: Figures, least: float, aim: float, unit: str = "per s") -> None:
-        """A row whose figure should be high."""
+        """Add a row whose figure should be high."""
         verdict = "aim" if figures.median >= aim else "bar" if figures.median >= least else "below"
         self.row(what, f"{figures} {unit}", number(least), number(aim), verdict)
 
     def at_most(self, what: str, figure: float, shown: str, least: str, aim: str, bars: tuple[float, float]) -> None:
-        """A row whose figure should be low."""
+        """Add a row whose figure should be low. ``bars``: the bar and the aim."""
         verdict = "aim" if figure <= bars[1] else "bar" if figure <= bars[0] else "below"
         self.row(what, shown, least, aim, verdict)
 
     def also(self, what: str, measured: str) -> None:
-        """Keep and show a row without a bar."""
+        """Store and print a row without a bar."""
         self.extra.append((what, measured))
         print(f"  {what:<58} {measured}", flush=True)
 
 
 @contextmanager
 def cluster_of(engine: str, /, nodes: int = 3, command: Path = NODE, **config: dict[str, Any]) -> Iterator[LocalCluster]:
-    """Nodes of the release build."""
+    """Start a cluster of the release build with this storage engine."""
     with LocalCluster(nodes=nodes, storage=engine, config=config, command=[str(command)]) as cluster:
         yield cluster
 
 
 def load(workload: str, in_flight: int, *more: str) -> list[str]:
-    """Arguments of the load generator."""
+    """Return arguments for the load generator."""
     return ["--workload", workload, "--in-flight", str(in_flight), *more]
 
 
 def cargo_bench(package: str, name: str, *arguments: str) -> list[dict[str, float]]:
-    """The JSON lines that one of the bare ceilings prints."""
+    """Run one of the benchmarks of bare ceilings, and return the JSON lines that it prints."""
     command = ["cargo", "bench", "--quiet", "--locked", "-p", package, "--bench", name, "--", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:
@@ -127,7 +133,7 @@ def cargo_bench(package: str, name: str, *arguments: str) -> list[dict[str, floa
 
 
 def quorum_writes_and_reads(run: Run, hop: dict[str, float], loops: dict[int, float]) -> None:
-    """The main table: puts and gets on three nodes."""
+    """Measure the main table: puts and gets on three nodes."""
     with cluster_of("memory") as cluster:
         for flight, least, aim in ((64, 40_000, 75_000), (256, 70_000, 140_000)):
             figures = run.measure(cluster, "ops_per_s", *load("put", flight))
@@ -162,7 +168,7 @@ def quorum_writes_and_reads(run: Run, hop: dict[str, float], loops: dict[int, fl
 
 
 def python_client(run: Run) -> None:
-    """What a Python loop gets, on one thread."""
+    """Measure loops of Python calls on one thread."""
     with cluster_of("memory") as cluster, cluster.connect() as db:
         bucket = db.bucket("python")
         value, keys = b"x" * 100, [f"key{at:06}" for at in range(10_000)]
@@ -186,7 +192,7 @@ def python_client(run: Run) -> None:
 
 
 def memory(run: Run) -> None:
-    """What a node takes when idle, and for each key."""
+    """Measure the memory of an idle node, and the memory that each key adds."""
 
     def resident(pid: int | None, field: str) -> float:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -199,7 +205,7 @@ def memory(run: Run) -> None:
             if storage == "lmdb":
                 shown = f"{idle / MIB:.1f} MiB"
                 run.at_most("an idle node (LMDB)", idle / MIB, shown, "30 MiB", "15 MiB", (30, 15))
-            # What a load leaves in buffers it leaves once.
+            # The first load grows buffers that later loads use again. They are no cost of the keys.
             unused = resident(cluster[0].pid, "RssAnon")
             run.bench(cluster, *load("get", 64, "--keys", str(run.keys // 4), "--bucket", "first"))
             before = resident(cluster[0].pid, "RssAnon")
@@ -216,7 +222,7 @@ def memory(run: Run) -> None:
 
 
 def without_a_bar(run: Run) -> None:
-    """What else people ask."""
+    """Measure the rows without a bar."""
     with cluster_of("memory", cluster={"replicas": 1}) as cluster:
         for workload in ("put", "get"):
             figures = run.measure(cluster, "ops_per_s", *load(workload, 64))
@@ -251,7 +257,7 @@ def without_a_bar(run: Run) -> None:
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Return a description of this machine."""
     model = next(
         (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -261,7 +267,7 @@ def machine() -> str:
 
 
 def page(run: Run, hop: dict[str, float], loops: dict[int, float], took: float) -> str:
-    """The measured part of docs/benchmarks.md."""
+    """Return the measured part of docs/benchmarks.md, its markers included."""
     lines = [
         BEGIN,
         f"Measured on {datetime.date.today().isoformat()} by `make bench` in {took / 60:.0f} minutes, on {machine()}.",
@@ -286,12 +292,12 @@ def page(run: Run, hop: dict[str, float], loops: dict[int, float], took: float) 
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print the figures, and write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
-    parser.add_argument("--runs", type=int, default=3, help="of each figure")
-    parser.add_argument("--keys", type=int, default=1_000_000, help="where many are meant")
-    parser.add_argument("--page", type=Path, default=PAGE, help="where to write the figures")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each run, in seconds (default: 4)")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs of each figure (default: 3)")
+    parser.add_argument("--keys", type=int, default=1_000_000, help="keys in the rows with many keys (default: 1000000)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page that the figures are written into")
     arguments = parser.parse_args()
     for program in (NODE, NODE_WITH_FJALL):
         if not program.exists():

@@ -1,4 +1,7 @@
-"""Measures what a change of layout moves, and what clients notice of it: ``make transfer``, five minutes."""
+"""Measures layout changes: the data that they copy, and the latencies of clients meanwhile.
+
+Run it with ``make transfer``. It takes about five minutes, and writes into docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ RATE = 1_000
 KEYS = 50_000
 VALUE_BYTES = 2_000
 ROUNDS = 5
-# How long clients are watched, before a change and while it is under way.
+# Seconds of client load in each measurement, before a change and during it.
 SECONDS = 10.0
 
 
 def cli(cluster: LocalCluster, *words: str) -> dict[str, Any]:
-    """A command's JSON."""
+    """Run a ``quorate`` command, and return its JSON output."""
     command = [sys.executable, "-m", "quorate", *words, "--nodes", cluster.url, "--timeout", "20", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -37,7 +40,7 @@ def cli(cluster: LocalCluster, *words: str) -> dict[str, Any]:
 
 
 def bench(cluster: LocalCluster, seconds: float, *options: str) -> dict[str, Any]:
-    """Half reads, half writes, in an open loop."""
+    """Run half reads and half writes in an open loop, and return the report."""
     return cli(
         cluster,
         *("bench", "--workload", "a", "--rate", str(RATE), "--in-flight", "256", "--seconds", str(seconds)),
@@ -47,7 +50,10 @@ def bench(cluster: LocalCluster, seconds: float, *options: str) -> dict[str, Any
 
 
 class Watch:
-    """The bytes that nodes report to have copied, and how fast at most, while a change is under way."""
+    """Poller of all nodes during a layout change.
+
+    It collects the bytes that each node has copied, and the highest rate of one node.
+    """
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.copied: dict[str, int] = {}
@@ -58,7 +64,7 @@ class Watch:
         self._thread.start()
 
     def _run(self) -> None:
-        # Whoever asks often enough to see the rate must not be what clients notice.
+        # Keep one connection to each node: polling must not raise the latencies that are measured.
         clients = {node.name: quorate.connect(node.address, follow=False, timeout=5.0) for node in self._cluster.nodes}
         while not self._stop.wait(0.5):
             for name, client in clients.items():
@@ -72,14 +78,14 @@ class Watch:
             client.close()
 
     def end(self) -> int:
-        """Stop watching; returns how much was copied in all."""
+        """Stop polling, and return the bytes that all nodes copied."""
         self._stop.set()
         self._thread.join()
         return sum(self.copied.values())
 
 
 def change(cluster: LocalCluster, before_us: float) -> dict[str, Any]:
-    """Commits what is staged under load."""
+    """Commit the staged changes under load, and return the measurements."""
     plan = cli(cluster, "cluster", "plan")
     watch = Watch(cluster)
     found: dict[str, Any] = {}
@@ -103,8 +109,10 @@ def change(cluster: LocalCluster, before_us: float) -> dict[str, Any]:
 
 
 def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The round in the middle by what clients noticed, with the failures of all of them; latencies by themselves, each in
-    the middle of its kind: what was before a change varies as much as what was during it.
+    """Return the round with the median slowdown of clients, with the failures of all rounds.
+
+    Its two latencies are replaced by the medians over all rounds, each separately: the latency
+    before a change varies as much as the latency during it.
     """
 
     def slower(one: dict[str, Any]) -> float:
@@ -117,7 +125,7 @@ def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the table into the page."""
     config = {"cluster": {"auto_commit": False}}
     with LocalCluster(nodes=3, storage="lmdb", membership="gossip", config=config) as cluster:
         with cluster.connect(timeout=10.0) as db:

@@ -1,6 +1,6 @@
-"""The main job on real input: all airports of `airportsdata` on three nodes, with a node killed on the way.
+"""Demo of reads and writes: all airports of `airportsdata` on three nodes, one of which is killed.
 
-Run it with ``make demo``. Exits with 1 if any record that is read back differs from its source.
+Run it with ``make demo``. It exits with 1 if a record that is read back differs from its source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ BATCH = 256
 
 
 class Progress:
-    """One line that is drawn again as things go on; plain lines where nobody watches."""
+    """Progress bar of one step.
+
+    On a terminal, the line is drawn again every 0.1 s. Otherwise it is printed once, at the end.
+    """
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -26,7 +29,7 @@ class Progress:
         self.live = sys.stdout.isatty()
 
     def add(self, count: int) -> None:
-        """Count, and draw now and then."""
+        """Count finished records, and draw the line if it is due."""
         self.done += count
         now = time.monotonic()
         if self.live and now - self.drawn > 0.1:
@@ -34,13 +37,13 @@ class Progress:
             self.draw("\r")
 
     def end(self) -> float:
-        """Draw for the last time; returns how many there were a second."""
+        """Draw the line for the last time, and return the records per second."""
         self.draw("\r" if self.live else "")
         print()
         return self.rate()
 
     def rate(self) -> float:
-        """How many a second."""
+        """Return the records per second so far."""
         return self.done / max(time.monotonic() - self.begun, 1e-9)
 
     def draw(self, start: str) -> None:
@@ -52,7 +55,7 @@ class Progress:
 
 
 def batches(items: Iterable[str]) -> Iterator[list[str]]:
-    """Cut into batches."""
+    """Yield the items in lists of up to ``BATCH``."""
     batch: list[str] = []
     for item in items:
         batch.append(item)
@@ -64,7 +67,7 @@ def batches(items: Iterable[str]) -> Iterator[list[str]]:
 
 
 def load(bucket: Bucket[Airport], source: dict[str, Airport], keys: list[str], what: str) -> float:
-    """Put records under their keys; returns how many a second."""
+    """Put the records of these keys, and return the records per second."""
     progress = Progress(what, len(keys))
     for batch in batches(keys):
         bucket.put_many({key: source[key] for key in batch})
@@ -73,7 +76,7 @@ def load(bucket: Bucket[Airport], source: dict[str, Airport], keys: list[str], w
 
 
 def check(bucket: Bucket[Airport], expected: dict[str, Airport], what: str, r: int) -> tuple[float, list[str]]:
-    """Read everything back; returns how many a second, and which keys differ."""
+    """Read all expected records. Return the records per second, and the keys that differ."""
     progress = Progress(what, len(expected))
     differing = []
     for batch in batches(expected):
@@ -87,7 +90,7 @@ def check(bucket: Bucket[Airport], expected: dict[str, Airport], what: str, r: i
 
 
 def edit_concurrently(one: Client, other: Client, key: str) -> Airport:
-    """Two clients edit what both have read; returns what the siblings were merged into."""
+    """Let two clients edit a record that both have read, and return the merged siblings."""
 
     def merge(siblings: list[Airport]) -> Airport:
         return {field: value for sibling in siblings for field, value in sibling.items()}
@@ -97,7 +100,7 @@ def edit_concurrently(one: Client, other: Client, key: str) -> Airport:
     assert seen_here is not None and seen_there is not None
     ours.put(key, {**seen_here.value, "note": "best coffee in gate B"}, context=seen_here.context)
     put = theirs.put(key, {**seen_there.value, "rating": 5}, context=seen_there.context)
-    print(f"  the second put answers conflict={put.conflict}")
+    print(f"  the second put returns conflict={put.conflict}")
     entry = ours.get(key)
     assert entry is not None
     for number, sibling in enumerate(entry.siblings):
@@ -118,7 +121,7 @@ def main() -> int:
     half = len(keys) // 2
     rows: list[tuple[str, str]] = [("airports", f"{len(source):,}")]
 
-    say(f"Starting three nodes with LMDB, every write committed to disk before it is acked ({len(source):,} airports)")
+    say(f"Starting three nodes with LMDB: every write is on disk before it is acknowledged ({len(source):,} airports)")
     with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=10.0) as db:
         for node in cluster.nodes:
             print(f"  {node.name} on {node.address}")
@@ -128,12 +131,12 @@ def main() -> int:
         rate = load(airports, source, keys[:half], "put")
         rows.append(("puts, three nodes", f"{rate:,.0f}/s"))
 
-        say(f"Killing {cluster[1].name} (kill -9), and going on")
+        say(f"Killing {cluster[1].name} (kill -9) and loading the second half")
         cluster[1].kill()
         rate = load(airports, source, keys[half:], "put, one node dead")
         rows.append(("puts, one node dead", f"{rate:,.0f}/s"))
 
-        say(f"Bringing {cluster[1].name} back: it missed the second half, and gets it from the hints that the others kept")
+        say(f"Restarting {cluster[1].name}: it missed the second half, and receives it from the hints of the other nodes")
         cluster[1].start()
         cluster.wait_connected()
         began_to_wait = time.monotonic()

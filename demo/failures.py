@@ -1,6 +1,9 @@
-"""Failures on five nodes that found each other by gossip: one killed and one frozen under load, one wiped and refilled.
+"""Demo of failures on five nodes with gossip.
 
-Run it with ``make demo``. Exits with 1 if any request fails, any airport is missing, or the replicas differ at the end.
+Under load, one node is killed and one is frozen. Then one loses its disk and is refilled.
+
+Run it with ``make demo``. It exits with 1 if a request fails, an airport is missing, or the
+replicas differ at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ BATCH = 256
 
 
 def hints(cluster: LocalCluster) -> dict[str, int]:
-    """Hints that running nodes keep, by whom they are for."""
+    """Return the number of hints on all running nodes, by the name of the node they are for."""
     waiting: dict[str, int] = {}
     for node in cluster.nodes:
         if node.running and not node._paused:
@@ -29,11 +32,11 @@ def hints(cluster: LocalCluster) -> dict[str, int]:
 
 
 def drain(cluster: LocalCluster) -> float:
-    """Wait until no hint is left; returns how long it took."""
+    """Wait until no hint is left, and return the time that this took, in seconds."""
     began = time.monotonic()
     while waiting := hints(cluster):
         if time.monotonic() - began > 60.0:
-            raise QuorateError(f"hints are left: {waiting}")
+            raise QuorateError(f"hints are left after 60 s, by node: {waiting}")
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -44,7 +47,7 @@ def main() -> int:
     source: dict[str, Airport] = {key: dict(record) for key, record in airportsdata.load("ICAO").items()}
     rows: list[tuple[str, str]] = []
 
-    say("Starting five nodes that know one address: they find each other by gossip and agree on a layout")
+    say("Starting five nodes that know one address: they discover each other by gossip and agree on a layout")
     with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster, cluster.connect(timeout=10.0) as db:
         names = ", ".join(f"{node.name} on {node.address}" for node in cluster.nodes)
         print(f"  {names}")
@@ -54,7 +57,7 @@ def main() -> int:
             airports.put_many({key: source[key] for key in keys[at : at + BATCH]})
         print(f"  {len(keys):,} airports loaded (N=3, R=W=2)")
 
-        say("Editing them one by one; meanwhile n1 is killed (kill -9) and n2 is frozen (SIGSTOP)")
+        say("Editing the airports one by one; meanwhile n1 is killed (kill -9) and n2 is frozen (SIGSTOP)")
         with Editor(cluster, source) as editor:
             time.sleep(0.5)
             cluster[1].kill()
@@ -68,7 +71,7 @@ def main() -> int:
         rows.append(("of them failed", f"{len(editor.failed):,}"))
         rows.append(("slowest", f"{editor.slowest:.2f} s"))
 
-        say("Bringing both back: hints are delivered, nobody reads anything")
+        say("Bringing both nodes back: hints repair them, and no client reads anything")
         cluster[2].resume()
         cluster[1].start()
         took = drain(cluster)
@@ -77,7 +80,7 @@ def main() -> int:
         print(f"  hints drained in {took:.1f} s; all replicas of all partitions hold the same")
         rows.append(("hints drained in", f"{took:.1f} s"))
 
-        say("Wiping the disk of n3 and starting it: it asks the others before it answers anything")
+        say("Wiping the disk of n3 and starting it: it answers no read before it has merged with the other replicas")
         cluster[3].kill()
         cluster[3].wipe()
         again = time.monotonic()

@@ -1,6 +1,9 @@
-"""Three nodes become four and three again, while clients write: plan, progress and ring as the command line draws them.
+"""Demo of layout changes: three nodes become four and then three again, while a client writes.
 
-Run it with ``make demo``. Exits with 1 if any request fails, any airport is missing, or a node holds what is not its own.
+It shows plan, progress and ring with the command line.
+
+Run it with ``make demo``. It exits with 1 if a request fails, an airport is missing, or a node
+holds a partition of which it is no replica.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ BATCH = 256
 
 
 def command(cluster: LocalCluster, *words: str) -> None:
-    """Run a command of the command line, and show it with what it prints."""
+    """Run a ``quorate`` command, and print it and its output."""
     print(f"\n  $ quorate {' '.join(words)}", flush=True)
     ran = subprocess.run(
         [sys.executable, "-m", "quorate", *words, "--nodes", cluster.url, "--timeout", "20"],
@@ -33,7 +36,7 @@ def command(cluster: LocalCluster, *words: str) -> None:
 
 
 def change(cluster: LocalCluster) -> float:
-    """Plan and commit what is staged, watch it, and wait until it is done; returns how long that took."""
+    """Plan and commit the staged changes, and wait until they are done. Return the seconds."""
     command(cluster, "cluster", "plan")
     began = time.monotonic()
     command(cluster, "cluster", "commit")
@@ -62,25 +65,25 @@ def main() -> int:
             node = cluster._start_waiting()
             command(cluster, "cluster", "join", node.name)
             took = change(cluster)
-            print(f"\n  settled after {took:.1f} s; {editor.done:,} writes so far, {len(editor.failed)} failed")
+            print(f"\n  layout change done after {took:.1f} s; {editor.done:,} writes so far, {len(editor.failed)} failed")
             rows.append(("a node joined in", f"{took:.1f} s"))
 
-            say("The first node leaves: it hands over what it holds, and is stopped")
+            say("The first node leaves: it hands over its data, and is stopped")
             command(cluster, "cluster", "leave", cluster[0].name)
             took = change(cluster)
             cluster[0].stop()
             del cluster.nodes[0]
-            print(f"\n  settled after {took:.1f} s; {editor.done:,} writes so far, {len(editor.failed)} failed")
+            print(f"\n  layout change done after {took:.1f} s; {editor.done:,} writes so far, {len(editor.failed)} failed")
             rows.append(("a node left in", f"{took:.1f} s"))
         rows.append(("writes meanwhile", f"{editor.done:,}"))
         rows.append(("of them failed", f"{len(editor.failed):,}"))
         rows.append(("slowest", f"{editor.slowest:.2f} s"))
 
-        say("Where everything is now")
+        say("The ring and the history of the layouts")
         command(cluster, "ring")
         command(cluster, "layout", "history")
         cluster.wait_converged(timeout=60.0)
-        print("\n  all replicas of all partitions hold the same, and nobody holds what is not its own")
+        print("\n  all replicas of all partitions hold the same, and no node holds any other partition")
 
         say("Reading every record back at R=3 and comparing it with the source")
         differing = []

@@ -1,4 +1,4 @@
-"""What the demos have in common."""
+"""Code that the demos share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Airport = dict[str, Any]
 
 
 def say(text: str) -> None:
-    """Say what happens next."""
+    """Print the headline of the next step."""
     print(f"\n• {text}", flush=True)
 
 
 def table(rows: list[tuple[str, str]]) -> None:
-    """Print results."""
+    """Print names and values of results as a table."""
     width = max(len(name) for name, _ in rows)
     print("\n  ┌" + "─" * (width + 20) + "┐")
     for name, value in rows:
@@ -26,7 +26,10 @@ def table(rows: list[tuple[str, str]]) -> None:
 
 
 class Editor:
-    """Edits airports, one after the other, in a thread of its own."""
+    """Client that edits the airports, one after the other, in its own thread.
+
+    Each acknowledged edit is also made in ``source``.
+    """
 
     def __init__(self, cluster: LocalCluster, source: dict[str, Airport]) -> None:
         self.cluster, self.source = cluster, source

@@ -1,7 +1,7 @@
 """List sentences in comments and pages that may be hard to read: `make words`, or `python docs/words.py FILE ...`.
 
-The list helps a reader to find candidates. It is no gate: a sentence that is not listed can be hard, and one that is listed can
-be fine.
+The list helps a reader to find candidates. It is no gate: a sentence that is not listed can be hard,
+and one that is listed can be fine.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def comments(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def candidates(path: Path) -> Iterator[str]:
+    """Lines that name a place in the file, and the reason to read it."""
     for line, block in comments(path):
         where = f"{path.relative_to(ROOT)}:{line}"
         if path.suffix == ".rs" and OPENERS.match(block):
@@ -68,10 +69,12 @@ def candidates(path: Path) -> Iterator[str]:
 
 
 def main() -> None:
+    """Print the candidates of the files that are named, or of all that git tracks."""
     if sys.argv[1:]:
         paths = [Path(name).resolve() for name in sys.argv[1:]]
     else:
-        tracked = subprocess.run(["git", "ls-files", "*.rs", "*.py", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+        command = ["git", "ls-files", "*.rs", "*.py", "*.md"]
+        tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         paths = [ROOT / name for name in tracked.stdout.split() if "generated" not in name]
     found = [line for path in paths if path.exists() for line in candidates(path)]
     print("\n".join(found))

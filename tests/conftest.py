@@ -1,4 +1,4 @@
-"""Clusters for the tests: real processes, one cluster a module and storage, buckets fresh for each test."""
+"""Fixtures: a cluster of real nodes for each module and storage engine, and names of buckets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _numbers = itertools.count()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a storage with each."""
+    """Run each test that uses ``storage`` with both storage engines."""
     if "storage" in metafunc.fixturenames:
         metafunc.parametrize("storage", ["memory", "lmdb"], scope="module")
 
 
 @pytest.fixture(scope="module")
 def cluster(storage: str) -> Iterator[LocalCluster]:
-    """Three healthy nodes, shared by a module: tests that harm nodes make their own."""
+    """Three healthy nodes, shared by a module. A test that harms nodes starts its own cluster."""
     config = {
         "buckets": {
             "lww": {"resolver": "lww"},
@@ -38,12 +38,12 @@ def cluster(storage: str) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def db(cluster: LocalCluster) -> Iterator[Client]:
-    """A client of the shared cluster."""
+    """Client of the shared cluster."""
     with cluster.connect(timeout=5.0) as db:
         yield db
 
 
 @pytest.fixture
 def name() -> str:
-    """A bucket's name that no other test uses."""
+    """Name of a bucket that no other test uses."""
     return f"b{next(_numbers)}"

@@ -1,7 +1,8 @@
-"""The imports between a Rust crate's own files, read from the source text.
+"""Imports between the files of a Rust crate, read from the source text.
 
-An import is a path that begins with ``crate::`` or ``super::``, in a ``use`` or anywhere in the code. ``mod`` declarations are
-no imports. Comments, strings and files of unit tests (``tests.rs``) are left out.
+An import is a path in a ``use`` that begins with ``crate``, ``super``, ``self`` or the name of a
+child module, or a path elsewhere in the code that begins with ``crate`` or ``super``. A ``mod``
+declaration is no import. Comments, strings and unit tests are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Graph = dict[str, set[str]]
 
 
 def modules(source: Path) -> dict[tuple[str, ...], str]:
-    """Each module's path, as a tuple of names, and its file, relative to ``source``."""
+    """Return the file of each module, relative to ``source``, by the names of the module's path."""
     found: dict[tuple[str, ...], str] = {}
     for path in sorted(source.rglob("*.rs")):
         relative = path.relative_to(source)
@@ -31,12 +32,12 @@ def modules(source: Path) -> dict[tuple[str, ...], str]:
 def without_comments(text: str) -> str:
     text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
     text = re.sub(r"//[^\n]*", "", text)
-    # A unit test may use anything.
+    # Drop unit tests: they may import any file.
     return re.split(r"#\[cfg\(test\)\]\s*(?:pub(?:\(\w+\))? )?mod \w+ \{", text)[0]
 
 
 def expand(tree: str) -> Iterable[list[str]]:
-    """The paths of a ``use`` tree: ``a::{b, c::{d, e}}`` is a::b, a::c::d and a::c::e."""
+    """Yield the paths of a ``use`` tree: ``a::{b, c::{d, e}}`` yields a::b, a::c::d and a::c::e."""
     tree = tree.strip()
     match = re.match(r"((?:\w+::)*)\{(.*)\}$", tree, re.DOTALL)
     if not match:
@@ -54,7 +55,7 @@ def expand(tree: str) -> Iterable[list[str]]:
 
 
 def imports(source: Path) -> Graph:
-    """Which file of the crate imports which others."""
+    """Return the files of the crate that each file imports."""
     known = modules(source)
     graph: Graph = {file: set() for file in known.values()}
     for module, file in known.items():
@@ -62,7 +63,8 @@ def imports(source: Path) -> Graph:
             continue
         text = without_comments((source / file).read_text())
         paths = [path for tree in re.findall(r"\buse\s+([^;]+);", text) for path in expand(tree)]
-        paths += [path.split("::") for path in re.findall(r"\b((?:crate|super)(?:::\w+)+)", re.sub(r"\buse\s+[^;]+;", "", text))]
+        code = re.sub(r"\buse\s+[^;]+;", "", text)
+        paths += [path.split("::") for path in re.findall(r"\b((?:crate|super)(?:::\w+)+)", code)]
         for path in paths:
             if path[0] == "crate":
                 names = path[1:]
@@ -73,7 +75,7 @@ def imports(source: Path) -> Graph:
                     above, rest = above[:-1], rest[1:]
                 names = [*above, *rest]
             elif path[0] != "self" and (*module, path[0]) in known:
-                # A module that shows something of its own child.
+                # A module that re-exports an item of its child module.
                 names = [*module, *path]
             elif path[0] == "self":
                 names = [*module, *path[1:]]
@@ -85,21 +87,22 @@ def imports(source: Path) -> Graph:
     return graph
 
 
-def room(file: str) -> str:
-    """The folder of a file, or the file's own name if it is in none. `a.rs` belongs to the folder `a`."""
+def folder_of(file: str) -> str:
+    """Return the top folder of a file. A file outside folders, ``a.rs``, is in folder ``a``."""
     return file.split("/")[0].removesuffix(".rs")
 
 
-def rooms(graph: Graph) -> Graph:
-    """The imports between folders."""
+def folder_imports(graph: Graph) -> Graph:
+    """Return the folders that each folder imports."""
     between: Graph = {}
     for file, targets in graph.items():
-        between.setdefault(room(file), set()).update(room(target) for target in targets if room(target) != room(file))
+        folder = folder_of(file)
+        between.setdefault(folder, set()).update(folder_of(target) for target in targets if folder_of(target) != folder)
     return between
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """The groups of nodes that reach each other, each sorted."""
+    """Return the groups of files or folders that import each other in a circle, each sorted."""
     reach: Graph = {}
     for start in graph:
         seen: set[str] = set()
@@ -110,20 +113,21 @@ def circles(graph: Graph) -> list[list[str]]:
                     seen.add(target)
                     todo.append(target)
         reach[start] = seen
-    groups = {tuple(sorted(other for other in graph if other in reach[node] and node in reach[other])) for node in graph if node in reach[node]}
+    mutual = {node: sorted(other for other in graph if other in reach[node] and node in reach[other]) for node in graph}
+    groups = {tuple(group) for group in mutual.values() if group}
     return sorted(list(group) for group in groups)
 
 
 def foreign_methods(source: Path) -> list[str]:
-    """Methods of a type that stand in another folder than the type: an import that no `use` shows."""
+    """Return ``impl`` blocks outside the folder of their type: imports that no ``use`` shows."""
     files = {file: without_comments((source / file).read_text()) for file in modules(source).values()}
     home: dict[str, set[str]] = {}
     for file, text in files.items():
         for name in re.findall(r"^(?:pub(?:\([^)]*\))? )?(?:struct|enum|trait|type) (\w+)", text, re.MULTILINE):
-            home.setdefault(name, set()).add(room(file))
+            home.setdefault(name, set()).add(folder_of(file))
     found = []
     for file, text in files.items():
         for name in re.findall(r"^impl(?:<[^{]*?>)? (\w+)(?:<(?:(?! for )[^{])*?>)? \{", text, re.MULTILINE):
-            if room(file) not in home.get(name, set()):
+            if folder_of(file) not in home.get(name, set()):
                 found.append(f"{file}: impl {name}")
     return found

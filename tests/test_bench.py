@@ -1,4 +1,4 @@
-"""The load generator: what it prints, what it counts, and that it can be believed."""
+"""Load generator: its output, its counts, and the checks that make its figures reliable."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_every_workload_runs_and_reports_the_fields(small: LocalCluster, workloa
     assert got["errors"] == {} and got["wrong"] == []
     assert got["ops_per_s"] > 0 and got["operations"] > 0
     assert 0 < got["p50_us"] <= got["p99_us"] <= got["p999_us"]
-    assert ("get" in got) == (workload in "ab"), "mixed workloads tell reads from writes"
-    # Two clients with a connection to each of three nodes: four, rounded up.
+    assert ("get" in got) == (workload in "ab"), "mixed workloads report reads and writes separately"
+    # `--connections 4` is the default. Two clients have a connection to each of three nodes: six.
     assert got["connections"] == 6 and got["in_flight"] == 16
 
 
@@ -60,13 +60,13 @@ def test_threads_share_one_clock_in_an_open_loop(small: LocalCluster) -> None:
     assert got["p50_us"] > 0
 
 
-def test_a_rate_beyond_what_can_be_done_is_not_reported_as_done(small: LocalCluster) -> None:
+def test_a_rate_above_capacity_is_not_reported_as_reached(small: LocalCluster) -> None:
     got = report(small, "--rate", "2000000", "--seconds", "0.2", "--warm-up", "0", "--keys", "500", "--in-flight", "16")
     assert got["ops_per_s"] < 1_000_000 and got["late"] > 0
 
 
-def test_missing_and_wrong_reads_are_found(small: LocalCluster) -> None:
-    done = bench(small, "--workload", "get", "--verify", "--skip-load", "--bucket", "nobody-wrote", *FAST)
+def test_verify_reports_absent_and_wrong_values(small: LocalCluster) -> None:
+    done = bench(small, "--workload", "get", "--verify", "--skip-load", "--bucket", "never-written", *FAST)
     assert done.returncode == 9
     assert "is absent" in done.stderr
 
@@ -88,8 +88,11 @@ def test_errors_are_counted_by_type() -> None:
         assert got["operations"] == 0
 
 
-def test_an_open_loop_charges_a_stall_to_all_who_would_have_come() -> None:
-    """A node frozen for 0.8 of 3 s: a closed loop sends it a handful of requests meanwhile, an open one what was due."""
+def test_an_open_loop_charges_a_stall_to_every_request_due_in_it() -> None:
+    """A node is frozen for 0.8 of 3 s.
+
+    Meanwhile a closed loop sends only a few requests. An open loop counts all that were due.
+    """
     arguments = ["--seconds", "3", "--warm-up", "0", "--keys", "100", "--in-flight", "4"]
     with LocalCluster(nodes=1) as cluster:
 
@@ -105,8 +108,8 @@ def test_an_open_loop_charges_a_stall_to_all_who_would_have_come() -> None:
             thread.start()
             slow[name] = report(cluster, *arguments, *rate)
             thread.join()
-        assert slow["open"]["p90_us"] > 100_000, "a quarter of what was due came in the stall"
-        assert slow["closed"]["p99_us"] < slow["open"]["p90_us"], "four requests of thousands waited"
+        assert slow["open"]["p90_us"] > 100_000, "a quarter of the requests were due during the stall"
+        assert slow["closed"]["p99_us"] < slow["open"]["p90_us"], "only four of thousands of requests waited"
         assert slow["open"]["operations"] + slow["open"]["late"] == 600 and slow["open"]["errors"] == {}
 
 
@@ -127,20 +130,20 @@ def test_an_open_loop_charges_a_stall_to_all_who_would_have_come() -> None:
         (["--r", "0"], "use a number from 1"),
     ],
 )
-def test_bad_settings_are_named(small: LocalCluster, arguments: list[str], said: str) -> None:
+def test_invalid_options_are_named_in_the_error(small: LocalCluster, arguments: list[str], said: str) -> None:
     done = bench(small, f"{arguments[0]}={arguments[1]}", *arguments[2:])
     assert done.returncode == 2
     assert said in done.stderr
 
 
-def test_the_table_is_for_people(small: LocalCluster) -> None:
+def test_the_table_shows_rates_and_latencies(small: LocalCluster) -> None:
     done = bench(small, "--workload", "a", *FAST)
     assert done.returncode == 0
     for part in ("operations a second", "p99.9", "get", "put", "no errors"):
         assert part in done.stdout
 
 
-def test_nobody_there_is_said() -> None:
+def test_an_unreachable_address_is_named() -> None:
     command = [sys.executable, "-m", "quorate", "bench", "--nodes", "127.0.0.1:1", "--timeout", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "127.0.0.1:1" in done.stderr

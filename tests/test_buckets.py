@@ -1,5 +1,7 @@
-"""Buckets with a definition of their own, created while the cluster runs. What happens to a bucket that is in use, among
-failures, is the simulation's."""
+"""Buckets with a definition of their own, created while the cluster runs.
+
+The simulation tests new definitions of buckets that are in use, under faults.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,11 @@ def known_to(node: Any) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("membership", ["static", "gossip"])
-def test_a_created_bucket_is_known_everywhere_and_survives_a_restart(membership: str) -> None:
+def test_a_created_bucket_is_known_to_all_nodes_and_survives_a_restart(membership: str) -> None:
     with LocalCluster(nodes=4, storage="lmdb", membership=membership) as cluster:
         with cluster.connect(timeout=5.0) as db:
             carts = db.create_bucket("carts", n=2, r=1, w="all", resolver="lww", max_value_bytes=100)
-            # As soon as it is created, through any node.
+            # The definition applies at once, through any node.
             for number, node in enumerate(cluster.nodes):
                 with quorate.connect(node.address, follow=False, timeout=5.0) as only:
                     put = only.bucket("carts").put(f"k{number}", b"v")
@@ -59,7 +61,7 @@ def test_a_created_bucket_is_known_everywhere_and_survives_a_restart(membership:
             assert (definition["n"], definition["resolver"], definition["ready"]) == (2, "lww", True)
         with cluster.connect(timeout=5.0) as db:
             assert sorted(key for key, _ in db.bucket("carts").scan()) == [b"k0", b"k1", b"k2", b"k3"]
-        # One that comes later, and one that lost its disk, go by it, too.
+        # A node that joins later and a node that lost its disk use the definition too.
         cluster.add_node()
         cluster.wait_settled(timeout=60)
         assert known_to(cluster[-1])["carts"]["n"] == 2
@@ -86,14 +88,15 @@ def test_buckets_are_created_while_others_are_used() -> None:
                     entry = bucket.get(f"k{count % 50}")
                     assert entry is not None and entry.value == str(count).encode()
                     count += 1
-                except Exception as error:  # every failure counts
+                except Exception as error:  # Any failure fails the test.
                     failed.append(error)
                     return
 
         thread = threading.Thread(target=use)
         thread.start()
         try:
-            # Also by several at once, through several nodes: one of two changes made at once is made again.
+            # Three threads create buckets at the same time, through three nodes. If two layout
+            # changes conflict, a node repeats one of them.
             created: list[str] = []
 
             def create(number: int) -> None:
@@ -116,7 +119,7 @@ def test_buckets_are_created_while_others_are_used() -> None:
         assert failed == []
 
 
-def test_what_does_not_fit_is_refused_in_words() -> None:
+def test_invalid_definitions_are_refused_with_the_reason() -> None:
     config = {"buckets": {"founded": {"n": 2, "resolver": "lww"}}}
     with LocalCluster(nodes=4, storage="memory", config=config) as cluster, cluster.connect(timeout=5.0) as db:
         assert db.buckets()["founded"]["n"] == 2
@@ -145,7 +148,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
                 db.create_bucket(**arguments)
             assert words in str(caught.value), str(caught.value)
         assert sorted(db.buckets()) == ["carts", "default", "founded"]
-        # With the n it has had, also one with keys can be defined.
+        # A bucket with keys can be defined if its n, r and w do not change.
         db.create_bucket("used", max_siblings=5)
         entry = db.bucket("used").get("k")
         assert entry is not None and entry.value == b"v"
@@ -156,7 +159,8 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
             time.sleep(0.1)
         with pytest.raises(InvalidRequest, match="n3 can't be reached"):
             db.create_bucket("later", n=1)
-        # What moves no key is taken by those who are there, and the rest when it is back.
+        # The nodes that are up accept a definition that moves no key. The other node accepts it
+        # when it is back.
         with pytest.raises(Indeterminate, match="needed 4 acks, received 3"):
             db.create_bucket("meanwhile", max_siblings=7, timeout=1.0)
         db.bucket("meanwhile").put("k", b"v")
@@ -165,7 +169,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
         assert known_to(cluster[3])["meanwhile"]["max_siblings"] == 7
 
 
-def test_a_configuration_that_says_otherwise_is_refused() -> None:
+def test_a_configuration_with_another_definition_is_refused() -> None:
     with LocalCluster(nodes=3, storage="lmdb") as cluster:
         with cluster.connect(timeout=5.0) as db:
             db.create_bucket("carts", n=2)

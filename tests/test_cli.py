@@ -1,4 +1,4 @@
-"""The command line as a person meets it: tables, JSON, exit codes, errors that say what to do."""
+"""Command line: tables, JSON, exit codes, and errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quorate(*arguments: str, url: str = "", stdin: str = "", **environment: str)
     )
 
 
-def test_put_get_scan_delete(cluster: LocalCluster) -> None:
+def test_values_are_put_read_scanned_and_deleted(cluster: LocalCluster) -> None:
     put = quorate("put", "carts", "ann", "milk", url=cluster.url)
     assert put.returncode == 0 and "acks in" in put.stdout
     get = quorate("get", "carts", "ann", url=cluster.url)
@@ -69,7 +69,7 @@ def test_siblings_are_shown_and_resolved_with_the_context(cluster: LocalCluster)
     assert wrong.returncode == 2 and "--context" in wrong.stderr
 
 
-def test_explain_status_ring(cluster: LocalCluster) -> None:
+def test_explain_status_and_ring_describe_the_cluster(cluster: LocalCluster) -> None:
     quorate("put", "carts", "zoe", "tea", "--w", "all", url=cluster.url)
     explain = quorate("explain", "carts", "zoe", url=cluster.url).stdout
     assert "lies in partition" in explain and "the replicas agree" in explain and explain.count(" held ") == 3
@@ -82,9 +82,9 @@ def test_explain_status_ring(cluster: LocalCluster) -> None:
     assert len(ring_json["key"]["replicas"]) == 3
 
 
-def test_exit_codes_tell_what_is_known(cluster: LocalCluster) -> None:
-    nobody = quorate("get", "b", "k", "--nodes", "127.0.0.1:1", "--timeout", "0.3")
-    assert nobody.returncode == 3 and "127.0.0.1:1: Connection refused" in nobody.stderr
+def test_each_kind_of_error_has_its_exit_code(cluster: LocalCluster) -> None:
+    unreachable = quorate("get", "b", "k", "--nodes", "127.0.0.1:1", "--timeout", "0.3")
+    assert unreachable.returncode == 3 and "127.0.0.1:1: Connection refused" in unreachable.stderr
     assert quorate("get", "b", "k", "--r", "7", url=cluster.url).returncode == 2
     assert quorate("get", "b", "k", "--r", "most", url=cluster.url).returncode == 2
     assert quorate("get", "no spaces", "k", url=cluster.url).returncode == 2
@@ -102,7 +102,7 @@ def check(tmp_path: Path, text: str, **environment: str) -> Result:
     return quorate("config", "check", str(path), **environment)
 
 
-def test_a_valid_configuration(tmp_path: Path) -> None:
+def test_a_valid_configuration_is_accepted(tmp_path: Path) -> None:
     valid = check(tmp_path, '[node]\nname = "a"\n[buckets.carts]\nn = 1\nr = "all"\n')
     assert valid.returncode == 0 and "valid. Node a" in valid.stdout
     assert check(tmp_path, "").returncode == 0
@@ -132,7 +132,7 @@ def test_a_valid_configuration(tmp_path: Path) -> None:
         ("[coordinator]\nmax_in_flight = 0\n", "max_in_flight = 0: use 1"),
     ],
 )
-def test_wrong_configurations_say_what_to_write(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_configuration_name_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     wrong = check(tmp_path, text)
     assert wrong.returncode == 2
     assert message in wrong.stderr, wrong.stderr
@@ -146,11 +146,11 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "did you mean" in wrong.stderr
 
 
-def test_serve_refuses_what_it_cannot_have(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_serve_refuses_a_used_address_and_a_missing_file(cluster: LocalCluster, tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     path.write_text(f'[node]\nlisten = "{cluster[0].address}"\ndata = "{tmp_path}/data"\n')
-    taken = quorate("serve", "--config", str(path))
-    assert taken.returncode == 2 and "cannot listen on" in taken.stderr and "in use" in taken.stderr
+    in_use = quorate("serve", "--config", str(path))
+    assert in_use.returncode == 2 and "cannot listen on" in in_use.stderr and "in use" in in_use.stderr
     missing = quorate("serve", "--config", str(tmp_path / "none.toml"))
     assert missing.returncode == 2 and "none.toml" in missing.stderr
 

@@ -1,4 +1,4 @@
-"""The client as a citizen of its process: threads, pickles, forks, Ctrl-C, closing, wrong addresses."""
+"""The client in its process: threads, pickle, fork, Ctrl-C, close, and wrong addresses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_threads_end_without_leaving_connections(db: Client, name: str) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    # The last thread may still be closing its own.
+    # The last thread may still be closing its connections.
     deadline = time.monotonic() + 5
     while descriptors() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -84,7 +84,7 @@ def _in_child(db: Client, name: str, results: multiprocessing.Queue[bytes | None
     results.put(bucket.get_value("k"))
 
 
-def test_a_client_is_used_in_a_forked_child(db: Client, name: str) -> None:
+def test_a_forked_child_can_use_the_client(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     bucket.put("k", b"v")
     context = multiprocessing.get_context("fork")
@@ -94,14 +94,14 @@ def test_a_client_is_used_in_a_forked_child(db: Client, name: str) -> None:
     assert results.get(timeout=20) == b"v"
     child.join(20)
     assert child.exitcode == 0
-    # The parent's connections were not disturbed.
+    # The connections of the parent still work.
     for number in range(100):
         bucket.put(f"k{number}", b"v")
     assert bucket.get_value("from the child") == b"c"
 
 
 def test_request_ids_differ_after_a_fork(db: Client, name: str) -> None:
-    """A parent and its child that write at once under one id would void each other's writes."""
+    """With equal request ids, the writes of the parent and of the child would void each other."""
     bucket = db.bucket(name)
     bucket.put("warm", b"")
     child = os.fork()
@@ -119,7 +119,8 @@ def test_request_ids_differ_after_a_fork(db: Client, name: str) -> None:
 
 
 def test_ctrl_c_interrupts_a_call(cluster: LocalCluster) -> None:
-    # Whoever runs the tests in the background of a shell has SIGINT ignored, and so have their children.
+    # A test run in the background of a shell ignores SIGINT, and child processes inherit that. So
+    # the child sets the handler itself.
     code = f"""
 import signal
 import quorate
@@ -150,7 +151,7 @@ print(bucket.get_value("k", r=1), flush=True)
     cluster.heal()
 
 
-def test_a_closed_client_says_so(cluster: LocalCluster) -> None:
+def test_a_closed_client_refuses_requests(cluster: LocalCluster) -> None:
     db = cluster.connect()
     db.bucket("b").put("k", b"v")
     db.close()
@@ -181,7 +182,7 @@ def test_the_address_may_come_from_the_environment(cluster: LocalCluster, monkey
         quorate.connect()
 
 
-def test_a_port_that_speaks_something_else_is_named() -> None:
+def test_a_port_with_another_protocol_is_named() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -200,7 +201,7 @@ def test_a_port_that_speaks_something_else_is_named() -> None:
         thread.join()
 
 
-def test_nodes_die_with_their_process() -> None:
+def test_nodes_end_with_the_process_that_started_them() -> None:
     code = """
 import os, quorate, sys
 cluster = quorate.LocalCluster(nodes=2)

@@ -1,4 +1,4 @@
-"""What happens when nodes die, freeze, are cut off, or lose what they had."""
+"""Faults of real nodes: kills, freezes, partitions of the network, lost, full and damaged disks."""
 
 from __future__ import annotations
 
@@ -90,8 +90,11 @@ def test_killing_all_nodes_loses_no_acked_write() -> None:
             assert {key: entry.siblings for key, entry in found.items()} == {k: [v] for k, v in acked.items()}
 
 
-def test_killing_all_nodes_amid_writes_tears_nothing() -> None:
-    """Writes under way when all die are there whole or not at all, and none that was acked is missing."""
+def test_killing_all_nodes_during_writes_tears_no_value() -> None:
+    """Each write in progress when all nodes are killed is stored as a whole or not at all.
+
+    No acknowledged write is missing.
+    """
     with LocalCluster(nodes=3, storage="lmdb") as cluster:
         import threading
 
@@ -141,7 +144,7 @@ def test_a_clean_stop_loses_nothing_under_interval_durability() -> None:
             assert len(list(db.bucket("b").keys())) == 1_000
 
 
-def test_interval_durability_keeps_what_was_committed() -> None:
+def test_interval_durability_keeps_committed_writes_over_a_restart() -> None:
     config = {"storage": {"durability": "interval", "interval_ms": 20}}
     with LocalCluster(nodes=3, storage="lmdb", config=config) as cluster:
         with cluster.connect(timeout=5.0) as db:
@@ -155,7 +158,7 @@ def test_interval_durability_keeps_what_was_committed() -> None:
             cluster.wait_converged()
 
 
-def test_a_frozen_node_is_routed_round(fragile: LocalCluster) -> None:
+def test_requests_avoid_a_frozen_node(fragile: LocalCluster) -> None:
     with fragile.connect(timeout=5.0) as db:
         bucket = db.bucket("b")
         bucket.put_many({f"k{number}": b"v" for number in range(60)}, w="all")
@@ -170,7 +173,7 @@ def test_a_frozen_node_is_routed_round(fragile: LocalCluster) -> None:
         fragile.wait_converged()
 
 
-def test_a_partition_makes_siblings_that_the_heal_shows(fragile: LocalCluster) -> None:
+def test_writes_on_both_sides_of_a_partition_become_siblings(fragile: LocalCluster) -> None:
     with fragile.connect(timeout=5.0) as db:
         bucket = db.bucket("b")
         bucket.put("k", b"start", w="all")
@@ -192,15 +195,15 @@ def test_a_partition_makes_siblings_that_the_heal_shows(fragile: LocalCluster) -
         fragile.wait_converged()
 
 
-def test_a_write_that_times_out_says_that_it_may_surface(fragile: LocalCluster) -> None:
+def test_a_write_without_enough_acks_is_indeterminate(fragile: LocalCluster) -> None:
     with quorate.connect(fragile[0].address, follow=False, timeout=0.4) as db:
-        # Cut off so lately that the node has not noticed: the write is begun, and its acks never come.
+        # The node has not detected the partition yet: it begins the write, and no acks arrive.
         fragile.partition([0], [1, 2])
         with pytest.raises(quorate.Indeterminate, match="needed 2 acks, received 1") as caught:
             db.bucket("b").put("k", b"v", w=2)
         assert (caught.value.needed, caught.value.acks) == (2, 1)
         assert db.bucket("b").get_value("k", r=1) == b"v"
-        # Once it has noticed, nothing is begun any more.
+        # Once the node has detected the partition, it refuses writes before it begins them.
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             try:
@@ -210,13 +213,15 @@ def test_a_write_that_times_out_says_that_it_may_surface(fragile: LocalCluster) 
             except quorate.Indeterminate:
                 continue
         else:
-            pytest.fail("the node never noticed that it is alone")
+            pytest.fail("the node did not detect within 10 s that its peers are cut off")
         assert db.bucket("b").get("untouched", r=1) is None
 
 
 def test_a_retried_write_makes_no_sibling(fragile: LocalCluster) -> None:
-    """A node freezes with a write: it is repeated elsewhere under its id, and when the node thaws and serves the first
-    attempt, too, both show as one."""
+    """A write to a frozen node is retried at another node under the same request id.
+
+    When the frozen node continues, it serves the first attempt too. Both attempts are one write.
+    """
     with fragile.connect(timeout=8.0) as db:
         bucket = db.bucket("b")
         bucket.put_many({f"{number}-{key}": b"before" for number in range(3) for key in range(5)}, w="all")
@@ -234,7 +239,7 @@ def test_a_retried_write_makes_no_sibling(fragile: LocalCluster) -> None:
 
 
 def test_a_wiped_node_starts_under_a_new_actor() -> None:
-    """S1: a counter that begins again after a lost disk must not be taken for known history."""
+    """S1: after a lost disk, replicas must not mistake new writes of the node for known ones."""
     with LocalCluster(nodes=3, storage="lmdb") as cluster:
         for address in [node.address for node in cluster.nodes]:
             with quorate.connect(address, follow=False, timeout=5.0) as db:
@@ -284,14 +289,17 @@ def test_a_full_memory_engine_refuses_writes_and_serves_reads() -> None:
             bucket.put("first", b"w")
 
 
-def test_faults_are_refused_unless_turned_on() -> None:
+def test_faults_are_refused_unless_enabled() -> None:
     with LocalCluster(nodes=2, config={"faults": {"enabled": False}}) as cluster:
         with pytest.raises(InvalidRequest, match=r"\[faults\] enabled"):
             cluster.partition([0], [1])
 
 
 def test_nodes_of_another_cluster_are_refused() -> None:
-    """Two clusters whose configurations name each other's addresses: each node says what differs, and both go on."""
+    """A node whose configuration lists a node of another cluster is refused.
+
+    Both nodes log the difference, and both clusters continue.
+    """
     with LocalCluster(nodes=1) as theirs:
         stranger = {"name": "n1", "address": theirs[0].address}
         folder_name = "n0"
@@ -313,7 +321,7 @@ def test_nodes_of_another_cluster_are_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [{"cluster": {"partitions": 512}}, {"buckets": {"b": {"n": 1}}}])
-def test_nodes_that_disagree_are_refused(config: dict[str, dict[str, object]]) -> None:
+def test_nodes_with_another_first_layout_are_refused(config: dict[str, dict[str, object]]) -> None:
     what = "first layouts differ"
     with LocalCluster(nodes=2) as cluster:
         cluster[1].stop()
@@ -353,8 +361,12 @@ def test_client_follows_from_one_address(fragile: LocalCluster) -> None:
 
 
 
-def test_read_repair_is_done_as_the_bucket_says() -> None:
-    """One replica's disk is set back to before the writes: no hint waits for it, and only reads repair it."""
+def test_read_repair_follows_the_definition_of_the_bucket() -> None:
+    """The disk of one replica is restored to its state before the writes.
+
+    No hint exists for that replica, and anti-entropy is off. So only read repair can restore the
+    values.
+    """
     config: dict[str, dict[str, object]] = {
         "buckets": {"blocking": {}, "background": {"read_repair": "background"}, "off": {"read_repair": "off"}},
         "repair": {"enabled": False},
@@ -386,8 +398,11 @@ def test_read_repair_is_done_as_the_bucket_says() -> None:
         assert agreeing("off") == 0
 
 
-def test_a_damaged_record_is_not_absent_and_is_repaired() -> None:
-    """S1's variant: one replica's disk returns something else than was written, and only requests repair it."""
+def test_a_damaged_record_is_an_error_and_is_repaired() -> None:
+    """Variant of S1: the disk of one replica returns other bytes than were written.
+
+    Anti-entropy is off, so only requests can repair the records.
+    """
     quiet = {"repair": {"enabled": False}}
     with LocalCluster(nodes=3, storage="lmdb", config=quiet) as cluster, cluster.connect(timeout=5.0) as db:
         bucket = db.bucket("b")
@@ -399,12 +414,12 @@ def test_a_damaged_record_is_not_absent_and_is_repaired() -> None:
         cluster[0].start()
         cluster.wait_connected()
         with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as damaged:
-            # Its own copy does not count; with r=3 there are not enough.
+            # The damaged copy does not count, so two replicas are left: not enough for r=3.
             with pytest.raises(quorate.StorageFailed, match="checksum"):
                 damaged.bucket("b").get("k0", r=3, timeout=0.5)
             with pytest.raises(quorate.StorageFailed, match="checksum"):
                 damaged.bucket("b").put("k0", b"x", timeout=0.5)
-            # With r=2 both others answer, and what they hold mends it.
+            # With r=2 the other two replicas answer, and their object replaces the damaged one.
             found = damaged.bucket("b").get_many(marks, r=2)
             assert {key: entry.siblings for key, entry in found.items()} == {k: [v] for k, v in marks.items()}
             assert len(list(damaged.bucket("b").keys())) == len(marks)
@@ -414,7 +429,7 @@ def test_a_damaged_record_is_not_absent_and_is_repaired() -> None:
                     found = damaged.bucket("b").get_many(marks, r=3)
                     break
                 except quorate.PartialError:
-                    # It asks the others what else it may have forgotten first.
+                    # The node first recovers: it asks the others for records that it may have lost.
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
             assert {key: entry.siblings for key, entry in found.items()} == {k: [v] for k, v in marks.items()}

@@ -1,4 +1,4 @@
-"""Whoever speaks nonsense to a node hurts nobody but itself."""
+"""Malformed and excessive input. It may end its own connection, and disturbs no other request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import quorate
 from quorate import Client, LocalCluster
 
 MAGIC = b"QUORATE\x01"
-# What a client says first: protocol versions 1 to 1, role client.
+# First message of a client: protocol versions 1 to 1, role client.
 HELLO = MAGIC + struct.pack("<H", 5) + struct.pack("<HHB", 1, 1, 0)
 
 
@@ -31,7 +31,7 @@ def db(cluster: LocalCluster) -> Iterator[Client]:
 
 
 def send(address: str, *parts: bytes, read: bool = True) -> bytes:
-    """Send bytes, and read until the node closes or says nothing for a while."""
+    """Send bytes, and return the reply up to the close of the connection or 1 s of silence."""
     host, port = address.rsplit(":", 1)
     received = b""
     with socket.create_connection((host, int(port)), timeout=5) as connection:
@@ -70,7 +70,7 @@ def assert_unharmed(cluster: LocalCluster, db: Client) -> None:
     ],
     ids=["http", "tls", "redis", "zeros", "long body", "short body", "unknown role", "half a node"],
 )
-def test_strangers_are_refused_and_named_in_the_log(cluster: LocalCluster, db: Client, garbage: bytes) -> None:
+def test_connections_with_another_protocol_are_refused_and_logged(cluster: LocalCluster, db: Client, garbage: bytes) -> None:
     before = cluster[0].log.count("stranger refused")
     send(cluster[0].address, garbage)
     deadline = time.monotonic() + 5
@@ -80,13 +80,13 @@ def test_strangers_are_refused_and_named_in_the_log(cluster: LocalCluster, db: C
     assert_unharmed(cluster, db)
 
 
-def test_a_newer_protocol_is_told_what_this_node_speaks(cluster: LocalCluster, db: Client) -> None:
+def test_a_newer_protocol_is_refused_with_the_reason(cluster: LocalCluster, db: Client) -> None:
     answer = send(cluster[0].address, MAGIC + struct.pack("<H", 5) + struct.pack("<HHB", 7, 9, 0))
     assert answer.startswith(MAGIC + b"\x01") and b"protocol versions do not overlap" in answer
     assert_unharmed(cluster, db)
 
 
-def test_a_stranger_that_says_nothing_is_dropped(cluster: LocalCluster, db: Client) -> None:
+def test_a_silent_connection_is_closed(cluster: LocalCluster, db: Client) -> None:
     host, port = cluster[0].address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         assert connection.recv(1) == b""
@@ -95,17 +95,18 @@ def test_a_stranger_that_says_nothing_is_dropped(cluster: LocalCluster, db: Clie
 
 def test_malformed_messages_end_their_connection_only(cluster: LocalCluster, db: Client) -> None:
     seeded = random.Random(7)
-    # A message that claims four billion segments, one that claims 32 GiB, one cut short, and noise of all lengths.
+    # A message that declares four billion segments, one that declares 32 GiB, one that is cut
+    # short, and random bytes of several lengths.
     claims = [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00\xff\xff\xff\xff", b"\x00\x00\x00\x00\x10\x00\x00\x00abc"]
     noise = [seeded.randbytes(length) for length in [1, 8, 64, 500, 5_000, 50_000]]
-    # Well-framed messages of noise: one segment of eight words.
+    # Random messages in valid frames: one segment of eight words.
     framed = [struct.pack("<II", 0, 8) + seeded.randbytes(64) for _ in range(200)]
     for attack in [*claims, *noise, *framed]:
         send(cluster[0].address, HELLO, attack, read=len(attack) < 8)
     assert_unharmed(cluster, db)
 
 
-def test_many_idle_connections_disturb_nobody(cluster: LocalCluster, db: Client) -> None:
+def test_many_idle_connections_do_not_disturb_requests(cluster: LocalCluster, db: Client) -> None:
     host, port = cluster[0].address.rsplit(":", 1)
     connections = [socket.create_connection((host, int(port)), timeout=5) for _ in range(400)]
     try:
@@ -122,7 +123,8 @@ def test_connections_beyond_the_limit_are_closed() -> None:
     with LocalCluster(nodes=1, config={"node": {"max_connections": 8}}) as cluster:
         host, port = cluster[0].address.rsplit(":", 1)
         connections: list[socket.socket] = []
-        # The client that waited for the node to be ready may not be gone yet: then the eighth is closed, too, at first.
+        # The connection of the client that waited for the node to be ready may still be open. Then
+        # the node closes the eighth connection too, and the loop tries again.
         deadline = time.monotonic() + 10
         while len(connections) < 8 and time.monotonic() < deadline:
             connection = socket.create_connection((host, int(port)), timeout=5)
@@ -140,7 +142,7 @@ def test_connections_beyond_the_limit_are_closed() -> None:
             try:
                 assert one_more.recv(1) == b""
             except ConnectionError:
-                pass  # closed with a reset: as good
+                pass  # The node closed it with a reset, which is as good.
         for connection in connections:
             connection.close()
         with cluster.connect() as db:
@@ -155,5 +157,5 @@ def test_requests_beyond_the_limit_are_refused_not_queued() -> None:
             with pytest.raises(quorate.PartialError) as caught:
                 db.bucket("b").put_many(items, timeout=0.05)
             assert any(isinstance(error, quorate.Overloaded) for error in caught.value.errors.values())
-            # With time to try again after a pause, all are taken.
+            # With enough time for retries after a pause, all are accepted.
             assert len(db.bucket("b").put_many(dict(list(items.items())[:40]), timeout=10)) == 40

@@ -1,4 +1,4 @@
-"""The house's own rules, held by tests: who may import whom, what the documents show, what nothing may contain."""
+"""Rules of this repository: allowed imports, documents that match the code, names of errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rust_imports
 
 import quorate
-import rust_imports
 from quorate import LocalCluster, _errors
 
 ROOT = Path(__file__).parent.parent
-# For strangers to start from: a plugin and a node with it, each in one crate.
+# Examples to copy: each crate is a plugin and a node with this plugin.
 EXAMPLES = {"example-fjall": "quorate-example-fjall", "template": "my-engine"}
 PLUGINS = {
     path.name: f"quorate-{path.name}" for path in (ROOT / "plugins").iterdir() if path.is_dir() and path.name not in EXAMPLES
@@ -32,7 +32,7 @@ ALLOWED = {
     "quorate-python": {"quorate-client", "quorate-server"},
     **{plugin: {"quorate-core"} for plugin in PLUGINS.values()},
     **{example: {"quorate-core", "quorate-server"} for example in EXAMPLES.values()},
-    # The whole node but its shell, and no storage: it brings its own.
+    # The simulation uses the node without its server, and has its own storage engine.
     "quorate-sim": {"quorate-core", "quorate-node", "quorate-rpc"}
     | {plugin for plugin in PLUGINS.values() if "storage" not in plugin},
 }
@@ -71,7 +71,7 @@ def test_core_stays_pure_and_only_rpc_names_capnp() -> None:
 
 
 CRATES = sorted(path.parent for path in ROOT.glob("*/*/Cargo.toml")) + [ROOT / "python", ROOT / "schema" / "generator"]
-# The folders and files of crates/node, from the lowest stair to the highest: each imports only lower ones.
+# Folders and files of crates/node, from the lowest to the highest. Each imports only lower ones.
 STAIRS = [
     "gather",
     "state",
@@ -89,7 +89,7 @@ STAIRS = [
 
 @pytest.mark.parametrize("crate", sorted({path for path in CRATES if (path / "src").is_dir()}), ids=lambda path: path.name)
 def test_folders_import_each_other_in_no_circle(crate: Path) -> None:
-    between = rust_imports.rooms(rust_imports.imports(crate / "src"))
+    between = rust_imports.folder_imports(rust_imports.imports(crate / "src"))
     assert rust_imports.circles(between) == []
     assert rust_imports.foreign_methods(crate / "src") == []
 
@@ -99,18 +99,18 @@ def test_files_of_core_import_each_other_in_no_circle() -> None:
 
 
 def test_folders_of_the_node_are_stairs() -> None:
-    between = rust_imports.rooms(rust_imports.imports(ROOT / "crates/node/src"))
-    assert set(between) == set(STAIRS), "a new folder has its place in STAIRS and in crates/node/src/lib.rs"
-    for room, imported in between.items():
-        above = {other for other in imported if STAIRS.index(other) > STAIRS.index(room)}
-        assert not above, f"crates/node/src/{room} imports {above}, which are above it"
+    between = rust_imports.folder_imports(rust_imports.imports(ROOT / "crates/node/src"))
+    assert set(between) == set(STAIRS), "add a new folder to STAIRS and to the table in crates/node/src/lib.rs"
+    for folder, imported in between.items():
+        above = {other for other in imported if STAIRS.index(other) > STAIRS.index(folder)}
+        assert not above, f"crates/node/src/{folder} imports {above}, which are above it"
     all_folders = {path.name for path in (ROOT / "crates/node/src").iterdir() if path.is_dir()}
-    knows_many = {room for room, imported in between.items() if len(imported & all_folders) > len(all_folders) - 2}
-    assert knows_many <= {"service", "lib"}
+    imports_most = {folder for folder, imported in between.items() if len(imported & all_folders) > len(all_folders) - 2}
+    assert imports_most <= {"service", "lib"}
 
 
 def test_the_import_reader_finds_a_circle(tmp_path: Path) -> None:
-    """The reader of imports sees nested uses, paths in code and `super`, and no comments or unit tests."""
+    """The import reader reads nested uses and paths in code. It skips comments and unit tests."""
     (tmp_path / "a").mkdir()
     (tmp_path / "lib.rs").write_text("mod a; mod b; mod c;")
     (tmp_path / "a/mod.rs").write_text("pub mod inner;")
@@ -119,7 +119,7 @@ def test_the_import_reader_finds_a_circle(tmp_path: Path) -> None:
     (tmp_path / "c.rs").write_text("// crate::a\n#[cfg(test)]\nmod tests {\n use crate::a;\n}")
     graph = rust_imports.imports(tmp_path)
     assert graph["a/inner.rs"] == {"b.rs", "c.rs"} and graph["b.rs"] == {"a/inner.rs"} and graph["c.rs"] == set()
-    assert rust_imports.circles(rust_imports.rooms(graph)) == [["a", "b"]]
+    assert rust_imports.circles(rust_imports.folder_imports(graph)) == [["a", "b"]]
     assert rust_imports.foreign_methods(tmp_path) == ["b.rs: impl Other"]
 
 
@@ -128,13 +128,35 @@ def test_every_dependency_is_explained() -> None:
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["dependencies"]
     for dependency in workspace:
         if not dependency.startswith("quorate-"):
-            assert f"`{dependency}`" in architecture, f"ARCHITECTURE.md does not say why {dependency}"
+            assert f"`{dependency}`" in architecture, f"ARCHITECTURE.md does not explain the dependency {dependency}"
 
 
-def test_documents_name_files_that_exist() -> None:
-    for document in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for path in re.findall(r"`((?:crates|plugins|python|schema|tests|docs|demo)/[\w./-]+)`", document.read_text()):
-            assert (ROOT / path).exists(), f"{document.name} names {path}"
+DOCUMENTS = [
+    *(ROOT / name for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]),
+    *(ROOT / "docs").rglob("*.md"),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_files_that_exist(document: Path) -> None:
+    text = document.read_text()
+    for path in re.findall(r"`((?:crates|plugins|python|schema|tests|docs|demo)/[\w./-]+\.?\w+)", text):
+        assert (ROOT / path).exists(), f"{document.name} names {path}"
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^":]+)"', text):
+        assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+def test_documents_name_identifiers_that_exist() -> None:
+    """Types and functions that the pages for developers name exist in the code."""
+    command = ["git", "ls-files", "*.rs", "*.py", "*.capnp"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    code = "\n".join((ROOT / path).read_text() for path in tracked.stdout.split() if (ROOT / path).exists())
+    words = set(re.findall(r"\w+", code))
+    for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/glossary.md", "docs/plugins.md"]:
+        for identifier in re.findall(r"`((?:\w+::)*[A-Za-z_]\w+)(?:\(\))?`", (ROOT / name).read_text()):
+            is_code = "::" in identifier or "_" in identifier or re.match(r"[A-Z]\w*[a-z]", identifier)
+            missing = [part for part in identifier.split("::") if part not in words]
+            assert not is_code or not missing, f"{name} names {identifier}: {missing}"
 
 
 def python_blocks(document: str) -> list[str]:
@@ -147,7 +169,7 @@ def test_the_readme_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalCluster(nodes=3) as cluster:
         monkeypatch.setenv("QUORATE_URL", cluster.url)
         for block in blocks:
-            # The address in the document is where a reader's cluster listens; ours is elsewhere.
+            # Replace the address in the document by the address of this cluster.
             exec(compile(block.replace("127.0.0.1:7400", cluster[0].address), "README.md", "exec"), {})
 
 
@@ -158,7 +180,7 @@ def test_the_package_docstring_runs() -> None:
 
 
 def test_the_readme_commands_run(tmp_path: Path) -> None:
-    """The shell session of the README, against three nodes made of its own configuration."""
+    """Run the shell session of the README against a node with the configuration of the README."""
     readme = (ROOT / "README.md").read_text()
     [configuration] = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
     with LocalCluster(nodes=1) as ports:
@@ -186,13 +208,14 @@ def test_the_readme_commands_run(tmp_path: Path) -> None:
 
 
 def test_errors_have_the_same_names_everywhere() -> None:
-    """The variants in Rust, the wire's kinds, the exit codes, the exceptions and the documented table are one list."""
+    """Rust, wire, exit codes, Python exceptions and docs/errors.md have the same list of names."""
     rust = (ROOT / "crates/core/src/error.rs").read_text()
     [variants] = re.findall(r"pub enum RequestError \{(.*?)\n\}", rust, re.DOTALL)
     names = re.findall(r"^    (\w+) \{$", variants, re.MULTILINE)
     assert len(names) == 7
     assert re.findall(r'RequestError::(\w+) \{ \.\. \} => "(\w+)"', rust) == [(name, name) for name in names]
-    [kinds] = re.findall(r"enum Kind \{(.*?)\}", (ROOT / "schema/client.capnp").read_text().split("struct Failure")[1], re.DOTALL)
+    schema = (ROOT / "schema/client.capnp").read_text().split("struct Failure")[1]
+    [kinds] = re.findall(r"enum Kind \{(.*?)\}", schema, re.DOTALL)
     assert sorted(re.findall(r"(\w+) @\d+;", kinds)) == sorted(name[0].lower() + name[1:] for name in names)
     exits = re.findall(r"RequestError::(\w+) \{ \.\. \}\)+ => (\d)", (ROOT / "crates/server/src/cli/exit.rs").read_text())
     assert {name for name, _ in exits} == set(names)
@@ -209,7 +232,7 @@ STEPS = {"put": 12, "get": 9}
 
 @pytest.mark.parametrize("verb", STEPS)
 def test_the_steps_of_a_request_exist(verb: str) -> None:
-    """ARCHITECTURE.md lists the functions that a request runs through. Each exists, and they are in few files."""
+    """The functions of a request that ARCHITECTURE.md lists exist, in few files of crates/node."""
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
     [section] = re.findall(rf"^## A {verb}, step by step$(.*?)^## ", architecture, re.DOTALL | re.MULTILINE)
     steps = re.findall(r"^(\d+)\. `([\w/.-]+\.rs)::([\w:]+)`", section, re.MULTILINE)

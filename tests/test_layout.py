@@ -1,4 +1,7 @@
-"""Nodes that come, go and are replaced while clients read and write. The exact histories are the simulation's."""
+"""Real nodes that join, leave and are replaced while clients read and write.
+
+The simulation tests the exact histories of layout changes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def command(cluster: LocalCluster, *arguments: str, code: int = 0) -> str:
-    """Run a command against the cluster, as a person does."""
+    """Run a ``quorate`` command against the cluster, check its exit code, and return its output."""
     ran = subprocess.run(
         [sys.executable, "-m", "quorate", *arguments, "--nodes", cluster.url],
         capture_output=True,
@@ -36,7 +39,7 @@ def command(cluster: LocalCluster, *arguments: str, code: int = 0) -> str:
 def until(what: Callable[[], bool], timeout: float = 20.0) -> None:
     deadline = time.monotonic() + timeout
     while not what():
-        assert time.monotonic() < deadline, "not in time"
+        assert time.monotonic() < deadline, f"the condition is not true after {timeout:g} s"
         time.sleep(0.1)
 
 
@@ -46,7 +49,7 @@ def status(cluster: LocalCluster) -> dict[str, Any]:
 
 
 class Load:
-    """Reads and writes at a fixed rate, from a process of its own; every read is verified."""
+    """Load generator in its own process: reads and writes at a fixed rate, every read verified."""
 
     def __init__(self, cluster: LocalCluster, rate: int, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
@@ -80,13 +83,13 @@ def partitions(cluster: LocalCluster) -> dict[str, int]:
 
 
 def holds_only_its_own(cluster: LocalCluster) -> None:
-    """No node holds a partition that is another's: `wait_converged` counts the holders of each."""
+    """Check that nodes hold only their own partitions. `wait_converged` counts the holders."""
     cluster.wait_converged(timeout=30.0)
 
 
 @pytest.mark.parametrize("membership", ["static", "gossip"])
 def test_a_cluster_grows_and_shrinks_under_load_and_a_node_is_killed_in_each_step(membership: str) -> None:
-    """3 to 5 to 4 to 3 nodes at 500 reads and writes a second."""
+    """The cluster changes from 3 to 5 to 4 to 3 nodes, at 500 reads and writes per second."""
     random.seed(7)
     with LocalCluster(nodes=3, storage="lmdb", membership=membership) as cluster:
         load = Load(cluster, rate=500, seconds=25.0)
@@ -112,7 +115,7 @@ def test_a_cluster_grows_and_shrinks_under_load_and_a_node_is_killed_in_each_ste
                 finally:
                     killer.join()
             cluster.wait_settled()
-            assert load.running, "the load went on all the while"
+            assert load.running, "the load generator ended before the layout changes"
             result = load.result()
         finally:
             load.kill()
@@ -121,8 +124,8 @@ def test_a_cluster_grows_and_shrinks_under_load_and_a_node_is_killed_in_each_ste
         holds_only_its_own(cluster)
 
 
-def test_every_command_of_the_operations_page() -> None:
-    """The page, from top to bottom."""
+def test_every_command_of_the_operations_page_works() -> None:
+    """Run all commands of docs/operations.md, in order."""
     page = (ROOT / "docs/operations.md").read_text()
     sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     ran = 0
@@ -181,7 +184,7 @@ def test_a_dead_node_in_a_change_is_named_and_replaced() -> None:
             assert bucket.get_many(values).keys() == values.keys() and bucket.get_value("during") == b"written"
             history = json.loads(command(cluster, "layout", "history", "--json"))
             assert [entry["number"] for entry in history] == [1, 2, 3]
-            # Its old process comes back with what it had.
+            # The removed node starts again with its old data.
             bucket.delete_many(list(values))
             lost.start()
             until(lambda: "taken out of the cluster" in lost.log)
@@ -191,7 +194,7 @@ def test_a_dead_node_in_a_change_is_named_and_replaced() -> None:
                     old.bucket("b").get("k0")
             time.sleep(1.0)
             assert bucket.get_many(values) == {}
-            # With an empty folder it may join again.
+            # With an empty data folder, the node can join again.
             lost.stop()
             lost.wipe()
             lost.start()
@@ -221,7 +224,7 @@ def test_a_rolling_restart_fails_no_request() -> None:
         assert result["errors"] == {}, result
 
 
-def test_a_whole_zone_dies_and_quorums_still_work() -> None:
+def test_quorums_survive_the_loss_of_a_zone() -> None:
     config = {"cluster": {"auto_commit": False}}
     with LocalCluster(nodes=1, storage="lmdb", membership="gossip", config=config) as cluster:
         command(cluster, "cluster", "zone", "n0", "a")
@@ -246,7 +249,7 @@ def test_a_whole_zone_dies_and_quorums_still_work() -> None:
             assert all(put.acks == 2 for put in bucket.put_many(values).values())
 
 
-def test_changes_that_do_not_fit_are_refused_in_words() -> None:
+def test_invalid_layout_changes_are_refused_with_the_reason() -> None:
     with LocalCluster(nodes=3) as cluster:
         assert "the members are n0, n1, n2" in command(cluster, "cluster", "leave", "nobody", code=2)
         assert "start it with a seed of this cluster, or give its address" in command(
@@ -263,7 +266,7 @@ def test_changes_that_do_not_fit_are_refused_in_words() -> None:
         assert json.loads(command(cluster, "cluster", "show", "--json"))["staged"] == []
 
 
-def test_what_was_planned_is_committed_or_nothing() -> None:
+def test_commit_refuses_a_plan_that_has_changed() -> None:
     config = {"cluster": {"auto_commit": False}}
     with LocalCluster(nodes=3, storage="memory", membership="gossip", config=config) as cluster:
 
@@ -286,7 +289,7 @@ def test_what_was_planned_is_committed_or_nothing() -> None:
 
 
 def test_a_client_follows_the_layout() -> None:
-    """Its requests go to nodes that it was never told of, and past one that is gone."""
+    """The client uses a node that joined later, and stops using a node that left."""
     with LocalCluster(nodes=3, storage="memory", membership="gossip") as cluster:
         with quorate.connect(cluster[0].address, timeout=5.0) as db:
             bucket = db.bucket("b")

@@ -1,4 +1,4 @@
-"""What strangers build on: the template of a plugin, the example node, the fixtures for pytest."""
+"""Extension points: the plugin template, the example node, and the pytest fixtures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def cargo(folder: Path, *arguments: str) -> str:
 
 
 def test_a_copy_of_the_template_builds_a_node_and_passes_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somewhere else, under another name, with nothing but its paths changed. Compiled in the checkout's own cache."""
+    """Only the folder and the paths in the manifest of the copy change.
+
+    It is compiled in the build cache of this checkout.
+    """
     folder = tmp_path / "shelf"
     shutil.copytree(ROOT / "plugins/template", folder, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
     shutil.copy(ROOT / "Cargo.lock", folder / "Cargo.lock")
@@ -30,8 +33,8 @@ def test_a_copy_of_the_template_builds_a_node_and_passes_the_suite(tmp_path: Pat
     assert manifest.count("../../crates") == 3
     (folder / "Cargo.toml").write_text(manifest.replace("../../crates", str(ROOT / "crates")))
     monkeypatch.setenv("CARGO_TARGET_DIR", str(ROOT / "target/template"))
-    told = cargo(folder, "test")
-    assert re.search(r"test keeps_the_contract \.\.\. ok", told)
+    output = cargo(folder, "test")
+    assert re.search(r"test keeps_the_contract \.\.\. ok", output)
     cargo(folder, "build")
     node = ROOT / "target/template/debug/my-node"
     with LocalCluster(nodes=1, storage="my-engine", command=[str(node)]) as cluster, cluster.connect() as db:
@@ -42,7 +45,7 @@ def test_a_copy_of_the_template_builds_a_node_and_passes_the_suite(tmp_path: Pat
 
 
 def test_the_example_engine_keeps_what_it_acked_over_a_kill() -> None:
-    """A real cluster of the example's node, all of it killed at once and started again."""
+    """All nodes of a cluster of the example node are killed at once and started again."""
     cargo(ROOT, "build", "--locked", "-p", "quorate-example-fjall")
     node = ROOT / "target/debug/quorate-with-fjall"
     with LocalCluster(nodes=3, storage="fjall", command=[str(node)]) as cluster:
@@ -59,12 +62,12 @@ def test_the_example_engine_keeps_what_it_acked_over_a_kill() -> None:
             assert {key: entry.value for key, entry in read.items()} == written
 
 
-def test_a_node_that_is_no_program_is_refused() -> None:
+def test_a_command_that_is_not_a_list_is_refused() -> None:
     with pytest.raises(ValueError, match="use a list"):
         LocalCluster(nodes=1, command="quorate")
 
 
-def test_the_fixtures_work_as_the_page_says(pytester: pytest.Pytester) -> None:
+def test_the_fixtures_work_as_documented(pytester: pytest.Pytester) -> None:
     page = (ROOT / "docs/testing.md").read_text()
     example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     pytester.makepyfile(test_page=example)

@@ -1,4 +1,7 @@
-"""Real nodes that die, freeze, are cut off and come back, under load. The exact histories are the simulation's."""
+"""Real nodes that are killed, frozen, cut off and restarted under load.
+
+The simulation tests the exact histories of such faults.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ from quorate._toml import dumps
 
 @pytest.fixture
 def five() -> Iterator[LocalCluster]:
-    """Five nodes that found each other by gossip."""
+    """Five nodes that have discovered each other by gossip."""
     with LocalCluster(nodes=5, storage="lmdb", membership="gossip") as cluster:
         yield cluster
 
 
 class Writer:
-    """Writes on and on in a thread of its own, and remembers what was acked and what failed."""
+    """Client that writes in its own thread. It keeps the acknowledged values and the errors."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.acked: dict[str, bytes] = {}
@@ -63,10 +66,11 @@ class Writer:
 
 
 def check(bucket: Bucket[bytes], acked: dict[str, bytes]) -> None:
-    """Every acked write is there.
+    """Check that every acknowledged write is readable.
 
-    An attempt that lay in a frozen node's socket and was retried elsewhere may have taken effect once more, beside what
-    replaced it, never instead of it.
+    An attempt may wait in the socket of a frozen node while the client retries it at another node.
+    Then the node may apply it once more. The result is a sibling of the later value, and never
+    hides that value.
     """
     found = bucket.get_many(acked, r="all")
     for key, value in acked.items():
@@ -75,7 +79,7 @@ def check(bucket: Bucket[bytes], acked: dict[str, bytes]) -> None:
 
 
 def pending(cluster: LocalCluster) -> int:
-    """Hints on all running nodes."""
+    """Return the number of hints on all running nodes."""
     total = 0
     for node in cluster.nodes:
         if node.running:
@@ -87,7 +91,7 @@ def pending(cluster: LocalCluster) -> int:
 def until(what: Callable[[], bool], timeout: float = 20.0) -> None:
     deadline = time.monotonic() + timeout
     while not what():
-        assert time.monotonic() < deadline, "not in time"
+        assert time.monotonic() < deadline, f"the condition is not true after {timeout:g} s"
         time.sleep(0.05)
 
 
@@ -113,7 +117,7 @@ def test_one_killed_and_one_frozen_node_fail_no_request(five: LocalCluster) -> N
         check(db.bucket("b"), writer.acked)
 
 
-def test_nobody_forgets_a_node_that_was_frozen_for_half_a_minute(five: LocalCluster) -> None:
+def test_a_node_that_was_frozen_for_30_s_is_still_a_member(five: LocalCluster) -> None:
     with five.connect(timeout=5.0) as db:
         db.bucket("b").put("k", b"before")
         five[3].pause()
@@ -142,8 +146,8 @@ def test_a_wiped_node_is_refilled_unattended(five: LocalCluster) -> None:
         assert {key: entry.value for key, entry in found.items()} == items
 
 
-def test_a_node_that_forgot_everything_answers_no_read_before_it_asked(five: LocalCluster) -> None:
-    """Both others are needed to know what it may have acked: until then it counts for nothing."""
+def test_a_wiped_node_counts_for_no_read_before_it_has_recovered(five: LocalCluster) -> None:
+    """The wiped node must merge with both other replicas first: it may have acked any write."""
     with LocalCluster(nodes=3, storage="lmdb", config={"buckets": {"default": {"sloppy": False}}}) as cluster:
         with cluster.connect(timeout=5.0) as db:
             db.bucket("b").put("k", b"v", w="all")
@@ -190,17 +194,18 @@ def test_partitions_lose_nothing(kind: str) -> None:
         cluster.wait_connected(timeout=20.0)
         until(lambda: pending(cluster) == 0)
         cluster.wait_converged(timeout=30.0)
-        # A coordinator that is cut off can't ack: its clients wait, and go elsewhere.
+        # A coordinator that is cut off cannot acknowledge writes: its clients wait, then use
+        # another node. So the number of writes is low.
         assert len(writer.acked) > 10
         with cluster.connect(timeout=10.0) as db:
             found = db.bucket("b").get_many(writer.acked, r="all")
             for key, value in writer.acked.items():
-                # A write that failed may lie beside it.
+                # A write that failed may be a sibling.
                 assert value in found[key].siblings, key
 
 
-def test_everyone_loses_power_with_a_node_down(five: LocalCluster) -> None:
-    """S29 with real processes: what was acked through a hint is there, too."""
+def test_acked_writes_survive_the_kill_of_all_nodes_while_one_is_down(five: LocalCluster) -> None:
+    """S29 with real processes: writes that were acknowledged by a hint survive too."""
     five[2].kill()
     with Writer(five) as writer:
         time.sleep(2.0)
@@ -223,7 +228,7 @@ def test_everyone_loses_power_with_a_node_down(five: LocalCluster) -> None:
 
 
 def test_a_restored_image_reissues_no_dot(tmp_path: Path) -> None:
-    """S4 with real processes and a real file."""
+    """S4 with real processes and a real copy of the data folder."""
     with LocalCluster(nodes=3, storage="lmdb") as cluster, cluster.connect(timeout=5.0) as db:
         with quorate.connect(cluster[0].address, follow=False, timeout=5.0) as a:
             bucket = a.bucket("b")
@@ -252,7 +257,7 @@ def test_a_restored_image_reissues_no_dot(tmp_path: Path) -> None:
         assert entry is not None and sorted(entry.siblings) == [b"c", b"e"]
 
 
-def test_hints_over_budget_are_refused_and_repair_brings_what_they_would_have() -> None:
+def test_hints_over_the_limit_are_refused_and_anti_entropy_replaces_them() -> None:
     with LocalCluster(nodes=3, storage="memory", config={"hints": {"max_mib_per_target": 1}}) as cluster:
         with cluster.connect(timeout=5.0) as db:
             cluster[2].kill()
@@ -311,7 +316,7 @@ def test_a_restart_at_another_address_is_the_same_member(five: LocalCluster) -> 
 
 def test_two_clusters_that_meet_do_not_merge() -> None:
     with LocalCluster(nodes=2, membership="gossip") as one:
-        # Of another cluster: it finds nobody it belongs to, and never gets ready.
+        # A node of another cluster. It finds no node of its own cluster, so it never becomes ready.
         seeds = {"plugin": "gossip", "seeds": [one[0].address], "expect": 2}
         with LocalCluster(nodes=1) as ports:
             node = ports[0]
@@ -326,7 +331,7 @@ def test_two_clusters_that_meet_do_not_merge() -> None:
         assert sorted(member["name"] for member in other_members(one)) == ["n0", "n1"]
 
 
-def test_a_node_that_comes_later_takes_the_layout_that_is_there() -> None:
+def test_a_late_node_adopts_the_existing_layout() -> None:
     with LocalCluster(nodes=3, membership="gossip") as one, one.connect(timeout=5.0) as db:
         db.bucket("b").put("k", b"v")
         config = {
@@ -337,7 +342,7 @@ def test_a_node_that_comes_later_takes_the_layout_that_is_there() -> None:
         with LocalCluster(nodes=1, membership="gossip", config=config) as late:
             assert sorted(member["name"] for member in other_members(late)) == ["n0", "n1", "n2"]
             with quorate.connect(late[0].address, follow=False, timeout=5.0) as client:
-                # It is no replica of anything: it passes requests on.
+                # The late node is replica of no partition. It forwards requests.
                 assert client.bucket("b").get_value("k") == b"v"
         assert sorted(member["name"] for member in other_members(one)) == ["n0", "n1", "n2"]
 
@@ -355,7 +360,7 @@ def fetch(address: str, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_a_node_that_looks_for_its_cluster_is_alive_and_not_ready(tmp_path: Path) -> None:
+def test_a_node_without_a_cluster_is_alive_but_not_ready(tmp_path: Path) -> None:
     with LocalCluster(nodes=2) as ports:
         listen, address = ports[0].address, ports[1].address
     file = tmp_path / "node.toml"
@@ -382,7 +387,7 @@ def test_a_node_that_looks_for_its_cluster_is_alive_and_not_ready(tmp_path: Path
         node.wait()
 
 
-def test_metrics_tell_what_happens() -> None:
+def test_metrics_show_requests_hints_and_waiting_messages() -> None:
     with LocalCluster(nodes=1) as ports:
         address = ports[0].address
     with LocalCluster(nodes=3, storage="memory") as cluster:
@@ -412,7 +417,7 @@ def test_metrics_tell_what_happens() -> None:
             assert values["quorate_recovering_partitions"] == 0
             assert "quorate_tombstones_waiting" in values and "quorate_clock_ahead_ms" in values
             assert "quorate_storage_updates_waiting" in values and "quorate_repair_running" in values
-            assert "secret" not in page, "never keys as labels"
+            assert "secret" not in page, "a metric has a key as a label"
             assert "quorate_storage_updates_waiting" in values
 
             def waiting_for(peer: str) -> int:
@@ -432,7 +437,7 @@ def test_metrics_tell_what_happens() -> None:
             until(lambda: waiting_for("n1") == 0)
 
 
-def test_the_commands_show_it() -> None:
+def test_the_commands_show_hints_tombstones_and_repair() -> None:
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "quorate", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -448,15 +453,15 @@ def test_the_commands_show_it() -> None:
         assert "hints: " in run("status", *nodes) and "for n2" in run("status", *nodes)
         assert "tombstones: " in run("status", *nodes)
         explained = json.loads(run("explain", "b", "k0", "-o", "json", *nodes))
-        assert explained["hints"], "who keeps hints is named"
+        assert explained["hints"], "explain names no node that keeps a hint"
         cluster[2].start()
         cluster.wait_connected()
         assert "a round with each peer begins" in run("repair", "start", *nodes)
         until(lambda: json.loads(run("repair", "status", "-o", "json", *nodes))["rounds"] >= 2)
 
 
-def test_what_a_kill_left_of_an_interval_is_not_taken_for_durable() -> None:
-    """Started with "fsync" after a kill, a node still asks the others first for what it may have forgotten."""
+def test_data_of_interval_durability_is_not_trusted_after_a_kill() -> None:
+    """A node that ran with "interval", was killed, and restarts with "fsync" recovers first."""
     with LocalCluster(nodes=3, storage="lmdb", config={"storage": {"durability": "interval"}}) as cluster:
         with cluster.connect(timeout=5.0) as db:
             db.bucket("b").put_many({f"k{number}": b"v" for number in range(100)})
@@ -466,11 +471,11 @@ def test_what_a_kill_left_of_an_interval_is_not_taken_for_durable() -> None:
         assert '"interval"' in file.read_text()
         file.write_text(file.read_text().replace('"interval"', '"fsync"'))
         cluster[2].start()
-        assert status(cluster[2].address)["recovering"] > 0, "nobody is there to be asked"
+        assert status(cluster[2].address)["recovering"] > 0, "the node recovered although no other node runs"
         for other in (0, 1):
             cluster[other].start()
         cluster.wait_connected()
         until(lambda: status(cluster[2].address)["recovering"] == 0)
         cluster[2].kill()
         cluster[2].start()
-        assert status(cluster[2].address)["recovering"] == 0, "by now it is durable"
+        assert status(cluster[2].address)["recovering"] == 0, "the node recovers again although its data is durable now"

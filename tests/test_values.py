@@ -1,4 +1,4 @@
-"""Reading and writing on a healthy cluster, with both storage engines."""
+"""Reads and writes on a healthy cluster, with both storage engines."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ QUORUMS: list[Any] = [1, 2, 3, "quorum", "all"]
 
 
 def wrong(value: object) -> Any:
-    """What a type checker would refuse, and a caller without one may pass."""
+    """Return a value as ``Any``: a type checker would refuse it, but a caller may still pass it."""
     return value
 
 
 @pytest.mark.parametrize(("r", "w"), list(itertools.product(QUORUMS, QUORUMS)))
-def test_what_is_put_is_read_where_quorums_intersect(db: Client, name: str, r: Any, w: Any) -> None:
+def test_a_read_returns_the_write_if_their_quorums_overlap(db: Client, name: str, r: Any, w: Any) -> None:
     bucket = db.bucket(name)
     put = bucket.put("k", b"v", w=w)
     acks = {"quorum": 2, "all": 3}.get(w, w)
@@ -88,7 +88,7 @@ def test_put_without_a_context_overwrites(db: Client, cluster: LocalCluster, nam
     assert entry is not None and entry.siblings == [b"d"]
 
 
-def test_put_with_the_empty_context_is_kept_beside(db: Client, name: str) -> None:
+def test_put_with_the_empty_context_makes_a_sibling(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     puts = [bucket.put("k", value, context=EMPTY) for value in [b"a", b"b", b"c"]]
     assert [put.conflict for put in puts] == [False, True, True]
@@ -96,7 +96,7 @@ def test_put_with_the_empty_context_is_kept_beside(db: Client, name: str) -> Non
     assert entry is not None and entry.siblings == [b"a", b"b", b"c"]
 
 
-def test_sibling_limit_binds_empty_contexts_only(db: Client) -> None:
+def test_the_sibling_limit_applies_to_empty_contexts_only(db: Client) -> None:
     bucket = db.bucket("narrow")
     for value in [b"a", b"b", b"c"]:
         bucket.put("k", value, context=EMPTY)
@@ -108,7 +108,7 @@ def test_sibling_limit_binds_empty_contexts_only(db: Client) -> None:
     assert bucket.get_value("k") == b"z"
 
 
-def test_a_put_context_does_not_cover_siblings_it_has_not_seen(db: Client, name: str) -> None:
+def test_the_context_of_a_put_does_not_cover_unseen_siblings(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     bucket.put("k", b"unseen", context=EMPTY)
     put = bucket.put("k", b"mine 0", context=EMPTY)
@@ -168,7 +168,7 @@ def test_last_write_wins_bucket_keeps_one_version(db: Client) -> None:
     assert bucket.get("k") is None
 
 
-def test_delete_with_a_context_spares_what_came_later(db: Client, name: str) -> None:
+def test_delete_with_a_context_keeps_later_writes(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     bucket.put("k", b"old")
     entry = bucket.get("k")
@@ -179,14 +179,14 @@ def test_delete_with_a_context_spares_what_came_later(db: Client, name: str) -> 
     assert entry is not None and entry.siblings == [b"new"]
 
 
-def test_update_creates_and_changes(db: Client, name: str) -> None:
+def test_update_creates_and_changes_a_value(db: Client, name: str) -> None:
     counters = db.bucket(name, codec="json")
     for expected in [1, 2, 3]:
         counters.update("visits", lambda count: (count or 0) + 1)
         assert counters.get_value("visits") == expected
 
 
-def test_many_keys_at_once(db: Client, name: str) -> None:
+def test_many_keys_are_written_read_and_deleted_in_one_call(db: Client, name: str) -> None:
     bucket = db.bucket(name, codec="json")
     items = {f"k{number}": number for number in range(2_000)}
     puts = bucket.put_many(items)
@@ -232,7 +232,7 @@ def test_scan_resumes_at_its_cursor(db: Client, name: str) -> None:
         list(bucket.scan(cursor=b"nonsense"))
 
 
-def test_keys_and_values_of_any_bytes(db: Client, name: str) -> None:
+def test_keys_and_values_can_have_any_bytes(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     keys = [b"\x00", b"\xff" * 1024, "ключ".encode(), b"k" * 400, b"k" * 401, b"k" * 402, bytes(range(256))]
     for number, key in enumerate(keys):
@@ -243,7 +243,7 @@ def test_keys_and_values_of_any_bytes(db: Client, name: str) -> None:
     assert sorted(bucket.keys(b"k" * 401)) == [b"k" * 401, b"k" * 402]
 
 
-def test_large_values(db: Client, name: str) -> None:
+def test_large_values_are_read_and_scanned(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     values = {f"k{number}": bytes([number]) * (1024 * 1024) for number in range(20)}
     bucket.put_many(values)
@@ -251,7 +251,7 @@ def test_large_values(db: Client, name: str) -> None:
     assert sum(1 for _ in bucket.scan()) == 20
 
 
-def test_limits_are_named_before_anything_is_sent(db: Client, name: str) -> None:
+def test_arguments_outside_a_limit_are_refused_with_the_limit(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     with pytest.raises(InvalidRequest, match=r"key of 1025 bytes.*1024"):
         bucket.put(b"k" * 1025, b"")
@@ -287,7 +287,7 @@ def test_contexts_are_opaque_picklable_and_good_for_one_key(db: Client, name: st
         bucket.put("k", b"v", context=wrong(b"raw"))
 
 
-def test_codecs(db: Client, name: str) -> None:
+def test_codecs_convert_values_and_report_their_errors(db: Client, name: str) -> None:
     text = db.bucket(name, codec="str")
     text.put("k", "żółw")
     assert text.get_value("k") == "żółw"
@@ -311,7 +311,7 @@ def test_codecs(db: Client, name: str) -> None:
         db.bucket(name, codec=wrong("xml"))
 
 
-def test_explain_shows_where_a_key_lies_and_what_replicas_hold(db: Client, cluster: LocalCluster, name: str) -> None:
+def test_explain_shows_the_placement_and_the_versions_of_a_key(db: Client, cluster: LocalCluster, name: str) -> None:
     bucket = db.bucket(name)
     bucket.put("k", b"12345", w="all")
     explanation = bucket.explain("k")
@@ -323,7 +323,7 @@ def test_explain_shows_where_a_key_lies_and_what_replicas_hold(db: Client, clust
     assert len(db.bucket("two").explain("k")["fallbacks"]) == 1
 
 
-def test_status_and_ping(db: Client, cluster: LocalCluster) -> None:
+def test_status_and_ping_describe_the_cluster(db: Client, cluster: LocalCluster) -> None:
     status = db.status()
     assert [member["state"] for member in status["members"]] == ["up"] * 3
     assert sum(member["partitions"] for member in status["members"]) == 3 * 1024
@@ -332,7 +332,7 @@ def test_status_and_ping(db: Client, cluster: LocalCluster) -> None:
 
 
 def test_a_bucket_with_two_replicas_is_served_from_any_node(cluster: LocalCluster) -> None:
-    # A node that is no replica of a key passes the request on.
+    # A node that is no replica of a key forwards the request.
     for number in range(3):
         with quorate.connect(cluster[number].address, follow=False) as db:
             bucket = db.bucket("two")
@@ -341,13 +341,13 @@ def test_a_bucket_with_two_replicas_is_served_from_any_node(cluster: LocalCluste
                 assert bucket.get_value(f"{number}-{key}", r=2) == b"v"
 
 
-def test_replicas_hold_the_same(db: Client, cluster: LocalCluster, name: str) -> None:
+def test_replicas_converge(db: Client, cluster: LocalCluster, name: str) -> None:
     bucket = db.bucket(name)
     bucket.put_many({f"k{number}": b"v" for number in range(500)}, w="all")
     cluster.wait_converged()
 
 
-def test_siblings_too_large_together_are_refused(db: Client, name: str) -> None:
+def test_siblings_over_20_mib_together_are_refused(db: Client, name: str) -> None:
     bucket = db.bucket(name)
     for _ in range(20):
         bucket.put("k", b"x" * (1024 * 1024), context=EMPTY)

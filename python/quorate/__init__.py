@@ -1,8 +1,12 @@
 """Quorate: a leaderless, replicated key-value store in the line of Amazon's Dynamo.
 
+`connect` returns a `Client` of a cluster. `Client.bucket` returns a `Bucket`, which reads and
+writes values under keys. `LocalCluster` starts real nodes on this machine, for tests and trials.
+All exceptions derive from `QuorateError`. Durations are seconds or `datetime.timedelta`.
+
 >>> import quorate
->>> with quorate.LocalCluster(nodes=3) as cluster:        # real node processes on this machine
-...     db = cluster.connect()                            # elsewhere: quorate.connect("host:port,host:port")
+>>> with quorate.LocalCluster(nodes=3) as cluster:  # real node processes on this machine
+...     db = cluster.connect()  # another cluster: quorate.connect("host:port,host:port")
 ...     carts = db.bucket("carts", codec="json")
 ...     put = carts.put("ann", {"milk": 1})
 ...     carts.get("ann").value

@@ -1,4 +1,4 @@
-"""``python -m quorate`` is the ``quorate`` command."""
+"""Entry point of ``python -m quorate``, which runs the ``quorate`` command."""
 
 from quorate._cli import main
 

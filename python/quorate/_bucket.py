@@ -1,4 +1,4 @@
-"""Buckets: reading and writing values under keys."""
+"""Buckets: reads and writes of values under keys."""
 
 from __future__ import annotations
 
@@ -24,25 +24,47 @@ KeyLike = str | bytes
 
 
 class ConflictWarning(UserWarning):
-    """Several siblings lie side by side and the last written one was shown: give the bucket a ``resolve``."""
+    """Warning that a key has several siblings and ``Entry.value`` returned the last written one.
+
+    Issued once for each `Bucket` object without a ``resolve``. To avoid it, pass ``resolve=`` to
+    ``Client.bucket``, or read ``Entry.siblings``.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """What a write came to."""
+    """Result of a successful write.
+
+    Example::
+
+        put = carts.put("ann", {"milk": 1})
+        if put.conflict:
+            entry = carts.get("ann")  # merge entry.siblings, then put with entry.context
+    """
 
     context: Context
-    """What this client has now seen of the key."""
+    """Versions of the key that this client has seen, this write included.
+
+    A later write with this context replaces exactly these versions.
+    """
     acks: int
-    """Replicas that held the write before the answer."""
+    """Number of nodes that acknowledged the write before the reply, fallbacks included."""
     hinted: int
-    """Those of the acks that were hints at fallbacks."""
+    """Number of the acknowledgements that came from fallbacks, which keep the write as a hint."""
     conflict: bool
-    """Siblings lie beside it that this client has not seen."""
+    """True if the key has siblings that this client has not seen."""
 
 
 class Entry(Generic[T]):
-    """What a read showed of a key: one value, or siblings."""
+    """Result of a read: the value of a key, or its siblings, and their context.
+
+    Example::
+
+        entry = carts.get("ann")
+        if entry is not None and entry.conflict:
+            merged = {k: v for cart in entry.siblings for k, v in cart.items()}
+            carts.put("ann", merged, context=entry.context)
+    """
 
     __slots__ = ("_bucket", "_key", "context", "siblings")
 
@@ -50,21 +72,25 @@ class Entry(Generic[T]):
         self._bucket = bucket
         self._key = key
         self.siblings: list[T] = siblings
-        """The values that lie side by side, one or more, in the order in which they were written."""
+        """Values of the siblings, one or more, in the order in which they were written."""
         self.context: Context = context
-        """What was seen: give it to ``put`` to replace exactly this."""
+        """Context of the read. A ``put`` or ``delete`` with it replaces exactly these siblings."""
 
     @property
     def conflict(self) -> bool:
-        """True if there are several siblings."""
+        """True if the key has several siblings."""
         return len(self.siblings) > 1
 
     @property
     def value(self) -> T:
-        """The value; several siblings are resolved by the bucket's ``resolve``.
+        """Value of the key.
+
+        If there are several siblings, the ``resolve`` of the bucket merges them. Without a
+        ``resolve`` this is the last written sibling, and a `ConflictWarning` is issued.
 
         Raises:
-            ConflictError: several siblings, no ``resolve``, and the bucket says ``on_conflict="raise"``.
+            ConflictError: there are several siblings, the bucket has no ``resolve``, and it was
+                opened with ``on_conflict="raise"``.
         """
         return self._bucket._resolved(self._key, self.siblings)
 
@@ -73,7 +99,30 @@ class Entry(Generic[T]):
 
 
 class Bucket(Generic[T]):
-    """A named set of keys under common rules; make one with ``Client.bucket``."""
+    """Named group of keys with one definition; returned by ``Client.bucket``.
+
+    ``T`` is the type of its values: ``bytes``, or the type that the codec decodes to. A key is 1 to
+    1,024 bytes; a ``str`` is encoded as UTF-8. Threads may share a bucket.
+
+    These arguments are the same in all methods. Each defaults to the option of the bucket:
+
+    - ``r``: number of replicas that must answer a read: 1 to n, ``"quorum"`` or ``"all"``.
+    - ``w``: number of acknowledgements that a write needs: 1 to n, ``"quorum"`` or ``"all"``.
+    - ``sloppy``: True if the acknowledgement of a fallback counts for a replica that cannot be
+      reached (sloppy quorum).
+    - ``timeout``: longest duration of the call, retries included, in seconds or as a
+      ``timedelta``: more than 0, at most 86,400 s.
+
+    All methods that send requests may raise `Unavailable`, `Overloaded`, `StorageFailed` and
+    `InvalidRequest`. Reads may also raise `DeadlineExceeded`, and writes `Indeterminate`.
+
+    Example::
+
+        carts = db.bucket("carts", codec="json")
+        carts.put("ann", {"milk": 1})
+        entry = carts.get("ann")
+        carts.put("ann", {"milk": 2}, context=entry.context)
+    """
 
     def __init__(
         self,
@@ -97,6 +146,7 @@ class Bucket(Generic[T]):
             raise InvalidRequest(f"keys={keys!r}: use str or bytes")
         self._native = native
         self.name = name
+        """Name of the bucket."""
         self._seen = seen
         self._r = quorum_text("r", r)
         self._w = quorum_text("w", w)
@@ -109,14 +159,24 @@ class Bucket(Generic[T]):
         self._keys = keys
         self._warned = False
 
-    # Reading
+    # Reads
 
     def get(self, key: KeyLike, *, r: Quorum | None = None, timeout: Seconds | None = None) -> Entry[T] | None:
-        """Read a key; ``None`` if it is absent or deleted.
+        """Read a key.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+            r: number of replicas that must answer. Default: the option of the bucket.
+            timeout: longest duration, retries included. Default: the option of the bucket.
+
+        Returns:
+            The siblings of the key and their context, or None if the key is absent or deleted.
 
         Raises:
-            Unavailable: fewer than ``r`` replicas are in sight.
-            DeadlineExceeded: fewer than ``r`` replicas answered in time.
+            Unavailable: fewer than ``r`` replicas can be reached.
+            DeadlineExceeded: fewer than ``r`` replicas answered before the timeout.
+            CodecError: the codec cannot decode a value.
+            InvalidRequest: the key, ``r`` or ``timeout`` is outside its limits.
         """
         name = _key(key)
         siblings, context = self._native.get(self.name, name, self._r_of(r), self._timeout_of(timeout))
@@ -131,12 +191,36 @@ class Bucket(Generic[T]):
     def get_value(
         self, key: KeyLike, default: Any = None, *, r: Quorum | None = None, timeout: Seconds | None = None
     ) -> Any:
-        """Read a key's value; ``default`` if it is absent."""
+        """Read the value of a key.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+            default: result for a key that is absent or deleted. Default: None.
+            r: number of replicas that must answer. Default: the option of the bucket.
+            timeout: longest duration, retries included. Default: the option of the bucket.
+
+        Returns:
+            ``Entry.value`` of the key, or ``default``.
+
+        Raises:
+            ConflictError: the key has several siblings, the bucket has no ``resolve``, and it was
+                opened with ``on_conflict="raise"``.
+            QuorateError: as for `get`.
+        """
         entry = self.get(key, r=r, timeout=timeout)
         return default if entry is None else entry.value
 
     def exists(self, key: KeyLike, *, r: Quorum | None = None, timeout: Seconds | None = None) -> bool:
-        """True if the key has a value."""
+        """Return True if the key has a value, and False if it is absent or deleted.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+            r: number of replicas that must answer. Default: the option of the bucket.
+            timeout: longest duration, retries included. Default: the option of the bucket.
+
+        Raises:
+            QuorateError: as for `get`, except `CodecError`: no value is decoded.
+        """
         name = _key(key)
         siblings, _ = self._native.get(self.name, name, self._r_of(r), self._timeout_of(timeout))
         return bool(siblings)
@@ -144,10 +228,21 @@ class Bucket(Generic[T]):
     def get_many(
         self, keys: Iterable[KeyLike], *, r: Quorum | None = None, timeout: Seconds | None = None
     ) -> dict[KeyLike, Entry[T]]:
-        """Read many keys at once. Absent keys are absent from the result.
+        """Read many keys in one call.
+
+        Args:
+            keys: the keys. Duplicates are read once.
+            r: number of replicas that must answer for each key. Default: the option of the bucket.
+            timeout: longest duration of each read, retries included. Default: the option of the
+                bucket.
+
+        Returns:
+            The entries by key. Keys that are absent or deleted are not in it.
 
         Raises:
-            PartialError: some keys failed; ``results`` has the others.
+            PartialError: some keys failed. ``results`` has the entries of the other keys.
+            InvalidRequest: a key is not 1 to 1,024 bytes, or an option is malformed. Nothing was
+                read.
         """
         asked = list(dict.fromkeys(keys))
         names = [_key(key) for key in asked]
@@ -169,17 +264,38 @@ class Bucket(Generic[T]):
         return found
 
     def scan(self, prefix: KeyLike = b"", *, cursor: bytes = b"", r: Quorum | None = None) -> Scan[T]:
-        """Go through every live key once with its entry, in storage order (by partition, then key).
+        """Iterate over all live keys of the bucket and their entries.
+
+        Each key is returned once, in storage order: by partition, then by key. Entries are fetched
+        page by page, with the timeout of the bucket for each page.
 
         Args:
-            prefix: only keys that begin with this.
-            cursor: go on where an earlier scan's ``cursor`` was.
-            r: replicas of each partition that must answer.
+            prefix: return only keys that begin with this ``str`` or ``bytes``. Default: all keys.
+            cursor: ``Scan.cursor`` of an earlier scan, to continue after its last key. Default: the
+                start.
+            r: number of replicas of each partition that must answer. Default: the option of the
+                bucket.
+
+        Returns:
+            An iterator over ``(key, entry)``. Keys are ``bytes``, or ``str`` if the bucket was
+            opened with ``keys=str``. The iteration raises the errors of `get`.
         """
         return Scan(self, _prefix(prefix), cursor, self._r_of(r))
 
     def keys(self, prefix: KeyLike = b"", *, r: Quorum | None = None) -> Iterator[Any]:
-        """Go through every live key once, in storage order, without the values."""
+        """Iterate over all live keys of the bucket, without their values.
+
+        Each key is returned once, in storage order: by partition, then by key. Keys are ``bytes``,
+        or ``str`` if the bucket was opened with ``keys=str``.
+
+        Args:
+            prefix: return only keys that begin with this ``str`` or ``bytes``. Default: all keys.
+            r: number of replicas of each partition that must answer. Default: the option of the
+                bucket.
+
+        Raises:
+            QuorateError: as for `get`, except `CodecError`: no value is decoded.
+        """
         cursor = b""
         while True:
             entries, cursor = self._native.scan(
@@ -191,11 +307,24 @@ class Bucket(Generic[T]):
                 return
 
     def explain(self, key: KeyLike) -> dict[str, Any]:
-        """Where the key lies (partition, replicas, fallbacks), and what each replica holds of it."""
+        """Return the placement of a key and the versions that each replica holds.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+
+        Returns:
+            A report with these items, among others: ``partition``, ``replicas`` and ``fallbacks``
+            (names of nodes, in order), ``n``, ``r``, ``w``, ``holdings`` (one for each replica),
+            ``agree`` (True if all replicas answered and hold the same), and ``hints`` (names of the
+            nodes that keep a hint for the key).
+
+        Raises:
+            QuorateError: no node could answer, or the key is outside its limits.
+        """
         explanation: dict[str, Any] = json.loads(self._native.explain(self.name, _key(key)))
         return explanation
 
-    # Writing
+    # Writes
 
     def put(
         self,
@@ -207,20 +336,36 @@ class Bucket(Generic[T]):
         sloppy: bool | None = None,
         timeout: Seconds | None = None,
     ) -> Put:
-        """Write a key.
+        """Write a value under a key.
+
+        The context decides which versions the write replaces. Retries keep one request id, so that
+        they make no sibling.
 
         Args:
-            key: text (UTF-8) or 1 to 1,024 bytes.
-            value: what the bucket's codec takes.
-            context: replace exactly what a read showed (``entry.context``). ``EMPTY``: concurrent with everything, kept
-                beside it. Without one, overwrite: replace what the coordinator holds and this client last saw.
-            w: replicas that must ack.
-            sloppy: whether fallbacks may stand in for dead replicas.
-            timeout: how long this may take, retries included.
+            key: the key, 1 to 1,024 bytes.
+            value: a value that the codec of the bucket can encode.
+            context: ``entry.context`` replaces exactly the versions that this read returned.
+                ``EMPTY`` replaces nothing: the value becomes a sibling. None (default) overwrites:
+                the write replaces the versions that the coordinator holds and those that this
+                client last saw.
+            w: number of acknowledgements that the write needs. Default: the option of the bucket.
+            sloppy: True if the acknowledgement of a fallback counts for a replica that cannot be
+                reached. Default: the option of the bucket.
+            timeout: longest duration, retries included. Default: the option of the bucket.
+
+        Returns:
+            The new context, the number of acknowledgements, and whether the key has siblings that
+            this client has not seen.
 
         Raises:
-            Unavailable: fewer than ``w`` replicas are in sight; nothing was written.
-            Indeterminate: fewer than ``w`` replicas acked in time; the write may surface later.
+            Unavailable: fewer than ``w`` nodes that can hold the write can be reached. Nothing was
+                written.
+            Indeterminate: fewer than ``w`` acknowledgements arrived before the timeout. The write
+                may become visible later.
+            TooManySiblings: the context is ``EMPTY``, and the key has ``max_siblings`` versions.
+            CodecError: the codec cannot encode the value.
+            InvalidRequest: the key, the value or an option is outside its limits, or the context
+                belongs to another key.
         """
         data = _codec.encode(self._codec, value)
         return self._write(_key(key), data, context, w, sloppy, timeout)
@@ -234,7 +379,27 @@ class Bucket(Generic[T]):
         sloppy: bool | None = None,
         timeout: Seconds | None = None,
     ) -> Put:
-        """Delete a key: exactly what ``context`` contains; without one, the key is read first and what it shows deleted."""
+        """Delete a key.
+
+        A version that was written concurrently stays. Deleting an absent key is not an error.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+            context: ``entry.context`` deletes exactly the versions that this read returned. None
+                (default): the call reads the key first, and deletes the versions that it read.
+            w: number of acknowledgements that the delete needs. Default: the option of the bucket.
+            sloppy: True if the acknowledgement of a fallback counts for a replica that cannot be
+                reached. Default: the option of the bucket.
+            timeout: longest duration of the read and the delete together, retries included.
+                Default: the option of the bucket.
+
+        Returns:
+            The new context, the number of acknowledgements, and whether the key has siblings that
+            this client has not seen.
+
+        Raises:
+            QuorateError: as for `put`. Without a context also as for `get`.
+        """
         name = _key(key)
         left = self._budget(timeout)
         if context is None:
@@ -251,12 +416,31 @@ class Bucket(Generic[T]):
         w: Quorum | None = None,
         timeout: Seconds | None = None,
     ) -> Put:
-        """Read, resolve, apply ``change`` (``None`` if the key is absent), and put with the context of the read.
+        """Read a key, apply a function to its value, and put the result.
 
-        Not a transaction: a concurrent update becomes a sibling, and ``Put.conflict`` says so.
+        The put has the context of the read, so it replaces exactly the versions that were read.
+        This is not a transaction: a concurrent update becomes a sibling, and ``Put.conflict`` is
+        True.
+
+        Args:
+            key: the key, 1 to 1,024 bytes.
+            change: function from the value to the new value. It receives the result of ``resolve``
+                if there are several siblings, and None if the key is absent. It is called once.
+            r: number of replicas that must answer the read. Default: the option of the bucket.
+            w: number of acknowledgements that the write needs. Default: the option of the bucket.
+            timeout: longest duration of the read and the write together, retries included.
+                Default: the option of the bucket.
+
+        Returns:
+            The result of the write.
 
         Raises:
-            ConflictError: several siblings, and the bucket has no ``resolve``.
+            ConflictError: the key has several siblings, and the bucket has no ``resolve``.
+            QuorateError: as for `get` and `put`.
+
+        Example::
+
+            carts.update("ann", lambda cart: {**(cart or {}), "eggs": 6})
         """
         name = _key(key)
         left = self._budget(timeout)
@@ -275,10 +459,26 @@ class Bucket(Generic[T]):
         sloppy: bool | None = None,
         timeout: Seconds | None = None,
     ) -> dict[KeyLike, Put]:
-        """Overwrite many keys at once. Not atomic: each key succeeds or fails by itself.
+        """Overwrite many keys in one call.
+
+        The call is not atomic: each key succeeds or fails independently.
+
+        Args:
+            items: new values by key.
+            w: number of acknowledgements that each write needs. Default: the option of the bucket.
+            sloppy: True if the acknowledgement of a fallback counts for a replica that cannot be
+                reached. Default: the option of the bucket.
+            timeout: longest duration of each write, retries included. Default: the option of the
+                bucket.
+
+        Returns:
+            The results by key.
 
         Raises:
-            PartialError: some keys failed; ``results`` has the others.
+            PartialError: some keys failed. ``results`` has the results of the other keys.
+            CodecError: the codec cannot encode a value. Nothing was written.
+            InvalidRequest: a key is not 1 to 1,024 bytes, or an option is malformed. Nothing was
+                written.
         """
         keys: list[KeyLike] = list(items)
         writes: list[tuple[bytes, bytes | None, bytes, bool]] = [
@@ -295,10 +495,26 @@ class Bucket(Generic[T]):
         sloppy: bool | None = None,
         timeout: Seconds | None = None,
     ) -> dict[KeyLike, Put]:
-        """Delete many keys at once, each as a read shows it. Not atomic.
+        """Delete many keys in one call.
+
+        The call reads all keys first, and deletes the versions that it read. It is not atomic: each
+        key succeeds or fails independently.
+
+        Args:
+            keys: the keys. Duplicates are deleted once.
+            w: number of acknowledgements that each delete needs. Default: the option of the bucket.
+            sloppy: True if the acknowledgement of a fallback counts for a replica that cannot be
+                reached. Default: the option of the bucket.
+            timeout: longest duration of the reads and the deletes together, retries included.
+                Default: the option of the bucket.
+
+        Returns:
+            The results by key.
 
         Raises:
-            PartialError: some keys failed; ``results`` has the others.
+            PartialError: some keys failed. ``results`` has the results of the other keys.
+            InvalidRequest: a key is not 1 to 1,024 bytes, or an option is malformed. Nothing was
+                deleted.
         """
         asked = list(dict.fromkeys(keys))
         names = [_key(key) for key in asked]
@@ -315,7 +531,7 @@ class Bucket(Generic[T]):
                 readable.append(key)
         return self._write_many("deleted", readable, writes, w, sloppy, left(), errors)
 
-    # What these share
+    # Code that the methods above share
 
     def _write(
         self,
@@ -387,7 +603,7 @@ class Bucket(Generic[T]):
             self._warned = True
             warnings.warn(
                 f"{_named(self.name, name)} has {len(siblings)} siblings; the last written one is shown. "
-                "Give bucket() a resolve, or read entry.siblings",
+                "Pass resolve=... to bucket(), or read entry.siblings",
                 ConflictWarning,
                 stacklevel=3,
             )
@@ -400,7 +616,7 @@ class Bucket(Generic[T]):
         return self._r if r is None else quorum_text("r", r)
 
     def _budget(self, timeout: Seconds | None) -> Callable[[], float]:
-        """What is left of an operation's time, for operations of several steps."""
+        """Return a function that gives the seconds left of a timeout that several requests use."""
         whole = self._timeout_of(timeout)
         end = time.monotonic() + (self._default_timeout if whole is None else whole)
         return lambda: max(end - time.monotonic(), 0.001)
@@ -413,7 +629,17 @@ class Bucket(Generic[T]):
 
 
 class Scan(Generic[T]):
-    """An iterator over ``(key, entry)``; ``cursor`` is where to resume."""
+    """Iterator over the live keys of a bucket and their entries; returned by ``Bucket.scan``.
+
+    It yields ``(key, entry)``, and fetches a page of entries when the page before is used up.
+
+    Example::
+
+        scan = carts.scan(prefix="a")
+        for key, entry in scan:
+            print(key, entry.value)
+        later = carts.scan(prefix="a", cursor=scan.cursor)  # continues after the last key
+    """
 
     def __init__(self, bucket: Bucket[T], prefix: bytes, cursor: bytes, r: str | None) -> None:
         self._bucket = bucket
@@ -424,7 +650,7 @@ class Scan(Generic[T]):
         self._next = bytes(cursor)
         self._ended = False
         self.cursor = bytes(cursor)
-        """Give it to ``scan(cursor=…)`` to go on after the last key that was shown. Empty: at the start."""
+        """Position after the last key returned, for ``scan(cursor=...)``. Empty at the start."""
 
     def __iter__(self) -> Scan[T]:
         return self
@@ -458,6 +684,15 @@ def _prefix(prefix: KeyLike) -> bytes:
 
 
 def quorum_text(name: str, size: Quorum | None) -> str | None:
+    """Return a quorum size as text for the native part, or None if ``size`` is None.
+
+    Args:
+        name: name of the argument, for the error.
+        size: 1 to 255, "quorum", "all" or None.
+
+    Raises:
+        InvalidRequest: ``size`` is something else.
+    """
     if size is None or size in ("quorum", "all"):
         return None if size is None else str(size)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 255:
@@ -477,7 +712,7 @@ def _named(bucket: str, key: bytes) -> str:
 
 def _conflict(bucket: str, key: bytes, siblings: list[Any]) -> ConflictError:
     return ConflictError(
-        f"{_named(bucket, key)} has {len(siblings)} siblings: give bucket() a resolve, or read entry.siblings", siblings
+        f"{_named(bucket, key)} has {len(siblings)} siblings: pass resolve=... to bucket(), or read entry.siblings", siblings
     )
 
 

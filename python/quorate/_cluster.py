@@ -1,4 +1,4 @@
-"""A cluster of real node processes on this machine, for tests and for trying things out."""
+"""Cluster of real node processes on this machine, for tests and trials."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from quorate._toml import dumps
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
-SETTLE_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 
-# Kills the nodes whose ids it was told when this process is gone, however it went: its end of the pipe closes then.
+# Program of the watcher process. It reads process ids of nodes from a pipe: "+pid" adds one, "-pid"
+# removes one. When this process ends, for any reason, the pipe closes. The watcher then kills the
+# nodes that are left.
 _WATCHER = """
 import os, signal, sys
 pids = set()
@@ -43,7 +45,7 @@ for pid in pids:
 
 
 class _Watcher:
-    """A process that outlives this one by a moment, to clean up after it."""
+    """Process that kills the nodes when this process has ended without stopping them."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -74,15 +76,21 @@ class _Watcher:
 
 
 class Node:
-    """One node of a `LocalCluster`."""
+    """Node of a `LocalCluster`: one process with one data folder.
+
+    Example::
+
+        cluster[1].kill()   # SIGKILL
+        cluster[1].start()  # on the same data folder
+    """
 
     def __init__(self, name: str, address: str, folder: Path, watcher: _Watcher, command: Sequence[str]) -> None:
         self.name = name
-        """Its name in the cluster."""
+        """Name of the node in the cluster, such as ``"n0"``."""
         self.address = address
-        """Where it listens, "host:port"."""
+        """Address at which the node listens, ``"host:port"``."""
         self.folder = folder
-        """Its configuration, its log, and its data."""
+        """Folder of the node: configuration (``node.toml``), log (``log``) and data (``data``)."""
         self._watcher = watcher
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,36 +98,41 @@ class Node:
 
     @property
     def pid(self) -> int | None:
-        """Its process, if it runs."""
+        """Id of the process of the node, or None if it does not run."""
         return self._process.pid if self.running and self._process is not None else None
 
     @property
     def running(self) -> bool:
-        """True if its process is there, be it paused."""
+        """True if the process of the node exists, paused or not."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def auto_commits(self) -> bool:
-        """True if nodes like it become members by themselves ([cluster] auto_commit)."""
+        """True if new nodes become members without an operator ([cluster] auto_commit)."""
         return bool(tomllib.loads((self.folder / "node.toml").read_text())["cluster"].get("auto_commit"))
 
     @property
     def log(self) -> str:
-        """What it logged, over all of its starts."""
+        """Log of the node, over all of its starts."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self, timeout: Seconds = START_SECONDS) -> None:
-        """Start it on its data folder; returns when it is ready.
+        """Start the node on its data folder, and wait until it is ready.
+
+        Args:
+            timeout: longest wait, in seconds or as a ``timedelta``. Default: 20 s.
 
         Raises:
-            ConfigError: it refused its configuration.
-            QuorateError: it ended, or was not ready in time; with what it logged.
+            InvalidRequest: the node is already running.
+            ConfigError: the node refused its configuration.
+            QuorateError: the node ended, or was not ready before the timeout. The message has the
+                end of its log.
         """
         self._wait_ready(seconds(timeout), self._spawn())
 
     def _spawn(self) -> int:
-        """Start its process; returns how much it had logged before."""
+        """Start the process, and return the length of the log before, in characters."""
         if self.running:
             raise InvalidRequest(f"node {self.name} runs already")
         logged = len(self.log)
@@ -157,18 +170,24 @@ class Node:
             process.wait(1.0)
         code = process.poll()
         self.kill()
-        said = self.log[logged:].strip()[-2000:]
+        logged_now = self.log[logged:].strip()[-2000:]
         if code == 2:
-            raise ConfigError(said)
+            raise ConfigError(logged_now)
         state = f"ended with code {code}" if code is not None else f"was not ready within {timeout:g} s"
-        raise QuorateError(f"node {self.name} {state}: {said}")
+        raise QuorateError(f"node {self.name} {state}: {logged_now}")
 
     def kill(self) -> None:
-        """Kill it (SIGKILL). What its storage had not made durable is lost."""
+        """Kill the node (SIGKILL). Changes that its storage has not made durable are lost.
+
+        Does nothing if the node does not run.
+        """
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop it cleanly (SIGTERM): requests under way are finished."""
+        """Stop the node (SIGTERM). It finishes the requests in progress first.
+
+        A node that has not ended after 10 s is killed. Does nothing if the node does not run.
+        """
         self.resume()
         self._end(signal.SIGTERM)
 
@@ -188,19 +207,23 @@ class Node:
         self._paused = False
 
     def wipe(self) -> None:
-        """Lose its data folder. It must not run."""
+        """Delete the data of the node, as if its disk were lost.
+
+        Raises:
+            InvalidRequest: the node is running.
+        """
         if self.running:
             raise InvalidRequest(f"node {self.name} runs: stop() or kill() it before wipe()")
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP)."""
+        """Freeze the process of the node (SIGSTOP) until `resume`. Its connections stay open."""
         if self._process is not None and self.running:
             self._process.send_signal(signal.SIGSTOP)
             self._paused = True
 
     def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Continue the process of a paused node (SIGCONT)."""
         if self._process is not None and self.running and self._paused:
             self._process.send_signal(signal.SIGCONT)
             self._paused = False
@@ -210,16 +233,35 @@ class Node:
 
 
 class LocalCluster:
-    """Real node processes on free loopback ports, one worker each; gone when this object, or this process, is.
+    """Cluster of real node processes on free loopback ports, with one worker each.
+
+    The nodes are ready when the constructor returns. They end when the cluster is closed or garbage
+    collected, or when this process ends.
 
     Args:
-        nodes: how many.
-        storage: the storage plugin: "memory" or "lmdb".
-        membership: the membership plugin: "static", or "gossip": nodes that know one seed.
-        config: any keys of a node's configuration, section by section, for all nodes.
-        folder: where to keep data and logs. Default: a temporary folder, removed at the end.
-        command: what runs a node, for one with plugins of your own: ["target/release/my-node"].
-            Default: this Python's quorate.
+        nodes: number of nodes, 1 to 64. Default: 3.
+        storage: storage plugin: "memory" (default) or "lmdb".
+        membership: membership plugin: "static" (default), or "gossip", with the first node as the
+            only seed.
+        config: settings for the configuration of all nodes, ``{section: {key: value}}``. See
+            docs/configuration.md.
+        folder: folder for the data and logs of the nodes. Default: a temporary folder, which is
+            removed when the cluster is closed.
+        command: program that runs a node, with its arguments, for a build with your own plugins:
+            ``["target/release/my-node"]``. Default: the ``quorate`` command of this package.
+
+    Raises:
+        InvalidRequest: an argument is malformed.
+        ConfigError: a node refused its configuration.
+        QuorateError: a node ended, or was not ready after 20 s, or the nodes did not connect to
+            each other.
+
+    Example::
+
+        with quorate.LocalCluster(nodes=3, storage="lmdb") as cluster:
+            db = cluster.connect()
+            cluster[0].kill()
+            db.bucket("carts").put("ann", b"milk")  # two of three nodes are enough
     """
 
     def __init__(
@@ -241,10 +283,10 @@ class LocalCluster:
                 raise InvalidRequest(f"config[{name!r}]={section!r}: use a section, {{key: value}}")
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="quorate-") if folder is None else folder)
-        """Where data and logs are."""
+        """Folder with one folder for each node, with its configuration, data and log."""
         self._watcher = _Watcher()
         self.nodes: list[Node] = []
-        """The nodes, also as ``cluster[0]``."""
+        """Nodes of the cluster. ``cluster[0]`` is the first one."""
         self._finalizer = weakref.finalize(
             self, _clean_up, os.getpid(), self.nodes, self._watcher, self.folder, self._temporary
         )
@@ -257,7 +299,8 @@ class LocalCluster:
         for name, address in zip(names, addresses, strict=True):
             self.nodes.append(self._prepare(name, address, _membership(membership, members), ""))
         try:
-            # All at once: nodes that have to find each other are ready when they have.
+            # Start all processes before waiting for any: with gossip, no node is ready before the
+            # nodes have discovered each other.
             logged = [node._spawn() for node in self.nodes]
             for node, before in zip(self.nodes, logged, strict=True):
                 node._wait_ready(START_SECONDS, before)
@@ -267,27 +310,35 @@ class LocalCluster:
             raise
 
     def _prepare(self, name: str, address: str, membership: dict[str, Any], zone: str) -> Node:
-        """Write a node's configuration."""
-        place = self.folder / name
-        place.mkdir(parents=True, exist_ok=True)
+        """Write the configuration of a node that does not run yet, and return the node."""
+        own_folder = self.folder / name
+        own_folder.mkdir(parents=True, exist_ok=True)
         own: dict[str, Any] = {
-            "node": {"name": name, "listen": address, "data": str(place / "data"), "workers": 1, "zone": zone},
+            "node": {"name": name, "listen": address, "data": str(own_folder / "data"), "workers": 1, "zone": zone},
             "cluster": {"id": f"local-{self.folder.name}", "auto_commit": self._membership == "gossip"},
             "storage": {"engine": self._storage},
             "membership": membership,
             "faults": {"enabled": True},
         }
         _merge(own, self._config)
-        (place / "node.toml").write_text(dumps(own))
-        return Node(name, address, place, self._watcher, self._command)
+        (own_folder / "node.toml").write_text(dumps(own))
+        return Node(name, address, own_folder, self._watcher, self._command)
 
     def add_node(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
-        """Start one more node and make it a member; returns when it is one, which is before it has copied its part.
+        """Start one more node and make it a member of the cluster.
 
-        Its number is the last: ``cluster[-1]``. `wait_settled` waits until it holds what it should.
+        The node is ``cluster[-1]``. It still copies its partitions when the call returns;
+        `wait_settled` waits until it has them.
+
+        Args:
+            zone: failure zone of the node. Default: none.
+            timeout: longest wait, in seconds or as a ``timedelta``. Default: 20 s.
+
+        Returns:
+            The new node.
 
         Raises:
-            QuorateError: it did not start, or was no member in time.
+            QuorateError: the node did not start, or was not a member before the timeout.
         """
         deadline = time.monotonic() + seconds(timeout)
         others = self.url
@@ -298,18 +349,19 @@ class LocalCluster:
             while not self._is_member(db, node.name):
                 if time.monotonic() > deadline:
                     report = db._native.cluster("show")
-                    raise QuorateError(f"{node.name} is no member after {timeout} s: {report}")
+                    raise QuorateError(f"node {node.name} is not a member after {timeout} s: {report}")
                 time.sleep(0.05)
         return node
 
     def _start_waiting(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
-        """Start one more node that the others find, or are told of, and that is no member yet."""
+        """Start one more node that is not a member yet. With gossip, wait until a node knows it."""
         name, self._named = f"n{self._named}", self._named + 1
         address = f"127.0.0.1:{_free_ports(1)[0]}"
         members = [{"name": node.name, "address": node.address} for node in self.nodes]
         membership: dict[str, Any]
         if self._membership == "gossip":
-            # It expects more than itself: it founds nothing, it finds the others.
+            # With `expect` of 2 or more, the node cannot create a cluster of its own. It waits
+            # until it has discovered the existing one.
             seeds = [member["address"] for member in members]
             membership = {"plugin": "gossip", "seeds": seeds, "expect": max(self._founders, 2)}
         else:
@@ -331,20 +383,23 @@ class LocalCluster:
                 if any(member["name"] == name for member in members):
                     return
                 if time.monotonic() > deadline:
-                    raise QuorateError(f"{name} was not found after {timeout:g} s")
+                    raise QuorateError(f"node {first.name} has not discovered node {name} after {timeout:g} s")
                 time.sleep(0.05)
 
     def remove_node(self, number: int, *, force: bool = False, timeout: Seconds = 60.0) -> None:
-        """Take a node out: it hands over what it holds and is stopped. The nodes after it move up by one number.
+        """Remove a node from the cluster: it hands over its data, leaves, and is stopped.
+
+        The numbers of the nodes after it decrease by one.
 
         Args:
-            number: which.
-            force: its disk is lost: it is killed first, and hands nothing over.
-            timeout: how long that may take.
+            number: number of the node, from 0.
+            force: True if the disk of the node counts as lost. The node is killed first and hands
+                nothing over, and the call does not wait for the layout change. Default: False.
+            timeout: longest wait for the handover, in seconds or as a ``timedelta``. Default: 60 s.
 
         Raises:
             InvalidRequest: too few nodes would be left.
-            QuorateError: it had not handed over everything in time.
+            QuorateError: the node has not handed over its data before the timeout.
         """
         node = self.nodes[number]
         if force:
@@ -361,7 +416,8 @@ class LocalCluster:
                 self.wait_settled(max(0.1, deadline - time.monotonic()))
                 if not self._is_member(db, node.name):
                     break
-                # It gave way to another change, made elsewhere at the same moment.
+                # The leave lost against another change, which another node committed at the same
+                # time. Request it again.
         node.stop()
         self.nodes.remove(node)
 
@@ -370,10 +426,16 @@ class LocalCluster:
         return any(member["name"] == name and member["partitions"] for member in members)
 
     def wait_settled(self, timeout: Seconds = 60.0) -> None:
-        """Wait until no change of layout is under way on any running node, and all of them go by the same.
+        """Wait until no layout change is in progress, and all running nodes have the same layout.
+
+        Paused and stopped nodes are not asked.
+
+        Args:
+            timeout: longest wait, in seconds or as a ``timedelta``. Default: 60 s.
 
         Raises:
-            QuorateError: one still is; with how far it is and whom it waits for.
+            QuorateError: a change is still in progress after the timeout. The message has its phase
+                and the nodes that it waits for.
         """
         deadline = time.monotonic() + seconds(timeout)
         pause = 0.02
@@ -393,15 +455,15 @@ class LocalCluster:
                     return
                 if time.monotonic() > deadline:
                     raise QuorateError(
-                        f"a change of layout is under way after {timeout} s: {'; '.join(changes) or layouts}"
+                        f"a layout change is still in progress after {timeout} s: {'; '.join(changes) or layouts}"
                     )
-                # Whoever waits long is not to be what the nodes are busy with.
+                # Poll less often the longer the wait, so that polling does not slow the nodes down.
                 time.sleep(pause)
                 pause = min(1.5 * pause, 0.5)
 
     @property
     def url(self) -> str:
-        """All nodes' addresses, "host:port,host:port,…"."""
+        """Addresses of all nodes, ``"host:port,host:port,…"``."""
         return ",".join(node.address for node in self.nodes)
 
     def __getitem__(self, number: int) -> Node:
@@ -411,14 +473,34 @@ class LocalCluster:
         return len(self.nodes)
 
     def connect(self, *, timeout: Seconds = 2.0, follow: bool = True) -> Client:
-        """Connect a client to the cluster."""
-        return connect(self.url, timeout=timeout, follow=follow)
+        """Connect a client to the cluster.
 
-    def wait_connected(self, timeout: Seconds = SETTLE_SECONDS) -> None:
-        """Wait until every running node has connections to every other running one.
+        Args:
+            timeout: longest duration of an operation of the client, retries included, in seconds or
+                as a ``timedelta``. Default: 2 s.
+            follow: True (default): the client learns later nodes from the cluster. False: it uses
+                only the nodes that the cluster has now.
+
+        Returns:
+            A connected client.
 
         Raises:
-            QuorateError: they had not in time; with who misses whom.
+            Unavailable: no node can be reached.
+        """
+        return connect(self.url, timeout=timeout, follow=follow)
+
+    def wait_connected(self, timeout: Seconds = CONNECT_SECONDS) -> None:
+        """Wait until every running node has connections to every other running node.
+
+        If all nodes run, also wait until no node recovers any more. Paused nodes do not count as
+        running.
+
+        Args:
+            timeout: longest wait, in seconds or as a ``timedelta``. Default: 5 s.
+
+        Raises:
+            QuorateError: connections are still missing after the timeout. The message names the
+                nodes.
         """
         deadline = time.monotonic() + seconds(timeout)
         while True:
@@ -436,7 +518,7 @@ class LocalCluster:
         for node in running:
             with connect(node.address, timeout=1.0, follow=False) as client:
                 status = client.status()
-                # With a node missing it may have to wait for it.
+                # While a node is missing, recovery may have to wait for that node.
                 if status["recovering"] and len(running) == len(self.nodes):
                     missing.append(f"{node.name} is recovering ({status['recovering']} partitions)")
                 for member in status["members"]:
@@ -445,7 +527,23 @@ class LocalCluster:
         return missing
 
     def partition(self, *groups: Sequence[int]) -> None:
-        """Cut the network between groups of nodes, by number; nodes in no group are cut off from all."""
+        """Cut the network between groups of nodes. Clients still reach all nodes.
+
+        Replaces all earlier partitions and cuts. Paused and stopped nodes are not changed.
+
+        Args:
+            groups: numbers of the nodes of each group, from 0. Nodes of one group reach each other.
+                A node in no group is cut off from all others.
+
+        Raises:
+            InvalidRequest: a number is out of range or occurs twice, or ``config`` turned faults
+                off (``[faults] enabled``).
+
+        Example::
+
+            cluster.partition([0], [1, 2])
+            cluster.heal()
+        """
         grouped = [number for group in groups for number in group]
         if len(set(grouped)) != len(grouped) or any(not 0 <= number < len(self.nodes) for number in grouped):
             raise InvalidRequest(f"partition{groups!r}: name each of the nodes 0 to {len(self.nodes) - 1} at most once")
@@ -454,14 +552,28 @@ class LocalCluster:
             self._set_faults(node, [other.name for at, other in enumerate(self.nodes) if at not in side])
 
     def cut(self, sender: int, receiver: int) -> None:
-        """Lose everything that one node sends to another, and nothing else. Replaces a partition of the sender."""
+        """Drop all messages from one node to another. The other direction still works.
+
+        Replaces earlier partitions and cuts of the sender.
+
+        Args:
+            sender: number of the node whose messages are dropped, from 0.
+            receiver: number of the node that does not receive them, from 0.
+
+        Raises:
+            InvalidRequest: a number is out of range.
+        """
         for number in (sender, receiver):
             if not 0 <= number < len(self.nodes):
                 raise InvalidRequest(f"cut({sender}, {receiver}): name two of the nodes 0 to {len(self.nodes) - 1}")
         self._set_faults(self.nodes[sender], [">" + self.nodes[receiver].name])
 
     def heal(self) -> None:
-        """End all partitions, and wait until the nodes are connected again."""
+        """End all partitions and cuts, and wait until the nodes are connected again.
+
+        Raises:
+            QuorateError: the nodes are not connected after 5 s.
+        """
         for node in self.nodes:
             self._set_faults(node, [])
         self.wait_connected()
@@ -472,10 +584,16 @@ class LocalCluster:
                 client._native.set_faults(cut)
 
     def wait_converged(self, timeout: Seconds = 10.0) -> None:
-        """Wait until all replicas of every partition hold the same. Compares only: what repairs are reads.
+        """Wait until all replicas of every partition hold the same records.
+
+        This call only compares. Hinted handoff, anti-entropy and read repair make replicas equal.
+
+        Args:
+            timeout: longest wait, in seconds or as a ``timedelta``. Default: 10 s.
 
         Raises:
-            QuorateError: some partitions still differ; with which, and how.
+            QuorateError: a node is down, or partitions still differ after the timeout. The message
+                has the number of partitions that differ, and the records of the first one.
         """
         deadline = time.monotonic() + seconds(timeout)
         while True:
@@ -504,7 +622,7 @@ class LocalCluster:
         return differing
 
     def close(self) -> None:
-        """End all nodes and, unless a folder was given, remove their data."""
+        """Kill all nodes. Remove their folders too, unless the cluster was given a ``folder``."""
         self._finalizer()
 
     def __enter__(self) -> LocalCluster:
@@ -518,7 +636,7 @@ class LocalCluster:
 
 def _clean_up(owner: int, nodes: list[Node], watcher: _Watcher, folder: Path, temporary: bool) -> None:
     if os.getpid() != owner:
-        return  # a forked child ends: the cluster is its parent's
+        return  # This is a forked child: the nodes belong to its parent.
     for node in nodes:
         node.kill()
     watcher.close()
@@ -533,7 +651,7 @@ def _membership(plugin: str, members: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, held open together so that they differ."""
+    """Return ports on which no process listens. All are bound at once, so that they differ."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Codecs: between a bucket's values and bytes."""
+"""Codecs: conversions between the values of a bucket and bytes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,41 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Codec(Protocol[T]):
-    """Anything with these two methods can be a bucket's codec."""
+    """Conversion between the values of a bucket and the bytes that nodes store.
+
+    Any object with these two methods is a codec. Pass it to ``Client.bucket(codec=...)``. An
+    exception that a codec raises reaches the caller as `CodecError`.
+
+    Example::
+
+        class Latin1:
+            def encode(self, value: str) -> bytes:
+                return value.encode("latin-1")
+
+            def decode(self, data: bytes) -> str:
+                return data.decode("latin-1")
+
+        names = db.bucket("names", codec=Latin1())
+    """
 
     def encode(self, value: T, /) -> bytes:
-        """Make bytes of a value."""
+        """Return the bytes of a value."""
         ...
 
     def decode(self, data: bytes, /) -> T:
-        """Make a value of bytes."""
+        """Return the value that ``encode`` turned into these bytes."""
         ...
 
 
 class BytesCodec:
-    """Values are bytes."""
+    """Codec of buckets whose values are bytes."""
 
     def encode(self, value: bytes | bytearray | memoryview) -> bytes:
-        """Take bytes as they are."""
+        """Return the value as `bytes`.
+
+        Raises:
+            InvalidRequest: the value is not bytes-like.
+        """
         if not isinstance(value, bytes | bytearray | memoryview):
             raise InvalidRequest(
                 f"value of type {type(value).__name__}: this bucket takes bytes; "
@@ -36,31 +55,31 @@ class BytesCodec:
         return bytes(value)
 
     def decode(self, data: bytes) -> bytes:
-        """Give bytes as they are."""
+        """Return the bytes unchanged."""
         return data
 
 
 class StrCodec:
-    """Values are text, stored as UTF-8."""
+    """Codec of buckets whose values are text, stored as UTF-8."""
 
     def encode(self, value: str) -> bytes:
-        """Encode text."""
+        """Return text as UTF-8."""
         return value.encode()
 
     def decode(self, data: bytes) -> str:
-        """Decode text."""
+        """Return the text of UTF-8 bytes."""
         return data.decode()
 
 
 class JsonCodec:
-    """Values are whatever JSON can say."""
+    """Codec of buckets whose values are JSON: dict, list, str, int, float, bool and None."""
 
     def encode(self, value: Any) -> bytes:
-        """Write JSON, without spaces."""
+        """Return a value as JSON in UTF-8, without spaces."""
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
     def decode(self, data: bytes) -> Any:
-        """Read JSON."""
+        """Return the value of JSON bytes."""
         return json.loads(data)
 
 
@@ -68,7 +87,15 @@ _NAMED: dict[str, Codec[Any]] = {"bytes": BytesCodec(), "str": StrCodec(), "json
 
 
 def find(codec: str | Codec[Any] | None) -> Codec[Any]:
-    """Find the codec that ``bucket(codec=…)`` names or is."""
+    """Return the codec for the argument of ``bucket(codec=...)``.
+
+    Args:
+        codec: name of a built-in codec, a codec object, or None for "bytes".
+
+    Raises:
+        InvalidRequest: no built-in codec has this name, or the object lacks ``encode`` or
+            ``decode``.
+    """
     if codec is None:
         return _NAMED["bytes"]
     if isinstance(codec, str):
@@ -81,7 +108,12 @@ def find(codec: str | Codec[Any] | None) -> Codec[Any]:
 
 
 def encode(codec: Codec[T], value: T) -> bytes:
-    """Encode a value, with the codec's errors as `CodecError`."""
+    """Return the bytes of a value.
+
+    Raises:
+        CodecError: the codec failed, or did not return bytes.
+        InvalidRequest: the codec itself refused the value with this error.
+    """
     try:
         data = codec.encode(value)
     except InvalidRequest:
@@ -89,12 +121,16 @@ def encode(codec: Codec[T], value: T) -> bytes:
     except Exception as error:
         raise CodecError(f"cannot encode a value of type {type(value).__name__}: {error}") from error
     if not isinstance(data, bytes):
-        raise CodecError(f"the codec made {type(data).__name__} of a value, not bytes")
+        raise CodecError(f"encode of the codec returned {type(data).__name__}: it must return bytes")
     return data
 
 
 def decode(codec: Codec[T], data: bytes) -> T:
-    """Decode a value, with the codec's errors as `CodecError`."""
+    """Return the value of bytes that a node stored.
+
+    Raises:
+        CodecError: the codec failed.
+    """
     try:
         return codec.decode(data)
     except Exception as error:

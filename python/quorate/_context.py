@@ -1,12 +1,24 @@
-"""Causal contexts, as clients hold them: opaque bytes."""
+"""Causal contexts: opaque bytes to a client."""
 
 from __future__ import annotations
 
 
 class Context:
-    """What was seen of a key. Give it back with a write, to replace exactly that; good for that key only.
+    """Causal context: the versions of one key that a client has seen.
 
-    Opaque, comparable, picklable; ``bytes(context)`` and ``Context(data)`` take it elsewhere.
+    Reads return it as ``Entry.context``, writes as ``Put.context``. A write with a context replaces
+    exactly the versions in it. A context is valid for its own key only.
+
+    Contexts are opaque, comparable, hashable and picklable. To store or send one, use
+    ``bytes(context)``; ``Context(data)`` restores it.
+
+    Args:
+        data: bytes of another context. Default: the empty context, `EMPTY`.
+
+    Example::
+
+        entry = carts.get("ann")
+        carts.put("ann", {"milk": 2}, context=entry.context)
     """
 
     __slots__ = ("_data",)
@@ -31,4 +43,4 @@ class Context:
 
 
 EMPTY = Context()
-"""The empty context: a put with it is concurrent with everything, and always kept beside what is there."""
+"""Empty context. A put with it replaces no version: its value becomes one more sibling."""

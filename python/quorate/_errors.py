@@ -1,4 +1,4 @@
-"""What can go wrong, by what is known. The same words as on the wire and on the command line: docs/errors.md."""
+"""Exceptions, named by what the client knows about the request. docs/errors.md lists them all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from typing import Any
 
 
 class QuorateError(Exception):
-    """Any error of Quorate's."""
+    """Base class of all errors of Quorate."""
 
 
 class Unavailable(QuorateError, ConnectionError):
-    """Too few live replicas, or no node at all, in sight: nothing was written."""
+    """Error of a request that was not attempted. Nothing was written, so a retry is safe.
+
+    Causes: fewer nodes can be reached than the request needs, no node can be reached, or the clock
+    of the node differs too much from the clocks of its peers.
+
+    Attributes:
+        needed: number of nodes that the request needed; 0 if no node could be reached.
+        received: number of nodes that could be reached.
+    """
 
     def __init__(self, message: str, *, needed: int = 0, received: int = 0) -> None:
         super().__init__(message)
@@ -22,7 +30,12 @@ class Unavailable(QuorateError, ConnectionError):
 
 
 class DeadlineExceeded(QuorateError, TimeoutError):
-    """A read did not get its replies in time. It may be repeated."""
+    """Error of a read that did not receive enough replies before its timeout. A retry is safe.
+
+    Attributes:
+        needed: number of replies that the read needed.
+        received: number of replies that arrived.
+    """
 
     def __init__(self, message: str, *, needed: int = 0, received: int = 0) -> None:
         super().__init__(message)
@@ -34,7 +47,14 @@ class DeadlineExceeded(QuorateError, TimeoutError):
 
 
 class Indeterminate(QuorateError):
-    """A write got some acks (``acks``) but not enough (``needed``) in time: it may surface later, whole, or never."""
+    """Error of a write that received too few acknowledgements before its timeout.
+
+    The write may become visible later, as a whole, or never.
+
+    Attributes:
+        needed: number of acknowledgements that the write needed.
+        acks: number of acknowledgements that arrived.
+    """
 
     def __init__(self, message: str, *, needed: int = 0, received: int = 0) -> None:
         super().__init__(message)
@@ -46,31 +66,50 @@ class Indeterminate(QuorateError):
 
 
 class Overloaded(QuorateError):
-    """A queue is at its bound. Nothing was done; repeat after a pause."""
+    """Error of a request that a node refused because a limit is reached. Nothing was written.
+
+    The limit is the length of a queue, the hints that a fallback keeps for one replica, or the
+    number of layout changes. Also raised while a bucket is being created. Retry after a pause.
+    """
 
 
 class TooManySiblings(QuorateError):
-    """The empty context would add a sibling to a key that has the most allowed. Read, resolve, write with the context."""
+    """Error of a put with the empty context to a key that already has ``max_siblings`` versions.
+
+    Read the key, merge its siblings, and put the result with the context of the read.
+    """
 
 
 class InvalidRequest(QuorateError, ValueError):
-    """The request breaks a rule; the message names the value, the limit and what to do."""
+    """Error of a request that breaks a rule.
+
+    The message names the value, the limit and the remedy.
+    """
 
 
 class StorageFailed(QuorateError):
-    """A storage engine is full or failed."""
+    """Error of a storage engine: the disk or the map is full, or a record is unreadable.
+
+    The node that failed wrote nothing. Another replica may have.
+    """
 
 
 class ConfigError(QuorateError):
-    """A node's configuration is wrong; the message names the key and what to write."""
+    """Error in the configuration of a node. The message names the key and the allowed values."""
 
 
 class CodecError(QuorateError):
-    """A bucket's codec could not encode or decode a value."""
+    """Error of a codec that could not encode or decode a value."""
 
 
 class ConflictError(QuorateError):
-    """Several siblings lie side by side and nothing says how to make one of them: ``siblings``."""
+    """Error of a call that needs one value but got several siblings and no ``resolve``.
+
+    Pass ``resolve=`` to ``Client.bucket``, or merge ``siblings`` and put the result.
+
+    Attributes:
+        siblings: decoded values of the siblings, in the order in which they were written.
+    """
 
     def __init__(self, message: str, siblings: list[Any] | None = None) -> None:
         super().__init__(message)
@@ -81,7 +120,12 @@ class ConflictError(QuorateError):
 
 
 class PartialError(QuorateError):
-    """Some keys of a ``*_many`` call failed: ``errors`` by key; ``results`` has those that did not."""
+    """Error of a ``get_many``, ``put_many`` or ``delete_many`` call in which some keys failed.
+
+    Attributes:
+        results: results of the other keys, by key, as the call returns them.
+        errors: exceptions of the keys that failed, by key.
+    """
 
     def __init__(self, message: str, results: dict[Any, Any], errors: dict[Any, QuorateError]) -> None:
         super().__init__(message)
@@ -104,7 +148,14 @@ _BY_NAME: dict[str, type[QuorateError]] = {
 
 
 def from_native(name: str, message: str, needed: int, received: int) -> QuorateError:
-    """Make the exception for an error of the native part."""
+    """Return the exception for an error of the native part.
+
+    Args:
+        name: name of the exception class.
+        message: text of the exception.
+        needed: number of replies or acknowledgements that the request needed; 0 if not applicable.
+        received: number of them that arrived; 0 if not applicable.
+    """
     return _rebuild(_BY_NAME[name], message, needed, received)
 
 

@@ -1,4 +1,4 @@
-"""Writes the TOML of a node's configuration; Python's own library only reads it."""
+"""TOML writer for the configuration of a node. Python's own `tomllib` only reads TOML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from quorate._errors import InvalidRequest
 
 
 def dumps(sections: Mapping[str, Any]) -> str:
-    """Write sections as TOML."""
+    """Return configuration sections as TOML text.
+
+    Keys with the value None are left out.
+
+    Raises:
+        InvalidRequest: a value has a type that the writer does not support.
+    """
     return "\n".join(f"[{_key(name)}]\n{_pairs(section)}" for name, section in sections.items())
 
 
@@ -29,10 +35,12 @@ def _value(value: Any) -> str:
         case int() | float():
             return repr(value)
         case str():
-            # JSON's escapes are TOML's, but for DEL, which TOML wants escaped.
+            # The string escapes of JSON are valid TOML. TOML also requires an escape for DEL.
             return json.dumps(value).replace("\x7f", "\\u007f")
         case Mapping():
             return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
         case list() | tuple():
             return "[" + ", ".join(map(_value, value)) + "]"
-    raise InvalidRequest(f"{value!r} of type {type(value).__name__} can't be written into a configuration")
+    raise InvalidRequest(
+        f"config value {value!r} of type {type(value).__name__}: use bool, int, float, str, a list or a mapping"
+    )

@@ -1,8 +1,12 @@
-"""Fixtures for testing code that uses Quorate, against real nodes. pytest finds them once the package is installed.
+"""pytest fixtures for code that uses Quorate. They run real nodes.
 
-``quorate_cluster`` is a `LocalCluster` for the whole run, started when a test first asks for it. ``quorate_bucket`` is a
-bucket that no other test uses. The settings ``quorate_nodes`` (3) and ``quorate_storage`` (memory) go into pytest's
-configuration; a test chooses options of its bucket with ``@pytest.mark.quorate_bucket(codec="json")``.
+pytest finds the fixtures once the package is installed. ``quorate_cluster`` is a `LocalCluster` for
+the whole test run; the first test that uses it starts it. ``quorate_bucket`` is a bucket that no
+other test uses.
+
+The configuration of pytest has two settings: ``quorate_nodes`` (1 to 64, default 3) and
+``quorate_storage`` (default ``memory``). A test sets the options of its bucket with
+``@pytest.mark.quorate_bucket(codec="json")``.
 """
 
 from __future__ import annotations
@@ -19,19 +23,19 @@ from quorate._cluster import LocalCluster
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the settings."""
-    parser.addini("quorate_nodes", "how many nodes quorate_cluster has", default="3")
-    parser.addini("quorate_storage", "the storage plugin of quorate_cluster's nodes", default="memory")
+    """Register the settings ``quorate_nodes`` and ``quorate_storage``."""
+    parser.addini("quorate_nodes", "number of nodes of the fixture quorate_cluster, 1 to 64", default="3")
+    parser.addini("quorate_storage", "storage plugin of the nodes of the fixture quorate_cluster", default="memory")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker."""
-    config.addinivalue_line("markers", "quorate_bucket(**options): options of the fixture's bucket, as of Client.bucket")
+    """Register the marker ``quorate_bucket``."""
+    config.addinivalue_line("markers", "quorate_bucket(**options): options of the fixture's bucket, as for Client.bucket")
 
 
 @pytest.fixture(scope="session")
 def quorate_cluster(pytestconfig: pytest.Config) -> Iterator[LocalCluster]:
-    """Real nodes on this machine, for the whole run."""
+    """Yield a cluster of real nodes on this machine, one for the whole test run."""
     nodes = str(pytestconfig.getini("quorate_nodes"))
     if not nodes.isdecimal() or not 1 <= int(nodes) <= 64:
         raise pytest.UsageError(f"quorate_nodes = {nodes}: use 1 to 64")
@@ -50,7 +54,10 @@ def _quorate_client(quorate_cluster: LocalCluster) -> Iterator[Client]:
 def quorate_bucket(
     request: pytest.FixtureRequest, quorate_cluster: LocalCluster, _quorate_client: Client
 ) -> Bucket[Any]:
-    """Give the test a fresh bucket; nodes that an earlier test killed, paused or cut off are back."""
+    """Return a bucket that no other test uses.
+
+    First restarts, resumes and reconnects the nodes that an earlier test killed, paused or cut off.
+    """
     for node in quorate_cluster.nodes:
         node.resume()
         if not node.running:

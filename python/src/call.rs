@@ -1,7 +1,9 @@
-//! One blocking call: on the calling thread's own event loop and connections, with the interpreter released.
+//! One blocking call. It runs on the event loop and the connections of the calling thread, with the
+//! interpreter released.
 //!
-//! A hop to another thread would cost more than the call. So each thread that uses a client has an event loop of its
-//! own, which runs only during calls; nothing reads the sockets between them.
+//! Passing a call to another thread would cost more time than the call itself. So each thread that
+//! uses a client has its own event loop, which runs only during calls. Nothing reads the sockets
+//! between two calls.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,37 +20,44 @@ use tokio::time::Instant;
 
 use crate::error::raise;
 
-/// How often a call looks whether Ctrl-C was pressed.
+/// Interval at which a call checks for Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
-/// After this long between two calls the connections are looked at before one is used.
-const RESTED: Duration = Duration::from_millis(100);
+/// Time between two calls after which the next call first polls the connections: a node may have
+/// closed one.
+const IDLE_LIMIT: Duration = Duration::from_millis(100);
 
-/// How long a call looks for its answer itself before it lets the kernel wake it: where nodes are near, being woken takes
-/// about as long as the answer does.
-const LOOKING: Duration = Duration::from_micros(250);
-/// Where the answers of a thread's last calls came too late for that, only one of so many calls tries again.
-const TRIES_AGAIN: u32 = 64;
-const GIVES_UP_AFTER: u32 = 4;
+/// Longest time for which a call polls the sockets in a loop, before it sleeps until the kernel
+/// wakes it. If the nodes are near, the wake-up takes about as long as the reply.
+const BUSY_POLL: Duration = Duration::from_micros(250);
+/// While busy polling is off, one of this many calls tries it again.
+const PROBE_INTERVAL: u32 = 64;
+/// Late replies in a row after which a thread turns busy polling off. A reply is late if it takes
+/// longer than `BUSY_POLL`.
+const LATE_LIMIT: u32 = 4;
 
-/// Calls under way, in the lower half, and in the upper one in which process: a forked child has none of its parent's. With others there is better use for the
-/// processor than looking, and where there is only one, the answer needs it.
+/// Number of calls in progress, in the lower 32 bits. The upper 32 bits are the id of the process:
+/// a forked child does not count the calls of its parent. A call polls busily only while it is the
+/// only one, because other calls make better use of the processor.
 static CALLS: AtomicU64 = AtomicU64::new(0);
-static MAY_LOOK: LazyLock<bool> =
+/// True if the machine has several processors. With only one, the node that must reply needs it.
+static MAY_BUSY_POLL: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
-/// Counts closed clients: a thread that sees it change closes its own connections of them.
+/// Number of clients closed so far. A thread that reads a new number drops its own connections of
+/// closed clients.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
+/// Number of the next handle.
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 
-/// What the threads of a process share of a client.
+/// The part of a client that the threads of a process share.
 pub(crate) struct Handle {
     number: u64,
     config: ClientConfig,
     closed: Arc<AtomicBool>,
 }
 
-/// A thread's own connections of one client.
+/// The event loop and the connections that one thread has for one client.
 struct Local {
     client: Rc<Client>,
     runtime: LocalRuntime,
@@ -57,11 +66,12 @@ struct Local {
     last_used: Cell<Instant>,
 }
 
-/// A thread's connections of all clients, by their handles' numbers.
+/// The connections of one thread for all clients, by the numbers of the handles.
 struct Locals(BTreeMap<u64, Local>);
 
 impl Drop for Locals {
-    /// At the thread's end. In a forked child what was inherited is forgotten, not dropped: it is the parent's.
+    /// Drops the connections when the thread ends. A forked child leaks those that it inherited,
+    /// because they belong to its parent.
     fn drop(&mut self) {
         for (_, local) in std::mem::take(&mut self.0) {
             if local.process != std::process::id() {
@@ -74,18 +84,20 @@ impl Drop for Locals {
 thread_local! {
     static LOCALS: RefCell<Locals> = const { RefCell::new(Locals(BTreeMap::new())) };
     static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
-    static SWEPT: Cell<u64> = const { Cell::new(0) };
+    /// Value of `CLOSED` at the last sweep of this thread.
+    static CLOSED_AT_SWEEP: Cell<u64> = const { Cell::new(0) };
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
-    /// Calls in a row whose answer came later than `LOOKING`.
-    static LATE: Cell<u32> = const { Cell::new(0) };
+    /// Number of late replies in a row, see `LATE_LIMIT`.
+    static LATE_REPLIES: Cell<u32> = const { Cell::new(0) };
 }
 
 fn event_loop() -> std::io::Result<LocalRuntime> {
     Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
-/// Lets tokio set up what it keeps a thread before `LOCALS` is first touched. A thread's variables are destroyed in the
-/// reverse order: so at its end the connections go while tokio can still take their wake-ups.
+/// Makes tokio create its thread-local state before `LOCALS` is first used. Thread-locals are
+/// destroyed in reverse order, so when the thread ends, tokio can still handle the wake-ups of the
+/// connections.
 fn prepare_thread() -> std::io::Result<()> {
     if !TOKIO_IS_READY.get() {
         let task = async { tokio::task::spawn_local(tokio::task::yield_now()).await };
@@ -101,21 +113,22 @@ impl Handle {
         Handle { number, config, closed: Arc::default() }
     }
 
-    /// Runs one operation to its end, or until Ctrl-C.
+    /// Runs one operation until it ends or Ctrl-C interrupts it.
     pub(crate) fn call<T, F>(&self, py: Python<'_>, operation: impl FnOnce(Rc<Client>) -> F) -> PyResult<T>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
         let local = self.take_local(py)?;
         let future = operation(local.client.clone());
-        let rested = local.last_used.get().elapsed() > RESTED;
-        let outcome = released(py, || run(&local.runtime, future, rested));
+        let was_idle = local.last_used.get().elapsed() > IDLE_LIMIT;
+        let outcome = released(py, || run(&local.runtime, future, was_idle));
         local.last_used.set(Instant::now());
         self.put_back(local);
         outcome?.map_err(|error| raise(py, &error))
     }
 
-    /// Closes this thread's connections now, other threads' when they next use any client, and refuses further calls.
+    /// Closes the connections of this thread, and refuses further calls. Other threads close theirs
+    /// when they next use any client.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         CLOSED.fetch_add(1, Ordering::AcqRel);
@@ -124,7 +137,8 @@ impl Handle {
         }
     }
 
-    /// This thread's connections, taken out so that nothing is borrowed while Python code may run.
+    /// Removes the connections of this thread from `LOCALS` and returns them; connects if it has
+    /// none. So `LOCALS` is not borrowed while Python code may run.
     fn take_local(&self, py: Python<'_>) -> PyResult<Local> {
         if IN_CALL.get() {
             let detail =
@@ -132,7 +146,7 @@ impl Handle {
             return Err(raise(py, &RequestError::invalid(detail).into()));
         }
         if TOKIO_IS_READY.get()
-            && SWEPT.replace(CLOSED.load(Ordering::Acquire)) != CLOSED.load(Ordering::Acquire)
+            && CLOSED_AT_SWEEP.replace(CLOSED.load(Ordering::Acquire)) != CLOSED.load(Ordering::Acquire)
         {
             sweep();
         }
@@ -143,8 +157,8 @@ impl Handle {
         let kept = LOCALS.with_borrow_mut(|locals| locals.0.remove(&self.number));
         match kept {
             Some(local) if local.process == std::process::id() => Ok(local),
-            // After a fork the event loop and the sockets are the parent's: touching them, even to drop them, would
-            // disturb it.
+            // After a fork, the event loop and the sockets belong to the parent. Even dropping them
+            // would disturb it.
             Some(inherited) => {
                 std::mem::forget(inherited);
                 self.connect(py)
@@ -182,35 +196,38 @@ impl Drop for Handle {
     }
 }
 
-/// Runs the event loop until the operation ends, or Ctrl-C raises.
-fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, rested: bool) -> PyResult<T> {
+/// Runs the event loop until the operation ends, or a signal handler (of Ctrl-C, say) raises.
+fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, was_idle: bool) -> PyResult<T> {
     let _guard = InCall::enter();
     runtime.block_on(async {
-        if rested {
-            // Nobody read the sockets meanwhile: first see which connections are gone.
+        if was_idle {
+            // Nothing has read the sockets since the last call: detect closed connections first.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let begun = Instant::now();
-        // Hundreds of requests may be polled here at once. Under tokio's budget some of them would be put off, by a
-        // wake-up that is kept in `block_on` and is lost when that returns.
+        // Hundreds of requests may be polled here at once. Under tokio's budget some of them would
+        // be deferred. `block_on` keeps the wake-ups of deferred tasks, and loses them when it
+        // returns.
         let outcome = tokio::task::unconstrained(async {
             tokio::select! {
                 biased;
                 outcome = operation => Ok(outcome),
-                never = look() => match never {},
+                never = busy_poll() => match never {},
                 interrupt = interrupted() => Err(interrupt),
             }
         })
         .await;
-        if begun.elapsed() < LOOKING {
-            LATE.set(0);
+        if begun.elapsed() < BUSY_POLL {
+            LATE_REPLIES.set(0);
         }
-        // For the same reason the connections' tasks get their put-off wake-ups before this loop is left.
+        // For the same reason, deliver the deferred wake-ups of the connections before the loop
+        // ends.
         tokio::task::yield_now().await;
         outcome
     })
 }
 
+/// Guard of one call in progress: counts it in `CALLS`, and sets `IN_CALL` of the thread.
 struct InCall;
 
 impl InCall {
@@ -231,21 +248,22 @@ impl Drop for InCall {
     }
 }
 
-/// Has the event loop look at its sockets again and again for a while, instead of sleeping until the kernel wakes it.
-async fn look() -> std::convert::Infallible {
-    let late = LATE.get();
-    LATE.set(late.saturating_add(1));
-    if *MAY_LOOK && (late < GIVES_UP_AFTER || late.is_multiple_of(TRIES_AGAIN)) {
+/// Busy polling: makes the event loop poll its sockets for up to `BUSY_POLL`, instead of sleeping
+/// until the kernel wakes it. Never completes.
+async fn busy_poll() -> std::convert::Infallible {
+    let late = LATE_REPLIES.get();
+    LATE_REPLIES.set(late.saturating_add(1));
+    if *MAY_BUSY_POLL && (late < LATE_LIMIT || late.is_multiple_of(PROBE_INTERVAL)) {
         let begun = Instant::now();
-        while begun.elapsed() < LOOKING && CALLS.load(Ordering::Relaxed) & 0xffff_ffff == 1 {
-            // Comes back after a look at the sockets.
+        while begun.elapsed() < BUSY_POLL && CALLS.load(Ordering::Relaxed) & 0xffff_ffff == 1 {
+            // Returns after the event loop has polled the sockets.
             tokio::task::yield_now().await;
         }
     }
     std::future::pending().await
 }
 
-/// Returns what Ctrl-C (or another signal's handler) raised.
+/// Waits until the handler of Ctrl-C or of another signal raises, and returns the exception.
 async fn interrupted() -> PyErr {
     loop {
         tokio::time::sleep(SIGNAL_CHECK).await;
@@ -268,11 +286,11 @@ fn sweep() {
 
 /// Runs `work` on this thread with the interpreter released.
 fn released<T>(py: Python<'_>, work: impl FnOnce() -> T) -> T {
-    /// `detach` asks for `Send`, since it cannot know that the closure stays on this thread. It does: it is called once,
-    /// at once, here.
+    /// Wrapper that is `Send`. `detach` requires `Send`, because it cannot know that the closure
+    /// stays on this thread. It does: `detach` calls the closure here, before it returns.
     struct SameThread<T>(T);
-    // SAFETY: `Python::detach` runs its closure on the calling thread and returns its result there; neither the closure
-    // nor the result is ever seen by another thread, and neither touches Python objects.
+    // SAFETY: `Python::detach` runs its closure on the calling thread and returns its result there.
+    // No other thread ever accesses the closure or the result, and neither uses Python objects.
     unsafe impl<T> Send for SameThread<T> {}
     impl<R, F: FnOnce() -> R> SameThread<F> {
         fn run(self) -> SameThread<R> {

@@ -1,4 +1,4 @@
-//! The client for bytes, as Python sees it.
+//! The Python class `quorate._native.Client`: a client whose keys and values are bytes.
 
 use std::time::Duration;
 
@@ -16,20 +16,21 @@ use quorate_client::{ClientConfig, ClientError, EncodedWriteMode, ReadOptions, S
 use crate::call::Handle;
 use crate::error::{instance, raise};
 
-/// Operations of one `*_many` call under way at a time.
+/// Largest number of operations that one `*_many` call has in progress at a time.
 const MANY_IN_FLIGHT: usize = 512;
 
-/// A client for bytes. Shared by threads: each has connections of its own.
+/// A client whose keys and values are bytes. Threads share it; each thread has its own connections.
 #[pyclass(module = "quorate._native", frozen)]
 pub(crate) struct Client {
     handle: Handle,
 }
 
-/// Siblings in stamp order, and what was seen.
+/// Result of a read: values of the siblings in stamp order, and the context.
 type Got<'py> = (Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>);
-/// Key, siblings, context, and the cursor after it.
+/// Entry of a scan: key, siblings, context, and the cursor after this entry.
 type Scanned<'py> = (Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, Bound<'py, PyBytes>);
-/// Context, acks, hinted, conflict.
+/// Result of a write: context, acknowledgements, acknowledgements by hint, and true if there are
+/// siblings that this client has not seen.
 type Written<'py> = (Bound<'py, PyBytes>, usize, u8, bool);
 
 #[pymethods]
@@ -60,7 +61,10 @@ impl Client {
         Ok(got(py, &reply))
     }
 
-    /// `value` None deletes. `exact`: replace what `context` contains and no more; otherwise overwrite, having seen it.
+    /// Writes a value, or deletes the key if `value` is None.
+    ///
+    /// With `exact`, the write replaces exactly the versions in `context`. Otherwise it overwrites,
+    /// and `context` adds the versions that the client last saw.
     #[pyo3(signature = (bucket, key, value, context, exact, w, sloppy, timeout))]
     #[allow(clippy::too_many_arguments)]
     fn put<'py>(
@@ -83,7 +87,7 @@ impl Client {
         Ok(written(py, &reply))
     }
 
-    /// One result or exception a key, in order.
+    /// Reads many keys. Returns one result or exception for each key, in order.
     #[pyo3(signature = (bucket, keys, r, timeout))]
     fn get_many<'py>(
         &self,
@@ -110,7 +114,8 @@ impl Client {
         Ok(results)
     }
 
-    /// `items`: key, value (None deletes), context, exact. One result or exception an item, in order.
+    /// Writes many keys. An item is a key, a value (None deletes), a context and `exact`, as for
+    /// `put`. Returns one result or exception for each item, in order.
     #[pyo3(signature = (bucket, items, w, sloppy, timeout))]
     #[allow(clippy::type_complexity)]
     fn put_many<'py>(
@@ -146,7 +151,8 @@ impl Client {
         Ok(results)
     }
 
-    /// Key, siblings, context and the cursor after it of each entry; and the cursor of the next page, empty at the end.
+    /// Reads one page of a bucket. Returns its entries and the cursor of the next page, which is
+    /// empty after the last page. A `limit` of 0 returns as many entries as fit into a page.
     #[pyo3(signature = (bucket, prefix, cursor, limit, keys_only, r, timeout))]
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     fn scan<'py>(
@@ -180,7 +186,7 @@ impl Client {
         Ok((entries, PyBytes::new(py, &page.cursor)))
     }
 
-    /// A JSON document.
+    /// Returns the placement of a key and the versions of each replica, as JSON.
     #[pyo3(signature = (bucket, key))]
     fn explain(&self, py: Python<'_>, bucket: &str, key: &[u8]) -> PyResult<String> {
         let key = named(py, bucket, key)?;
@@ -188,26 +194,29 @@ impl Client {
         Ok(serde_json::to_string(&explanation).expect("plain data"))
     }
 
-    /// A JSON document.
+    /// Returns a node's view of the cluster, as JSON.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
         let status = self.handle.call(py, |client| async move { client.status().await })?;
         Ok(serde_json::to_string(&status).expect("plain data"))
     }
 
-    /// Seconds of one round trip.
+    /// Measures one round trip to a node, in seconds.
     fn ping(&self, py: Python<'_>) -> PyResult<f64> {
         let took = self.handle.call(py, |client| async move { client.ping().await })?;
         Ok(took.as_secs_f64())
     }
 
-    /// Partition, replicas a key, records, digest of each partition in which the node holds anything.
+    /// Returns the partition number, n, the number of records and their digest, for each partition
+    /// of which the node holds records.
     fn fingerprint(&self, py: Python<'_>) -> PyResult<Vec<(u16, u8, u64, u64)>> {
         let partitions = self.handle.call(py, |client| async move { client.fingerprint().await })?;
         Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
     }
 
-    /// Asks about the cluster's layout, or changes it at once, whatever is staged: a JSON document. `verb`: "show", "drain", or
-    /// a change: "join", "leave", "remove".
+    /// Reads or changes the layout of the cluster. Returns the answer of the node as JSON.
+    ///
+    /// `verb` is "show", "drain", "join", "leave" or "remove". The last three change the layout at
+    /// once and ignore staged changes.
     #[pyo3(signature = (verb, name="", address="", zone="", number=0))]
     fn cluster(
         &self,
@@ -226,7 +235,7 @@ impl Client {
             "leave" => Ok(LayoutChange::Leave { name }),
             "remove" => Ok(LayoutChange::Remove { name }),
             other => {
-                let detail = format!("{other:?} is nothing that a cluster can be asked");
+                let detail = format!("verb {other:?}: use show, drain, join, leave or remove");
                 return Err(raise(py, &ClientError::Request(RequestError::invalid(detail))));
             }
         };
@@ -236,7 +245,8 @@ impl Client {
         })
     }
 
-    /// Gives a bucket a definition of its own. `definition`: a JSON document.
+    /// Creates a bucket with a definition of its own, given as JSON, and waits until all nodes use
+    /// it.
     fn create_bucket(&self, py: Python<'_>, name: &str, definition: &str, timeout: f64) -> PyResult<()> {
         let invalid = |detail: String| raise(py, &ClientError::Request(RequestError::invalid(detail)));
         let definition: BucketDefinition =
@@ -247,13 +257,14 @@ impl Client {
             .map(drop)
     }
 
-    /// What buckets' keys are held to: a JSON document.
+    /// Returns the definitions of the buckets, as JSON.
     fn buckets(&self, py: Python<'_>) -> PyResult<String> {
         let report = self.handle.call(py, |client| async move { client.buckets().await })?;
         Ok(serde_json::to_string(&report).expect("plain data"))
     }
 
-    /// Cuts the node off from others, by name.
+    /// Cuts the node off from the named nodes. A name that begins with ">" drops only the messages
+    /// to that node.
     #[pyo3(signature = (cut))]
     fn set_faults(&self, py: Python<'_>, cut: Vec<String>) -> PyResult<()> {
         self.handle.call(py, |client| async move { client.set_faults(cut).await })

@@ -1,10 +1,10 @@
-//! Errors cross into Python as the exceptions that are defined there.
+//! Conversion of client errors into the exceptions of the Python package (`quorate._errors`).
 
 use pyo3::prelude::*;
 use quorate_client::ClientError;
 use quorate_client::core::RequestError;
 
-/// The Python exception for an error.
+/// Returns the Python exception for an error, ready to be raised.
 pub(crate) fn raise(py: Python<'_>, error: &ClientError) -> PyErr {
     match instance(py, error) {
         Ok(exception) => PyErr::from_value(exception),
@@ -12,7 +12,7 @@ pub(crate) fn raise(py: Python<'_>, error: &ClientError) -> PyErr {
     }
 }
 
-/// The exception's instance, for results of many keys.
+/// Returns the exception object for an error. A `*_many` call puts it into its list of results.
 pub(crate) fn instance<'py>(py: Python<'py>, error: &ClientError) -> PyResult<Bound<'py, PyAny>> {
     let (name, needed, received) = match error {
         ClientError::Unreachable { .. } => ("Unavailable", 0, 0),

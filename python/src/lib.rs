@@ -1,6 +1,6 @@
 //! The native part of the Python package: the client for bytes, and the `quorate` command.
 //!
-//! Everything that knows of Python values (codecs, resolvers, entries) is Python. Here are bytes, and time.
+//! Codecs, resolvers and entries are written in Python. This crate knows only bytes and durations.
 
 mod call;
 mod client;
@@ -8,16 +8,16 @@ mod error;
 
 use pyo3::prelude::*;
 
-/// For the node that the `quorate` command runs, as in the Rust binary.
+/// Allocator of the node that the `quorate` command runs. The Rust binary uses the same one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Runs the `quorate` command with these arguments, the program's name first. Returns its exit code.
+/// Runs the `quorate` command and returns its exit code. The first argument is the program name.
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<String>) -> u8 {
     py.detach(|| {
         let code = quorate_server::run(quorate_server::Registry::built_in(), arguments);
-        // `ExitCode` shows its number in no other way than this.
+        // `ExitCode` has no accessor for its number. Compare it with all 256 values.
         (0..=u8::MAX).find(|&number| std::process::ExitCode::from(number) == code).unwrap_or(u8::MAX)
     })
 }

@@ -11,14 +11,15 @@ use quorate_core::request::{PeerError, PeerResult};
 use quorate_core::seams::{ReplySink, ReplyTo};
 use tokio::time::{Instant, Sleep};
 
-/// Collects answers of nodes. Each request is sent with its own [`Gather::reply_to`].
+/// Receiver of several nodes' answers. Each request is sent with its own [`Gather::reply_to`].
 #[derive(Default)]
 pub(crate) struct Gather {
     replies: Rc<ArrivedReplies>,
-    /// The timer of this request, kept between answers.
+    /// Timer of [`Gather::next`], reused from one answer to the next.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
+/// Answers that have arrived and were not read yet.
 #[derive(Default)]
 struct ArrivedReplies {
     arrived: RefCell<VecDeque<(NodeId, PeerResult)>>,
@@ -36,12 +37,12 @@ impl ReplySink<PeerResult> for ArrivedReplies {
 }
 
 impl Gather {
-    /// The sink for the answer of `node`.
+    /// Returns the sink for the answer of `node`.
     pub(crate) fn reply_to(&self, node: NodeId) -> ReplyTo<PeerResult> {
         ReplyTo::new(self.replies.clone(), node.0)
     }
 
-    /// The next answer, or `None` once `until` has passed.
+    /// Returns the next answer, or `None` once `until` has passed.
     pub(crate) async fn next(&self, until: Instant) -> Option<(NodeId, PeerResult)> {
         std::future::poll_fn(|cx| {
             if let Some(answer) = self.replies.arrived.borrow_mut().pop_front() {

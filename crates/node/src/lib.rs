@@ -1,10 +1,10 @@
 //! The behaviour of a node: as coordinator of clients' requests, and as replica of its partitions.
 //!
-//! Written only against `quorate_core`: it names no plugin, no wire format, no socket. Requests come
-//! in through `NodeService` ([`service`]), requests to peers go out through `PeerTransport`, records
-//! are kept by a `StorageEngine`.
+//! This crate depends only on `quorate_core`: it names no plugin, no wire format, no socket.
+//! Requests come in through `NodeService` ([`service`]). Requests to peers go out through
+//! `PeerTransport`. A `StorageEngine` keeps the records.
 //!
-//! The folders are stairs. Each imports only folders below it:
+//! Each folder imports only folders below it:
 //!
 //! | | |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | `admin/` | requests of operators |
 //! | `coordinator/` | get, put, scan, explain |
 //! | `layout_change/` | copies and handoffs while the layout changes |
-//! | `repair/` | hints, anti-entropy, recovery, tombstone collection |
+//! | `repair/` | hint delivery, anti-entropy, recovery, tombstone collection |
 //! | `membership/` | gossip, clocks, the exchange of layouts |
 //! | `node.rs`, `gather.rs` | sending requests, gathering replies |
 //! | `replica/` | reads and changes of this node's records |
@@ -40,7 +40,7 @@ pub use state::node_metadata::{layouts_key, recovering_key};
 pub use state::settings::{Settings, TransferConfig};
 pub use state::shared::{Parts, Shared};
 
-/// Starts the tasks that run without any client. On one worker of a node, once.
+/// Starts the tasks that run without any client. Called once, on one worker of a node.
 pub fn start_upkeep(node: &Rc<Node>) {
     let shared = node.shared.clone();
     tokio::task::spawn_local(async move { repair::tree_builder::keep_built(&shared).await });
@@ -57,7 +57,7 @@ pub fn start_upkeep(node: &Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with the membership. On every worker.
+/// Keeps this worker's connections in step with the membership. Called on every worker.
 pub fn follow_members(node: &Rc<Node>) {
     tokio::task::spawn_local(membership::gossip::follow(node.clone()));
 }

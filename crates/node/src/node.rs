@@ -1,4 +1,4 @@
-//! A node as one worker sees it: its state, its replica, and the way to its peers.
+//! One worker's part of a node: the shared state, the replica, and the transport to the peers.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::replica::Replica;
 use crate::replica::write::ReceivedWrite;
 use crate::state::shared::Shared;
 
-/// Time that a peer has for one question of [`Node::ask`].
+/// Timeout of one request of [`Node::ask`].
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One worker's part of a node.
@@ -32,17 +32,17 @@ impl Node {
         Rc::new(Node { shared, replica, transport })
     }
 
-    /// The layouts as requests see them now.
+    /// Returns the layouts as a request that begins now sees them.
     pub fn view(&self) -> Arc<View> {
         self.shared.view()
     }
 
-    /// True if the node can be reached: it is this one, or has an open connection.
+    /// True if `node` can be reached: it is this node, or there is an open connection to it.
     pub(crate) fn is_live(&self, node: NodeId) -> bool {
         node == self.shared.node() || self.transport.is_up(node)
     }
 
-    /// Sends a request to a node, which may be this one. `reply` is sent the answer.
+    /// Sends a request to a node, which may be this one. The answer goes to `reply`.
     pub(crate) fn send(
         &self,
         to: NodeId,
@@ -57,7 +57,7 @@ impl Node {
         }
     }
 
-    /// Asks a node one thing, and waits for the answer.
+    /// Sends one request to a node, and waits for the answer.
     ///
     /// # Errors
     /// The node's error, or `Expired` if it did not answer in time.
@@ -70,7 +70,7 @@ impl Node {
         }
     }
 
-    /// Answers one of the eight requests that a replica answers, of a peer or of this node itself.
+    /// Answers a request to a replica, from a peer or from this node. Refuses all other requests.
     pub(crate) fn answer_as_replica(
         &self,
         request: PeerRequest,
@@ -95,7 +95,9 @@ impl Node {
             | PeerRequest::Gossip(_)
             | PeerRequest::LayoutSummary(_)
             | PeerRequest::Layouts => {
-                reply.send(Err(PeerError::Refused { detail: "no request to a replica".into() }));
+                reply.send(Err(PeerError::Refused {
+                    detail: "a replica does not answer this kind of request".into(),
+                }));
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The entrance of a node: admits the requests of clients and peers, and hands each to the part that
-//! serves it.
+//! The entrance of a node: admits the requests of clients and peers, and passes each to the part of
+//! the node that serves it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -27,19 +27,19 @@ use crate::replica::write::ReceivedWrite;
 use crate::state::scan_scheduler::Scanned;
 use crate::state::shared::Shared;
 
-/// Puts a node's faults into effect, where its configuration allows any.
+/// Function that cuts a node off from the listed peers, and from no others. Only tests use it.
 pub type FaultSwitch = Arc<dyn Fn(Vec<Fault>) -> Result<(), String> + Send + Sync>;
 
-/// A cut of a node from a peer.
+/// An artificial cut between this node and a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     /// The peer.
     pub peer: NodeId,
-    /// Only messages from this node to the peer are lost, not those from the peer.
+    /// True if only messages from this node to the peer are lost, not those from the peer.
     pub one_way: bool,
 }
 
-/// One worker's node, as its connections call it. Clones are the same service.
+/// One worker's part of a node, as its connections call it. Clones share their state.
 #[derive(Clone)]
 pub struct Service {
     node: Rc<Node>,
@@ -51,68 +51,68 @@ pub struct Service {
 #[derive(Default)]
 struct OpenRequests {
     count: Cell<usize>,
-    /// The node is about to stop: no further ones are admitted.
+    /// True once the node is about to stop: no further requests are admitted.
     stopping: Cell<bool>,
 }
 
 impl Service {
-    /// Creates the entrance of a worker's node. `faults`: the switch, if clients may use it.
+    /// Creates the service of a worker. `faults` is the fault switch, if clients may use it.
     pub fn new(node: Rc<Node>, faults: Option<FaultSwitch>) -> Service {
         Service { node, faults, requests: Rc::default() }
     }
 
-    /// The node behind this entrance.
+    /// Returns this worker's part of the node.
     pub fn node(&self) -> &Rc<Node> {
         &self.node
     }
 
-    /// Refuses clients' requests from now on, because the node is about to stop. Requests that are
-    /// being served go on.
+    /// Refuses clients' requests from now on, because the node will stop. Open requests go on.
     pub fn refuse_clients(&self) {
         self.requests.stopping.set(true);
     }
 
-    /// The number of clients' requests that this worker is serving.
+    /// Returns the number of clients' requests that this worker is serving.
     pub fn in_flight(&self) -> usize {
         self.requests.count.get()
     }
 
-    /// The end of a request that names this timeout, or none.
+    /// Returns the deadline of a request with this timeout. Zero: the client named none.
     fn deadline(&self, timeout: Duration) -> Instant {
         let config = &self.node.shared.settings.coordinator;
-        let wish = if timeout.is_zero() { Duration::from_millis(config.request_timeout_ms) } else { timeout };
-        Instant::now() + wish.min(Duration::from_millis(config.max_request_timeout_ms))
+        let wanted =
+            if timeout.is_zero() { Duration::from_millis(config.request_timeout_ms) } else { timeout };
+        Instant::now() + wanted.min(Duration::from_millis(config.max_request_timeout_ms))
     }
 
-    /// Checks whether this worker serves a client's request now.
+    /// Checks that this worker may serve a client's request now.
     ///
     /// # Errors
-    /// `Overloaded`, with the reason.
+    /// `Overloaded`, with the reason, if it may not.
     fn admit(&self, request: &ClientRequest, origin: Origin) -> Result<(), RequestError> {
         let shared = &self.node.shared;
-        let about_itself =
+        let is_about_node =
             matches!(request, ClientRequest::Status | ClientRequest::Cluster(_) | ClientRequest::Layout);
-        let drained = shared.is_drained() && !about_itself && origin == Origin::Client;
+        let drained = shared.is_drained() && !is_about_node && origin == Origin::Client;
         if self.requests.stopping.get() || drained {
-            let what = "the node is stopping: what it takes".to_owned();
+            let what = "the number of requests that this node accepts while it stops".to_owned();
             return Err(RequestError::Overloaded { what, limit: 0 });
         }
-        if shared.view().removed && !about_itself {
-            let what = "this node was taken out of the cluster while it was away, and what it holds is from before: stop it, \
-                        and start it with an empty data folder to join again; what it takes"
+        if shared.view().removed && !is_about_node {
+            let what = "this node was taken out of the cluster while it was down, so its data is outdated: stop it, and start it \
+                        with an empty data folder to join again; the number of requests that it accepts"
                 .to_owned();
             return Err(RequestError::Overloaded { what, limit: 0 });
         }
         let limit = shared.settings.coordinator.max_in_flight;
         if self.requests.count.get() >= limit {
-            let what = "requests under way on this worker ([coordinator] max_in_flight)".to_owned();
+            let what = "the number of open requests on this worker ([coordinator] max_in_flight)".to_owned();
             return Err(RequestError::Overloaded { what, limit: limit as u64 });
         }
         Ok(())
     }
 
-    /// Admits a client's request and serves it as a task of its own: a client that goes away cancels
-    /// nothing. `reply` is sent the result.
+    /// Admits a client's request and serves it in a task of its own, so that a client that
+    /// disconnects cancels nothing. The result goes to `reply`.
     fn begin(&self, request: ClientRequest, timeout: Duration, origin: Origin, reply: ReplyTo<ClientResult>) {
         if let Err(refusal) = self.admit(&request, origin) {
             return reply.send(Err(refusal));
@@ -127,8 +127,8 @@ impl Service {
         });
     }
 
-    /// Serves a client's request. A put answers at W acks and goes on after that; all others answer
-    /// when they end.
+    /// Serves a client's request. A put answers after W acks and then goes on. All other requests
+    /// answer when they end.
     async fn serve(
         &self,
         request: ClientRequest,
@@ -165,7 +165,7 @@ impl Service {
     fn set_faults(&self, cut: &[String]) -> Result<(), RequestError> {
         let Some(switch) = &self.faults else {
             return Err(RequestError::invalid(
-                "this node takes no faults: set [faults] enabled = true in its configuration (tests only)",
+                "this node does not allow faults: set [faults] enabled = true in its configuration (tests only)",
             ));
         };
         let mut nodes = Vec::new();
@@ -182,7 +182,7 @@ impl Service {
         switch(nodes).map_err(RequestError::invalid)
     }
 
-    /// Wraps the reply of a get, put or scan, so that an event tells how it was served.
+    /// Wraps the reply of a get, put or scan, so that an event reports how the request was served.
     fn observed(&self, request: &ClientRequest, reply: ReplyTo<ClientResult>) -> ReplyTo<ClientResult> {
         let (verb, id) = match request {
             ClientRequest::Get(_) => ("get", None),
@@ -239,7 +239,7 @@ impl Service {
     }
 }
 
-/// Counts a request for as long as it is served.
+/// Guard that counts a request for as long as it is served.
 struct InFlight {
     shared: Arc<Shared>,
     requests: Rc<OpenRequests>,
@@ -269,19 +269,21 @@ impl NodeService for Service {
 
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
-        // A node that was removed, or has not joined yet, must not change anything.
+        // A peer that is no participant must not change anything here. Nor may any peer, while this
+        // node is removed or may have lost its layouts.
         let view = self.node.shared.view();
         let confirmed = self.node.shared.recovery.are_layouts_confirmed();
-        let takes_part = view.is_participant(from) && !view.removed && confirmed;
+        let is_accepted = view.is_participant(from) && !view.removed && confirmed;
         drop(view);
         for Incoming { request, timeout, reply } in batch {
             match request {
                 PeerRequest::Gossip(message) => gossip::receive(&self.node, from, &message, reply),
-                PeerRequest::LayoutSummary(news) => {
-                    reply.send(layout_exchange::answer(&self.node, from, &news))
+                PeerRequest::LayoutSummary(summary) => {
+                    reply.send(layout_exchange::answer(&self.node, from, &summary))
                 }
-                request if !takes_part && !is_for_any_node(&request) => {
-                    let detail = "it has no part in the layout here".to_owned();
+                request if !is_accepted && !is_for_any_node(&request) => {
+                    let detail = "the sender or this node is no participant of the layout, or this node still confirms its layouts"
+                        .to_owned();
                     reply.send(Err(PeerError::Refused { detail }));
                 }
                 PeerRequest::Write(write) => writes.push(ReceivedWrite { write, timeout, reply }),
@@ -292,7 +294,7 @@ impl NodeService for Service {
     }
 }
 
-/// True for requests of any node of the cluster, also of one that has no part in the layout.
+/// True for requests that any node of the cluster may send, also one that is no participant.
 fn is_for_any_node(request: &PeerRequest) -> bool {
     matches!(request, PeerRequest::Layouts | PeerRequest::Clock | PeerRequest::Forward(_))
 }

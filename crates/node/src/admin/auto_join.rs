@@ -14,14 +14,15 @@ use crate::node::Node;
 
 /// Time between polls for nodes that wait to join.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
-/// Polls without a new node before those that wait are made members: together.
+/// Polls without a new node after which the waiting nodes become members, all together.
 const QUIET_POLLS: usize = 3;
 
-/// With `auto_commit`: the first live member makes members of nodes that are found and wait, for as long as it runs.
+/// Makes members of the nodes that wait to join, if this node is the first live member. Runs until
+/// the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
-    let mut seen: Vec<NodeId> = Vec::new();
-    let mut quiet = 0;
+    let mut waiting_before: Vec<NodeId> = Vec::new();
+    let mut unchanged_polls = 0;
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         let view = shared.view();
@@ -41,21 +42,22 @@ pub(crate) async fn run(node: Rc<Node>) {
         let found = gossip::view(&shared).into_iter().filter(|view| view.state == MemberState::Alive);
         let waiting: Vec<Member> = found.map(|view| view.member).filter(waits).collect();
         let ids: Vec<NodeId> = waiting.iter().map(|member| member.id).collect();
-        quiet = if ids == seen { quiet + 1 } else { 0 };
-        seen = ids;
-        if waiting.is_empty() || quiet < QUIET_POLLS {
+        unchanged_polls = if ids == waiting_before { unchanged_polls + 1 } else { 0 };
+        waiting_before = ids;
+        if waiting.is_empty() || unchanged_polls < QUIET_POLLS {
             continue;
         }
         let join =
             |Member { name, address, zone, weight, .. }| LayoutChange::Join { name, address, zone, weight };
         let joins: Vec<LayoutChange> = waiting.into_iter().map(join).collect();
-        // What an operator has begun to stage is an operator's to commit; not a join of these that gave way to another layout.
-        let theirs =
+        // If an operator has staged other changes, the operator must commit. Joins of these nodes
+        // do not count: they are staged again after another layout replaced theirs.
+        let has_operator_changes =
             |layouts: &Layouts| layouts.staged().iter().any(|staged| !joins.contains(&staged.change));
-        if shared.layouts.with(theirs) {
+        if shared.layouts.with(has_operator_changes) {
             continue;
         }
         let _ = commit_only(&node, joins.into_iter().map(|join| staged_by(&node, join)).collect()).await;
-        quiet = 0;
+        unchanged_polls = 0;
     }
 }

@@ -1,9 +1,11 @@
-//! Buckets with a definition of their own: created while the cluster runs, by a change of layout that moves no partition.
+//! Creation of buckets with a definition of their own, while the cluster runs. A new definition is
+//! a layout change that moves no partition.
 //!
-//! A bucket whose keys get another number of replicas than they had by the default, or quorums that need not meet those,
-//! would be looked for where it is not, as long as some nodes know and some do not. So its keys are neither read nor written
-//! from the moment a node hears of it until nobody goes by the old definition any more; what somebody had under the name before
-//! goes to its replicas meanwhile (`transfer::copy`).
+//! Before its creation, a bucket has the default definition. The new definition may have another n,
+//! or quorums that need not overlap with the old ones. While some nodes use the old definition and
+//! some the new one, a read could then miss a write. So a node that knows the new definition
+//! refuses reads and writes of the bucket until all nodes use it. Meanwhile all nodes give their
+//! records of the bucket to its new replicas (`layout_change/bucket_backfill.rs`).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,10 +23,10 @@ use super::layout_changes::{commit_only, staged_by};
 use crate::coordinator;
 use crate::node::Node;
 
-/// How often a creation looks how far it is, if nothing stirs.
+/// Time between two checks of a creation's progress, while nothing changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What buckets' keys are held to, as this node knows it.
+/// Reports the definitions of the buckets, as this node knows them.
 pub(crate) fn show(node: &Node) -> BucketsReport {
     let view = node.shared.view();
     let newest = view.newest();
@@ -40,11 +42,12 @@ pub(crate) fn show(node: &Node) -> BucketsReport {
     }
 }
 
-/// Gives a bucket a definition of its own and waits until all nodes go by it. One that has it already is fine: then this is
-/// a repetition.
+/// Gives a bucket a definition of its own, and waits until all nodes use it. Succeeds if the bucket
+/// has this definition already, so that a client may repeat the request.
 ///
 /// # Errors
-/// `InvalidRequest` if it does not fit; `Indeterminate` if not all nodes have taken it in time: it may be repeated.
+/// `InvalidRequest` if the definition does not fit. `Indeterminate` if not all nodes use it in
+/// time: the client may repeat the request.
 pub(crate) async fn create(
     node: &Rc<Node>,
     name: &str,
@@ -66,26 +69,27 @@ pub(crate) async fn create(
             }
             is_checked = true;
             match commit_only(node, vec![staged_by(node, change.clone())]).await {
-                // Others are under way: there is room when they are done.
+                // Other layout changes are under way. The loop retries until they are done.
                 Ok(()) | Err(RequestError::Overloaded { .. }) => {}
                 Err(error) => return Err(error),
             }
-        } else if is_taken(node, name) {
+        } else if is_used_by_all(node, name) {
             return Ok(show(node));
         }
         if Instant::now() >= deadline {
             return Err(node.shared.layouts.with(|layouts| {
                 let all = layouts.participants();
-                let there = all.iter().filter(|&&id| layouts.phase_of(id) >= Phase::Known).count();
-                RequestError::Indeterminate { needed: all.len() as u8, received: there as u8 }
+                let informed = all.iter().filter(|&&id| layouts.phase_of(id) >= Phase::Known).count();
+                RequestError::Indeterminate { needed: all.len() as u8, received: informed as u8 }
             }));
         }
         let _ = tokio::time::timeout(POLL_INTERVAL, node.shared.layouts.changed.notified()).await;
     }
 }
 
-/// True if all nodes know the newest layout, and with it the bucket, and none goes by another one of it.
-fn is_taken(node: &Node, name: &str) -> bool {
+/// True if all nodes know the newest layout, with the bucket's definition, and no node uses an
+/// older definition.
+fn is_used_by_all(node: &Node, name: &str) -> bool {
     let all_know = node
         .shared
         .layouts
@@ -93,7 +97,10 @@ fn is_taken(node: &Node, name: &str) -> bool {
     all_know && node.shared.view().bucket(name).is_some()
 }
 
-/// A bucket that gets other replicas or quorums must be new, and everybody there to hear of it.
+/// Checks that a bucket with another n or other quorums has no keys, and that all nodes are up.
+///
+/// # Errors
+/// `InvalidRequest`, with the node that is down or the key that exists.
 async fn check_is_new(
     node: &Rc<Node>,
     bucket: &BucketName,
@@ -104,8 +111,8 @@ async fn check_is_new(
     if let Some(&down) = view.participants.iter().find(|&&id| !node.is_live(id)) {
         let (name, down) = (bucket.as_str(), view.name_of(down));
         return Err(RequestError::invalid(format!(
-            "bucket {name:?}: node {down} can't be reached, and no key could be read or written until it is told of the n, r and w; \
-             start it, or take it out with `quorate cluster remove {down} --force`, or leave n, r and w to the default"
+            "bucket {name:?}: node {down} cannot be reached, and no key could be read or written until it knows the new n, r and w: \
+             start it, or remove it with `quorate cluster remove {down} --force`, or leave n, r and w at the default"
         )));
     }
     drop(view);
@@ -122,8 +129,8 @@ async fn check_is_new(
         let BucketDefinition { n, r, w, .. } = &known.get(bucket.as_str()).definition;
         let n = n.map_or("the cluster's n".to_owned(), |n| format!("n = {n}"));
         return Err(RequestError::invalid(format!(
-            "bucket {:?} has keys already ({}), with {n}, r = {r}, w = {w}: what is written by these might not be found by others; \
-             choose another name, or leave them as they are",
+            "bucket {:?} has keys already ({}), written with {n}, r = {r}, w = {w}: reads with another n, r or w might miss them; \
+             choose another name, or keep this n, r and w",
             bucket.as_str(),
             entry.key.escape_ascii(),
         )));

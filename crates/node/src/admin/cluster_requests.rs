@@ -1,4 +1,4 @@
-//! Dispatch of an operator's requests about the cluster.
+//! Dispatch of operators' requests about the cluster.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use quorate_core::change::StagedChange;
 use quorate_core::request::{ClientReply, ClientResult, ClusterRequest};
 use tokio::time::Instant;
 
-use super::layout_changes::{clear, commit, commit_only, completed, stage};
+use super::layout_changes::{clear, commit, commit_only, complete_change, stage};
 use super::{buckets, reports};
 use crate::node::Node;
 
@@ -14,14 +14,14 @@ use crate::node::Node;
 pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Instant) -> ClientResult {
     match request {
         ClusterRequest::Show => {}
-        // A client that did not hear the answer asks again.
+        // The client repeats a request whose answer was lost. The change is done already.
         ClusterRequest::Stage(StagedChange { id, .. }) | ClusterRequest::Apply(StagedChange { id, .. })
             if node.shared.layouts.with(|layouts| layouts.is_done_with(id)) => {}
         ClusterRequest::Stage(StagedChange { id, change }) => {
-            stage(node, StagedChange { id, change: completed(node, change)? }).await?
+            stage(node, StagedChange { id, change: complete_change(node, change)? }).await?
         }
         ClusterRequest::Apply(StagedChange { id, change }) => {
-            commit_only(node, vec![StagedChange { id, change: completed(node, change)? }]).await?;
+            commit_only(node, vec![StagedChange { id, change: complete_change(node, change)? }]).await?;
         }
         ClusterRequest::Plan => return reports::plan(node).map(report),
         ClusterRequest::Commit { plan } => commit(node, plan).await?,

@@ -1,4 +1,4 @@
-//! A digest of all that a node holds, a partition each, to compare replicas by.
+//! Fingerprints of the partitions that a node holds, for comparing replicas in tests.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::state::scan_pages::{PageBounds, ScanPages};
 use crate::state::shared::Shared;
 
+/// Records that are read at a time.
 const PAGE: PageBounds = PageBounds { records: 1_000, bytes: 1024 * 1024 };
 
-/// Reads every record of every partition in which this node holds any. Yields between pages.
+/// Computes a fingerprint for each partition and n that this node holds. Yields between pages.
+///
+/// # Errors
+/// `StorageFailed` if a record cannot be read.
 pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerprint>, RequestError> {
     let failed = |error: StorageError| RequestError::StorageFailed { detail: error.to_string() };
     let replicas = shared.view().newest().replicas();
@@ -40,7 +44,8 @@ pub(crate) async fn fingerprint(shared: &Shared) -> Result<Vec<PartitionFingerpr
     Ok(found)
 }
 
-/// The bucket's name in an object's storage key; the default bucket's rules hold for what is none.
+/// Returns the bucket's name in an object's storage key. Empty if the name is malformed; such a
+/// bucket has the default definition.
 fn bucket_of(key: &[u8]) -> &str {
     let rest = key.get(3..).unwrap_or_default();
     let end = rest.iter().position(|&byte| byte == 0).unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! Layout changes of an operator: stage, plan, commit, clear.
+//! Layout changes of an operator: staging, commit and withdrawal.
 
 use quorate_core::RequestError;
 use quorate_core::change::{LayoutChange, StagedChange, change_id};
@@ -10,7 +10,7 @@ use crate::membership::gossip;
 use crate::membership::layout_exchange::tell_of_changes;
 use crate::node::Node;
 
-/// Why a change of layout was not made.
+/// Error of a layout change.
 enum Refusal {
     Layout(LayoutError),
     Storage(StorageError),
@@ -26,7 +26,7 @@ impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
         match refusal {
             Refusal::Layout(LayoutError::UnderWay { changes }) => {
-                let what = "the number of changes of layout under way (quorate cluster transfers)".to_owned();
+                let what = "the number of layout changes under way (quorate cluster transfers)".to_owned();
                 RequestError::Overloaded { what, limit: changes as u64 }
             }
             Refusal::Layout(error) => RequestError::invalid(error.to_string()),
@@ -35,7 +35,7 @@ impl From<Refusal> for RequestError {
     }
 }
 
-/// A change that this node asks for itself.
+/// Creates a staged change with a new id, for a change that this node makes itself.
 pub(crate) fn staged_by(node: &Node, change: LayoutChange) -> StagedChange {
     let environment = &node.shared.environment;
     StagedChange { id: change_id(environment.wall_ms(), environment.random(), 0), change }
@@ -63,22 +63,23 @@ pub(super) async fn stage(node: &Node, change: StagedChange) -> Result<(), Reque
     alter(node, staging).await
 }
 
-/// Makes these changes the newest layout, whatever else is staged.
+/// Makes these changes the newest layout. Other staged changes stay staged.
 ///
 /// # Errors
-/// If they do not fit, or this node can't.
+/// If the changes do not fit, or this node may not commit a layout.
 pub(crate) async fn commit_only(node: &Node, changes: Vec<StagedChange>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
-        let news = layouts.commit_only(&changes).map_err(Refusal::Layout)?;
-        if news {
+        let changed = layouts.commit_only(&changes).map_err(Refusal::Layout)?;
+        if changed {
             layouts.advance();
         }
-        Ok(news)
+        Ok(changed)
     })
     .await
 }
 
+/// Changes the layouts, and emits events for the changes.
 async fn alter(
     node: &Node,
     change: impl FnMut(&mut Layouts) -> Result<bool, Refusal>,
@@ -89,35 +90,48 @@ async fn alter(
     Ok(())
 }
 
-/// Why this node can make no new layout.
+/// Checks that this node may commit a new layout.
+///
+/// # Errors
+/// `Unavailable` if it may have lost its layouts. `InvalidRequest` if it is no participant.
 fn check_may_commit(node: &Node) -> Result<(), RequestError> {
-    let this = node.shared.view();
+    let view = node.shared.view();
     if !node.shared.recovery.are_layouts_confirmed() {
-        // Another one may have heard what the others know; this one has just started.
+        // This node has just started and may not know the newest layout. Another node may serve the
+        // request.
         return Err(RequestError::Unavailable { needed: 2, reachable: 1 });
     }
-    if this.removed || !this.is_participant(node.shared.node()) {
-        let detail = "this node has no part in the layout: ask a member".to_owned();
+    if view.removed || !view.is_participant(node.shared.node()) {
+        let detail = "this node is not a member of the cluster: send the request to a member".to_owned();
         return Err(RequestError::InvalidRequest { detail });
     }
     Ok(())
 }
 
+/// Makes the staged changes the newest layout. `shown`: digest of the plan that the operator saw.
+///
+/// # Errors
+/// If the changes do not fit, if they make another plan than `shown`, or if this node may not
+/// commit a layout.
 pub(super) async fn commit(node: &Node, shown: Option<u64>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
-        let news = layouts.commit(shown).map_err(Refusal::Layout)?;
-        if news {
-            // It is stored before anybody goes by it: that is the first phase.
+        let changed = layouts.commit(shown).map_err(Refusal::Layout)?;
+        if changed {
+            // The layout is stored before any request uses it. That is the first phase.
             layouts.advance();
         }
-        Ok(news)
+        Ok(changed)
     })
     .await
 }
 
-/// A node that was found need not be told where it is, and a bucket's resolver must be there.
-pub(super) fn completed(node: &Node, change: LayoutChange) -> Result<LayoutChange, RequestError> {
+/// Fills in the address and the zone of a joining node that gossip has found, if the operator left
+/// them out. Checks that this node has the conflict resolver of a new bucket.
+///
+/// # Errors
+/// `InvalidRequest` if the address is unknown, or the resolver.
+pub(super) fn complete_change(node: &Node, change: LayoutChange) -> Result<LayoutChange, RequestError> {
     if let LayoutChange::Bucket { definition, .. } = &change {
         node.shared.resolver(&definition.resolver)?;
     }

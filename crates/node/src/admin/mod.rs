@@ -1,4 +1,5 @@
-//! Requests of operators: layout changes, buckets, reports, and the fingerprint of this node's data.
+//! Requests of operators: layout changes, buckets, reports, and the fingerprint of this node's
+//! data.
 
 pub(crate) mod auto_join;
 mod buckets;

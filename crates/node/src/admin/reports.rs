@@ -1,4 +1,4 @@
-//! Reports of what this node knows and does, for people, scripts and metrics.
+//! Reports about this node and the cluster, for people, scripts and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -19,21 +19,21 @@ use crate::membership::gossip;
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Past layouts that a report shows.
+/// Most past layouts that a report shows.
 const SHOWN_HISTORY: usize = 100;
 
-/// Partitions that are measured for a plan, and bytes that are read of each.
-const MEASURED: usize = 16;
-const MEASURED_BYTES: usize = 4 * 1024 * 1024;
+/// Partitions whose size is measured for a plan, and most bytes that are read of each.
+const SAMPLED_PARTITIONS: usize = 16;
+const SAMPLED_BYTES: usize = 4 * 1024 * 1024;
 
-/// The state of the tasks that run without any client, for metrics and `status`.
+/// The state of the tasks that run without a client, for metrics and `status`.
 #[derive(Clone, Debug)]
 pub struct Upkeep {
     /// The hints that this node keeps, by target.
     pub hints_for: Vec<HintStatus>,
     /// The number of partitions of which this node may have forgotten records.
     pub recovering: usize,
-    /// The reason why the node coordinates nothing, if its clock is wrong.
+    /// The reason why the node coordinates no writes, if its clock is wrong.
     pub clock_problem: Option<String>,
     /// Milliseconds by which its clock is ahead of its peers' (the median).
     pub clock_ahead_ms: i64,
@@ -41,11 +41,11 @@ pub struct Upkeep {
     pub repair: RepairStatus,
     /// Tombstone collection.
     pub tombstone_gc: TombstoneGcStatus,
-    /// Requests of clients that are being served.
+    /// Number of clients' requests that are being served.
     pub in_flight: usize,
 }
 
-/// Reports the state of the tasks that run without any client.
+/// Reports the state of the tasks that run without a client.
 pub fn upkeep(shared: &Shared) -> Upkeep {
     let now_ms = shared.environment.wall_ms();
     Upkeep {
@@ -182,7 +182,7 @@ pub(crate) fn cluster(node: &Node) -> ClusterReport {
     }
 }
 
-/// How far the change under way is.
+/// Reports the progress of the layout change under way. `None`: no layout change is under way.
 pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
     let shared = &node.shared;
     let view = shared.view();
@@ -191,11 +191,12 @@ pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
     }
     let layouts = shared.layouts.known();
     let phase_of = |id: NodeId| layouts.phase_of(id);
-    let least = layouts.cluster_phase();
+    let cluster_phase = layouts.cluster_phase();
     let mut blocked_by = Vec::new();
     for &id in &view.participants {
-        // Others may have to copy from it, or hand over to it, before they can go on.
-        if !node.is_live(id) && least < Phase::Cleared {
+        // Other nodes may have to copy from this participant, or hand off records to it, before
+        // they can go on.
+        if !node.is_live(id) && cluster_phase < Phase::Cleared {
             let name = view.name_of(id);
             blocked_by.push(format!(
                 "{name} is down and the change waits for it: start it again, or, if its disk is lost, \
@@ -206,7 +207,7 @@ pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
     let transfer = shared.transfer_report();
     Some(ChangeReport {
         layouts: view.active.iter().map(|layout| layout.number()).collect(),
-        phase: least.name().to_owned(),
+        phase: cluster_phase.name().to_owned(),
         phases: view
             .participants
             .iter()
@@ -224,20 +225,21 @@ pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
 pub(crate) fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     let shared = &node.shared;
     let layouts = shared.layouts.known();
-    let now = layouts.newest();
-    let then = layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))?;
-    let bytes_each = bytes_of_a_partition(shared, now);
+    let current = layouts.newest();
+    let planned = layouts.plan().map_err(|error| RequestError::invalid(error.to_string()))?;
+    let bytes_each = bytes_of_a_partition(shared, current);
     let mut nodes: BTreeMap<String, PlanNode> = BTreeMap::new();
-    for member in now.members().iter().chain(then.members()) {
-        let gains =
-            shared.all_partitions().filter(|&p| then.holds(member.id, p) && !now.holds(member.id, p)).count()
-                as u32;
-        let zone = then.member(member.id).unwrap_or(member).zone.clone();
+    for member in current.members().iter().chain(planned.members()) {
+        let gains = shared
+            .all_partitions()
+            .filter(|&p| planned.holds(member.id, p) && !current.holds(member.id, p))
+            .count() as u32;
+        let zone = planned.member(member.id).unwrap_or(member).zone.clone();
         let plan = PlanNode {
             name: member.name.clone(),
             zone,
-            before: now.load_of(member.id).partitions,
-            after: then.load_of(member.id).partitions,
+            before: current.load_of(member.id).partitions,
+            after: planned.load_of(member.id).partitions,
             gains,
             bytes: bytes_each * u64::from(gains),
         };
@@ -246,32 +248,33 @@ pub(crate) fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     let moved = nodes.values().map(|node| node.gains).sum();
     Ok(PlanReport {
         staged: layouts.staged().iter().map(|staged| staged.change.to_string()).collect(),
-        layout: then.number(),
-        digest: format!("{:016x}", then.digest()),
-        replicas: then.replicas(),
+        layout: planned.number(),
+        digest: format!("{:016x}", planned.digest()),
+        replicas: planned.replicas(),
         moved,
         fewest: nodes.values().map(|node| node.after.saturating_sub(node.before)).sum(),
         bytes: bytes_each * u64::from(moved),
-        zones: shared.all_partitions().map(|p| zones_of(&then, p)).min().unwrap_or(0),
+        zones: shared.all_partitions().map(|p| zones_of(&planned, p)).min().unwrap_or(0),
         nodes: nodes.into_values().collect(),
     })
 }
 
+/// Returns the number of zones of a partition's replicas.
 fn zones_of(layout: &Layout, partition: PartitionId) -> u32 {
     let replicas = layout.replicas_of(partition, u8::MAX).iter();
     let zones = replicas.filter_map(|&replica| layout.member(replica)).map(|member| &member.zone);
     zones.collect::<std::collections::BTreeSet<_>>().len() as u32
 }
 
-/// About how many bytes a partition has, by some of those that this node holds.
+/// Estimates the bytes of a partition, from a sample of those that this node holds.
 fn bytes_of_a_partition(shared: &Shared, layout: &Layout) -> u64 {
     let own: Vec<PartitionId> =
         shared.all_partitions().filter(|&partition| layout.holds(shared.node(), partition)).collect();
-    let step = (own.len() / MEASURED).max(1);
+    let step = (own.len() / SAMPLED_PARTITIONS).max(1);
     let measured: Vec<u64> = own
         .iter()
         .step_by(step)
-        .take(MEASURED)
+        .take(SAMPLED_PARTITIONS)
         .map(|&partition| {
             let start = StorageKey::partition_start(partition);
             let end = end_of_prefix(&start);
@@ -280,7 +283,7 @@ fn bytes_of_a_partition(shared: &Shared, layout: &Layout) -> u64 {
                 after: false,
                 end: end.as_deref(),
                 limit: usize::MAX,
-                max_bytes: MEASURED_BYTES,
+                max_bytes: SAMPLED_BYTES,
             };
             let page = shared.engine.scan(range).map(|page| page.records).unwrap_or_default();
             page.iter().map(|(key, object)| (key.len() + object.len()) as u64).sum()

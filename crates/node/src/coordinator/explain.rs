@@ -1,4 +1,4 @@
-//! Explain: where a key lies, and what each of its replicas holds of it.
+//! Explain: reports the placement of a key, and the object that each of its replicas holds.
 
 use std::rc::Rc;
 
@@ -12,6 +12,10 @@ use super::read_quorum::{ask_one, object_of};
 use crate::gather::Gather;
 use crate::node::Node;
 
+/// Serves an explain request.
+///
+/// # Errors
+/// If the key's bucket is being created, or its r or w exceeds the number of replicas.
 pub(crate) async fn explain(
     node: &Rc<Node>,
     key: Key,
@@ -57,7 +61,7 @@ pub(crate) async fn explain(
     })
 }
 
-/// The names of the nodes that keep hints for the key, sorted.
+/// Returns the names of the nodes that keep hints for the key, sorted.
 async fn hint_holders(node: &Rc<Node>, placement: &KeyPlacement, deadline: Instant) -> Vec<String> {
     let gather = Gather::default();
     let participants = placement.view.participants.iter().copied();
@@ -79,10 +83,12 @@ async fn hint_holders(node: &Rc<Node>, placement: &KeyPlacement, deadline: Insta
     hints
 }
 
+/// Returns the state of a replica that has not answered yet.
 fn unknown(node: String) -> ReplicaState {
     ReplicaState { node, state: "no answer in time".to_owned(), digest: None, versions: Vec::new() }
 }
 
+/// Returns the state of a replica that answered.
 fn describe(node: String, answer: Result<Option<Object>, String>) -> ReplicaState {
     match answer {
         Err(reason) => ReplicaState { node, state: reason, digest: None, versions: Vec::new() },

@@ -1,4 +1,4 @@
-//! A coordinator that is no replica passes a request on, once, to a live replica.
+//! Forwarding: a node that is no replica of the key passes a request to a live replica, once.
 
 use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest};
 use quorate_core::{NodeId, RequestError};
@@ -8,6 +8,7 @@ use super::placement::KeyPlacement;
 use crate::gather::Gather;
 use crate::node::Node;
 
+/// Forwards a request to the first live replica that answers. A write is sent to one replica only.
 pub(crate) async fn forward(
     node: &Node,
     placement: &KeyPlacement,
@@ -33,7 +34,7 @@ pub(crate) async fn forward(
             Some((_, Err(PeerError::Overloaded { what, limit }))) => {
                 return Err(RequestError::Overloaded { what, limit });
             }
-            // A write that was passed on may have been done; only a read may be asked of another one.
+            // A forwarded write may have been applied, so it is not sent to a second replica.
             _ if is_write => {
                 return Err(RequestError::Indeterminate { needed: 1, received: 0 });
             }

@@ -1,4 +1,4 @@
-//! Get: ask R replicas, merge, repair the stale ones, show.
+//! Get: reads R replicas, merges their objects, repairs the stale ones, and shows the result.
 
 use std::rc::Rc;
 
@@ -18,6 +18,7 @@ use super::read_quorum::read_replicas;
 use super::read_repair::{HoldersNeeded, repair};
 use crate::node::Node;
 
+/// Serves a get.
 pub(crate) async fn get(
     node: &Rc<Node>,
     request: GetRequest,
@@ -32,8 +33,13 @@ pub(crate) async fn get(
     }
     let sloppy = placement.bucket.definition.sloppy;
     let read = read_replicas(node, &placement, required, sloppy, deadline).await?;
-    let repaired =
-        repair(node, &placement, &read, HoldersNeeded { size: request.r, required }, deadline).await?;
+    let repaired = match read.replicas_agree() && placement.pending_write_sets.is_empty() {
+        true => Vec::new(),
+        false => {
+            let needed = HoldersNeeded { size: request.r, required };
+            repair(node, &placement, &read, needed, deadline).await?
+        }
+    };
     Ok(ClientReply::Get(GetReply {
         siblings: shown(node, &placement.bucket, &read.merged)?,
         context: match read.encoded {
@@ -51,8 +57,8 @@ pub(crate) async fn get(
     }))
 }
 
-/// The siblings that a client is shown of an object. The bucket's conflict resolver chooses them here,
-/// and only here.
+/// Returns the siblings of an object that a client is shown. The bucket's conflict resolver chooses
+/// them here, and only here.
 ///
 /// # Errors
 /// `InvalidRequest` if this node has no such resolver.

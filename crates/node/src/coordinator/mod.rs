@@ -1,7 +1,8 @@
-//! A node as coordinator: it asks the replicas of a key, counts their answers, and answers the client.
+//! A node as coordinator: it asks the replicas of a key, counts their answers, and answers the
+//! client.
 //!
-//! One file a verb. They share `placement.rs` (the key's replicas), `read_quorum.rs` (reading R replicas)
-//! and `read_repair.rs`.
+//! Each kind of request has its own file. These share `placement.rs` (the key's replicas),
+//! `read_quorum.rs` (reading R replicas) and `read_repair.rs`.
 
 mod explain;
 mod forward;

@@ -1,8 +1,10 @@
-//! Put and delete: mint the write on this node's own replica, send the merged object to the others, count acks.
+//! Put and delete: mints the write on this node's own replica, sends the merged object to the
+//! others, and counts acks.
 //!
-//! A replica that can't be reached, fails, or takes long is stood in for by a fallback, which keeps the object as a hint
-//! (sloppy quorum: the hint's ack counts; strict: it does not). Only where no replica at all can be reached does a
-//! fallback coordinate, and mints the write as a hint of its own.
+//! A fallback stands in for a replica that cannot be reached, fails, or is slow. It keeps the
+//! object as a hint. In a sloppy quorum the fallback's ack counts, in a strict one it does not. A
+//! fallback coordinates only if no replica can be reached. It then mints the write as a hint of its
+//! own.
 
 use std::rc::Rc;
 
@@ -29,10 +31,11 @@ use crate::node::Node;
 use crate::replica::write::ClientWriteRequest;
 use crate::state::settings::AFTERMATH_MS;
 
-/// A write that has not its acks by then is also offered to fallbacks, in place of the replicas that did not answer.
+/// Time after which a write without enough acks is also sent to fallbacks, in place of the replicas
+/// that have not answered.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
 
-/// Serves a put. Answers at W acks and goes on until all replicas have been heard, or the deadline.
+/// Serves a put. Replies after W acks, and goes on until all replicas answered or the deadline.
 pub(crate) async fn put(
     node: &Rc<Node>,
     request: PutRequest,
@@ -57,33 +60,35 @@ pub(crate) async fn put(
     }
 }
 
-/// One attempt at a write, checked and with the number of acks it needs.
+/// The state of one put: the checked write, and the acks that it needs and has.
 struct WriteAttempt<'a> {
     node: &'a Rc<Node>,
     placement: &'a KeyPlacement,
     write: Write,
+    /// Acks that the write needs in the layout that reads use.
     required: u8,
-    /// Acks that it needs in each of the placement's other replica sets.
-    also_required: Vec<u8>,
-    /// Fallbacks count.
+    /// Acks that the write needs in each of `placement.pending_write_sets`.
+    pending_required: Vec<u8>,
+    /// True if acks of fallbacks count.
     sloppy: bool,
-    /// This node is no replica: it coordinates as a fallback, and what it mints is a hint for this replica.
+    /// The replica for which this node mints the write as a hint, if this node is a fallback.
     hint_for: Option<NodeId>,
+    /// True if the client has sent this write before.
     retry: bool,
     begun: Instant,
     deadline: Instant,
-    /// When the object that is sent is void.
+    /// The time after which the messages of this write are void, in milliseconds since 1970.
     valid_until_ms: u64,
     gather: Gather,
     sent: Vec<SentWrite>,
-    /// Fallbacks that were not used yet, once they were looked up.
+    /// Fallbacks that are not used yet. `None` until the first one is needed.
     fallbacks: Option<std::vec::IntoIter<NodeId>>,
 }
 
-/// Somebody who was sent the write.
+/// One sending of the write to a node, and its outcome.
 struct SentWrite {
     to: NodeId,
-    /// The replica that it is meant for: `to` itself, or the one that `to` stands in for.
+    /// The replica for which it was sent: `to` itself, or the replica that `to` stands in for.
     target: NodeId,
     state: SentState,
 }
@@ -96,7 +101,7 @@ enum SentState {
 }
 
 impl<'a> WriteAttempt<'a> {
-    /// Checks the request, and whether enough nodes are in sight, before anything is minted.
+    /// Checks the request, and that enough nodes can be reached, before anything is minted.
     fn prepare(
         node: &'a Rc<Node>,
         placement: &'a KeyPlacement,
@@ -110,38 +115,42 @@ impl<'a> WriteAttempt<'a> {
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
         let this = node.shared.node();
         let is_replica = placement.replicas.contains(&this);
-        // Who passed it on goes by another layout; who is about to come or to go stands in for nobody.
-        let stays = || {
+        // A coordinator that forwards a request to a node that is no replica uses another layout. A
+        // node that is joining or leaving is no fallback.
+        let is_permanent_member = || {
             let view = &placement.view;
             view.read.member(this).is_some() && view.newest().member(this).is_some()
         };
-        if !is_replica && (origin == Origin::Coordinator || !stays()) {
+        if !is_replica && (origin == Origin::Coordinator || !is_permanent_member()) {
             return Err(RequestError::Unavailable { needed: required, reachable: 0 });
         }
         if let Payload::Value(value) = &request.payload
             && value.len() > definition.max_value_bytes as usize
         {
             return Err(RequestError::invalid(format!(
-                "value of {} bytes: this bucket takes up to {} (max_value_bytes); split it, or raise the limit up to 16 MiB",
+                "value of {} bytes: the limit of this bucket is {} (max_value_bytes); split it, or raise the limit up to 16 MiB",
                 value.len(),
                 definition.max_value_bytes
             )));
         }
-        let mut also_required = Vec::with_capacity(placement.pending_write_sets.len());
+        let mut pending_required = Vec::with_capacity(placement.pending_write_sets.len());
         for set in &placement.pending_write_sets {
             let n = set.len() as u8;
-            also_required.push(placement.bucket.required(request.w, definition.w, "w", n.max(1))?);
+            pending_required.push(placement.bucket.required(request.w, definition.w, "w", n.max(1))?);
         }
-        let may_not = node.shared.clock_problem().is_some() || !node.shared.recovery.are_layouts_confirmed();
-        let sets =
-            placement.pending_write_sets.iter().zip(&also_required).map(|(set, &needed)| (needed, &set[..]));
+        let must_not_mint =
+            node.shared.clock_problem().is_some() || !node.shared.recovery.are_layouts_confirmed();
+        let sets = placement
+            .pending_write_sets
+            .iter()
+            .zip(&pending_required)
+            .map(|(set, &needed)| (needed, &set[..]));
         for (needed, set) in std::iter::once((required, &placement.replicas[..])).chain(sets) {
             let live = set.iter().filter(|&&replica| node.is_live(replica)).count();
-            let standing_in =
-                if sloppy && live < set.len() { placement.live_fallbacks(node).len() } else { 0 };
-            let reachable = (live + standing_in).min(set.len()) as u8;
-            if reachable < needed || may_not {
-                let reachable = if may_not { 0 } else { reachable };
+            let fallbacks = if sloppy && live < set.len() { placement.live_fallbacks(node).len() } else { 0 };
+            let reachable = (live + fallbacks).min(set.len()) as u8;
+            if reachable < needed || must_not_mint {
+                let reachable = if must_not_mint { 0 } else { reachable };
                 return Err(RequestError::Unavailable { needed, reachable });
             }
         }
@@ -159,7 +168,7 @@ impl<'a> WriteAttempt<'a> {
             placement,
             write: Write { request: request.request, payload: request.payload.clone(), mode },
             required,
-            also_required,
+            pending_required,
             sloppy,
             hint_for: (!is_replica).then(|| placement.replicas[0]),
             retry: request.attempt > 0,
@@ -172,15 +181,17 @@ impl<'a> WriteAttempt<'a> {
         })
     }
 
-    /// Makes the object that the replicas are to hold: minted here, or, for a retry that a quorum knows, as it is.
+    /// Returns the object that all replicas must hold. It is minted on this node's own replica, or
+    /// it is the object of an earlier attempt that a read quorum knows.
     async fn write_own_replica(&mut self) -> Result<(Written, Bytes), RequestError> {
         if self.retry {
             match self.find_earlier_attempt().await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                // Minted once more it would be a sibling of what replaced it; where only the newest is kept, it would
-                // undo that.
-                Err(error) if self.keeps_newest() => return Err(error),
+                // An earlier attempt may have been applied and replaced. Minted again, the write
+                // would become a sibling of the newer version. If only the newest version is kept,
+                // it would replace that.
+                Err(error) if self.bucket_keeps_newest() => return Err(error),
                 Err(_) => {}
             }
         }
@@ -198,12 +209,14 @@ impl<'a> WriteAttempt<'a> {
         match tokio::time::timeout_at(self.deadline, applied).await {
             Ok(Ok(Ok(applied))) => Ok((applied.written, applied.object)),
             Ok(Ok(Err(failure))) => Err(failure.for_client()),
-            // Submitted, and not heard of: it may still be applied.
+            // The write was submitted and its outcome is unknown: the engine may still apply it.
             Ok(Err(_)) | Err(_) => Err(RequestError::Indeterminate { needed: self.required, received: 0 }),
         }
     }
 
-    /// An overwrite replaces what its coordinator holds. One that may have forgotten what it held asks R replicas first.
+    /// Reads R replicas and merges the result into this node's own record, if this node recovers.
+    /// An overwrite replaces the versions that its coordinator holds, and this node may have
+    /// forgotten some.
     async fn read_before_overwrite(&self) -> Result<(), RequestError> {
         let recovering = self.node.shared.is_recovering(self.placement.partition());
         if !recovering || self.hint_for.is_some() || matches!(self.write.mode, WriteMode::Exactly(_)) {
@@ -222,14 +235,16 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    fn keeps_newest(&self) -> bool {
+    /// True if replicas keep only the newest version of the bucket's keys.
+    fn bucket_keeps_newest(&self) -> bool {
         self.node.shared.merge_rule(self.placement.key.bucket()) == MergeRule::KeepNewest
     }
 
-    /// Asks R replicas whether the write's id is live or was replaced.
+    /// Reads R replicas for an earlier attempt at this write. Returns their merged object if it
+    /// knows the write's request id, live or replaced.
     ///
     /// # Errors
-    /// If they can't be had in time.
+    /// If R replicas do not answer in half of the remaining time.
     async fn find_earlier_attempt(&self) -> Result<Option<(Written, Bytes)>, RequestError> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
@@ -241,7 +256,7 @@ impl<'a> WriteAttempt<'a> {
         Ok(object.map(|object| (read.merged.already_written(&self.write), object)))
     }
 
-    /// Sends the merged object to all replicas, or to whoever stands in for them, and counts.
+    /// Sends the merged object to all replicas, or to their fallbacks, and counts the acks.
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
         let mut reply = Some(reply);
         let mut quorum = self.quorum();
@@ -265,7 +280,7 @@ impl<'a> WriteAttempt<'a> {
             self.give_up(0, reply.take());
         }
         let mut slow_at = Some(Instant::now() + SLOW_WRITE).filter(|at| self.sloppy && *at < self.deadline);
-        // After the answer this goes on: every replica's ack or failure is heard, whoever still waits for it.
+        // The loop goes on after the reply to the client, until every node has acked or failed.
         while self.sent.iter().any(|sent| sent.state == SentState::Open) {
             let until = slow_at.unwrap_or(self.deadline);
             let step = match self.gather.next(until).await {
@@ -293,35 +308,37 @@ impl<'a> WriteAttempt<'a> {
         if reply.is_some() {
             self.give_up(quorum.acked().len() as u8, reply.take());
         }
-        // Who has not answered by now is told of the write by a hint, not only by the next round of anti-entropy.
-        for target in self.unanswered_replicas() {
+        // A replica that has not acked by now gets the write by a hint, before the next round of
+        // anti-entropy.
+        for target in self.unacked_replicas() {
             self.send_hint(target, &object, &mut quorum);
         }
     }
 
-    /// The acks that the write needs: in each replica set.
+    /// Returns the quorum of the write, with the acks that it needs in each replica set.
     fn quorum(&self) -> WriteQuorum {
         if self.placement.pending_write_sets.is_empty() || planted(Bug::QuorumOverUnion) {
             return WriteQuorum::new(self.required);
         }
-        let also = self
+        let pending = self
             .placement
             .pending_write_sets
             .iter()
-            .zip(&self.also_required)
+            .zip(&self.pending_required)
             .map(|(set, &needed)| (needed, &set[..]));
-        WriteQuorum::of_sets(std::iter::once((self.required, &self.placement.replicas[..])).chain(also))
+        WriteQuorum::of_sets(std::iter::once((self.required, &self.placement.replicas[..])).chain(pending))
     }
 
-    /// Takes an answer: counts it, and finds somebody else where it is a failure.
+    /// Counts an answer. After a failure, sends the object to a fallback, unless another node has
+    /// acked it, or may still ack it, for the same replica.
     fn count_answer(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
-        let placement = self.sent.iter_mut().find(|sent| sent.to == from && sent.state == SentState::Open);
-        let Some(sent) = placement else { return Step::Wait };
+        let open = self.sent.iter_mut().find(|sent| sent.to == from && sent.state == SentState::Open);
+        let Some(sent) = open else { return Step::Wait };
         sent.state = if acked { SentState::Acked } else { SentState::Failed };
         let target = sent.target;
         let counts = self.counts(from);
         if acked {
-            // A replica and its stand-in are one copy in the end, and one ack.
+            // A replica and its fallback keep the same copy, so they count as one ack.
             let same = |sent: &&SentWrite| {
                 sent.target == target && sent.state == SentState::Acked && self.counts(sent.to)
             };
@@ -339,20 +356,21 @@ impl<'a> WriteAttempt<'a> {
         if counts { quorum.failure(target) } else { Step::Wait }
     }
 
-    /// Whether an ack of this node counts towards W.
+    /// True if an ack of this node counts towards W.
     fn counts(&self, from: NodeId) -> bool {
         self.sloppy || self.placement.is_target(from)
     }
 
-    /// Replicas that neither acked nor have a fallback that did, or may yet.
-    fn unanswered_replicas(&self) -> Vec<NodeId> {
-        let open = |replica: &NodeId| {
+    /// Returns the replicas for which neither they nor a fallback acked.
+    fn unacked_replicas(&self) -> Vec<NodeId> {
+        let is_unacked = |replica: &NodeId| {
             let mut sent = self.sent.iter().filter(|sent| sent.target == *replica);
             !sent.any(|sent| sent.state == SentState::Acked)
         };
-        self.placement.targets().into_iter().filter(open).collect()
+        self.placement.targets().into_iter().filter(is_unacked).collect()
     }
 
+    /// Sends the object to fallbacks for all replicas that have not answered.
     fn hint_slow_replicas(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
         let slow = |sent: &&SentWrite| sent.state == SentState::Open && sent.to == sent.target;
         let targets: Vec<NodeId> = self.sent.iter().filter(slow).map(|sent| sent.target).collect();
@@ -362,8 +380,8 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    /// Has the object kept for a replica by the next fallback, or by this node itself, which does not count, where there
-    /// is none.
+    /// Sends the object as a hint for a replica to the next fallback. If there is none, this node
+    /// keeps the hint itself, which does not count towards W.
     fn send_hint(&mut self, target: NodeId, object: &Bytes, quorum: &mut WriteQuorum) {
         let (node, placement) = (self.node, self.placement);
         let this = node.shared.node();
@@ -387,6 +405,7 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
+    /// Sends the object to `to`, for the replica `target`.
     fn send(&mut self, to: NodeId, target: NodeId, object: &Bytes) {
         let write = PeerRequest::Write(self.message(to, target, object));
         self.node.send(to, write, self.send_timeout(), self.gather.reply_to(to));
@@ -403,12 +422,14 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    /// How long whoever is sent the write has for it: until the deadline, and a little for what comes after it.
+    /// Returns the timeout of a sending: the rest of the request's time, or a short time for the
+    /// hints that are sent after the deadline.
     fn send_timeout(&self) -> Duration {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Duration::from_millis(AFTERMATH_MS / 2) } else { left }
     }
 
+    /// Reports that the write did not get its acks: emits the event, and replies `Indeterminate`.
     fn give_up(&self, received: u8, reply: Option<ReplyTo<ClientResult>>) {
         let needed = self.required;
         self.node.shared.emit(Some(self.write.request), EventKind::WriteIndeterminate { needed, received });
@@ -435,7 +456,10 @@ impl<'a> WriteAttempt<'a> {
     }
 }
 
-/// A client's context, if it is good for this key and not from a clock too far ahead.
+/// Decodes a client's context.
+///
+/// # Errors
+/// `InvalidRequest` if it is malformed, belongs to another key, or is from a clock too far ahead.
 fn context_of(node: &Node, placement: &KeyPlacement, bytes: &[u8]) -> Result<CausalContext, RequestError> {
     let context = decode_context(bytes, placement.key_hash)
         .map_err(|error| RequestError::invalid(format!("context of {} bytes: {error}", bytes.len())))?;

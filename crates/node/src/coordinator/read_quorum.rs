@@ -1,4 +1,5 @@
-//! Asking R replicas for an object: what get, delete, a retry and explain begin with.
+//! Reads of R replicas: for a get, for a key of a scan with a damaged record, and for a put that is
+//! a retry or whose coordinator recovers. Explain asks single replicas.
 
 use bytes::Bytes;
 use quorate_core::codec::{CodecError, decode_object, encode_object};
@@ -13,25 +14,34 @@ use super::placement::KeyPlacement;
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// No hedge is sent earlier than this: below it, a second read costs more than it saves.
+/// Shortest time before a hedge. An earlier second read would cost more than it saves.
 const SHORTEST_HEDGE: Duration = Duration::from_millis(5);
 
-/// What R replicas hold of a key.
+/// The result of reading a key from R replicas.
 pub(crate) struct Read {
-    /// The join of all replies.
+    /// All replies, merged.
     pub(crate) merged: Object,
-    /// The merged object, encoded; `None` if no replica holds any.
+    /// The merged object, encoded. `None` if no replica holds an object.
     pub(crate) encoded: Option<Bytes>,
-    /// Who replied.
+    /// The nodes that replied.
     pub(crate) replied: Vec<NodeId>,
-    /// Those of them that hold less than the merged object.
+    /// The nodes that replied with less than the merged object.
     pub(crate) stale: Vec<NodeId>,
-    /// Replicas whose record can't be read: they did not count.
+    /// Replicas whose record is damaged. They did not count towards R.
     pub(crate) damaged: Vec<NodeId>,
 }
 
-/// Reads `required` replicas and merges what they hold. `sloppy`: where replicas can't be reached, a fallback that holds a hint
-/// counts; one that holds none knows nothing, least of all that the key is absent.
+impl Read {
+    /// True if all repliers hold the same object, and each record could be read.
+    pub(crate) fn replicas_agree(&self) -> bool {
+        self.stale.is_empty() && self.damaged.is_empty()
+    }
+}
+
+/// Reads `required` replicas and merges their objects.
+///
+/// If replicas cannot be reached and `sloppy` is true, a fallback that holds a hint counts for one.
+/// A fallback without a hint does not count: it cannot know that the key is absent.
 ///
 /// # Errors
 /// `Unavailable` if too few are live, `DeadlineExceeded` or `StorageFailed` if too few answered.
@@ -70,13 +80,13 @@ pub(crate) async fn read_replicas(
                     replies.push(reply);
                     quorum.reply(from)
                 }
-                // An unreadable record is not an absent one: another replica has to say.
+                // An unreadable record is not an absent one: another replica must answer instead.
                 Err(error) => {
                     let detail =
                         format!("record {:?} of {}: {error}", placement.key, placement.view.name_of(from));
                     node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
                     last_failure = Some(PeerError::Storage { detail });
-                    // What only a newer build can read is not damaged.
+                    // A record in the format of a newer version is not damaged.
                     if placement.replicas.contains(&from) && !matches!(error, CodecError::NewerVersion { .. })
                     {
                         damaged.push(from);
@@ -114,6 +124,7 @@ pub(crate) async fn read_replicas(
     }
 }
 
+/// Sends the read to a replica, or asks a fallback for its hints.
 fn ask(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Instant, gather: &Gather) {
     let key = placement.key.clone();
     let request = match placement.replicas.contains(&replica) {
@@ -124,13 +135,15 @@ fn ask(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Instant
     node.send(replica, request, timeout, gather.reply_to(replica));
 }
 
-/// When the slowest of those asked is later than usual.
+/// Returns the time at which the slowest of the replicas that are asked first is later than usual.
+/// `None` if the usual latency is unknown.
 fn hedge_time(node: &Node, quorum: &ReadQuorum) -> Option<Instant> {
     let others = quorum.first_asked().iter().filter(|&&replica| replica != node.shared.node());
     let usual = others.map(|&replica| node.transport.usual_latency(replica)).max()??;
     Some(Instant::now() + usual.max(SHORTEST_HEDGE))
 }
 
+/// Returns the error of a read that too few replicas answered. `last` is the last failure.
 fn too_few(required: u8, received: usize, last: Option<PeerError>) -> RequestError {
     match last {
         Some(PeerError::Storage { detail }) => RequestError::StorageFailed { detail },
@@ -142,8 +155,10 @@ fn too_few(required: u8, received: usize, last: Option<PeerError>) -> RequestErr
 /// One replica's answer.
 struct Reply {
     from: NodeId,
+    /// The encoded object. `None` if the replica holds none.
     bytes: Option<Bytes>,
-    /// `None`: the same as the first reply's, the usual case, which is decoded once.
+    /// The decoded object. `None` if it equals the first reply's. In this usual case only one is
+    /// decoded.
     object: Option<Object>,
 }
 
@@ -158,7 +173,7 @@ impl Reply {
     }
 }
 
-/// Joins the replies.
+/// Merges the replies, and finds the stale ones.
 fn merge(node: &Node, placement: &KeyPlacement, mut replies: Vec<Reply>) -> Read {
     let replied: Vec<NodeId> = replies.iter().map(|reply| reply.from).collect();
     let first = replies[0].object.take().unwrap_or_default();
@@ -178,7 +193,7 @@ fn merge(node: &Node, placement: &KeyPlacement, mut replies: Vec<Reply>) -> Read
     Read { merged, encoded: Some(encoded), replied, stale, damaged: Vec::new() }
 }
 
-/// One replica's answer to a read that is not part of a quorum (explain).
+/// Sends a read that is not part of a quorum to one replica, for explain.
 pub(crate) fn ask_one(
     node: &Node,
     placement: &KeyPlacement,
@@ -189,7 +204,10 @@ pub(crate) fn ask_one(
     ask(node, placement, replica, deadline, gather);
 }
 
-/// The object of one replica's answer.
+/// Decodes one replica's answer.
+///
+/// # Errors
+/// The reason why there is no object, as explain shows it.
 pub(crate) fn object_of(answer: PeerResult) -> Result<Option<Object>, String> {
     match answer {
         Ok(PeerReply::Object(None)) => Ok(None),

@@ -1,4 +1,5 @@
-//! Read repair: pushing a merged object to replicas that hold less. By merging, never by overwriting.
+//! Read repair: sends the merged object of a read to replicas that hold less. They merge it, and
+//! never overwrite their own.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -21,17 +22,21 @@ use crate::node::Node;
 /// The number of replicas that must hold the merged object before it is shown.
 #[derive(Clone, Copy)]
 pub(crate) struct HoldersNeeded {
-    /// The request's own wish, for each of the key's replica sets.
+    /// The R that the request names. It is applied to each pending replica set.
     pub(crate) size: QuorumSize,
-    /// The number in the layout that reads use.
+    /// The resulting number of replicas in the layout that reads use.
     pub(crate) required: u8,
 }
 
-/// Brings the stale repliers of a read up to date, as the bucket says. Returns whom it sent the merged object.
+/// Sends the merged object to replicas that hold less, as the bucket's `read_repair` says. Returns
+/// the nodes that it was sent to.
+///
+/// Blocking repair waits until R replicas hold the merged object, because a later read must not
+/// miss what this one shows. While the layout changes, it waits for R replicas in each of the key's
+/// replica sets.
 ///
 /// # Errors
-/// With blocking repair, `DeadlineExceeded` if fewer than R replicas hold the merged object in time: what is shown to
-/// one client must not be missed by the next. While a layout changes, R in each of the key's replica sets.
+/// With blocking repair, `DeadlineExceeded` if fewer replicas hold the merged object in time.
 pub(crate) async fn repair(
     node: &Rc<Node>,
     placement: &KeyPlacement,
@@ -39,16 +44,16 @@ pub(crate) async fn repair(
     wanted: HoldersNeeded,
     deadline: Instant,
 ) -> Result<Vec<NodeId>, RequestError> {
-    let moves = !placement.pending_write_sets.is_empty();
+    let is_changing = !placement.pending_write_sets.is_empty();
     let policy = placement.bucket.definition.read_repair;
     let Some(object) = read.encoded.as_ref().filter(|_| policy != ReadRepair::Off) else {
         return Ok(Vec::new());
     };
-    // Nobody waits for those whose record is damaged: before they count again they have to ask others.
+    // The repair of a damaged record is not awaited: its replica must recover before it counts.
     for &replica in &read.damaged {
         push(node, placement, object, replica, deadline, &Gather::default());
     }
-    if read.stale.is_empty() && !moves {
+    if read.stale.is_empty() && !is_changing {
         return Ok(Vec::new());
     }
     if !read.stale.is_empty() {
@@ -64,7 +69,7 @@ pub(crate) async fn repair(
 
     let begun = Instant::now();
     let mut pushed = read.stale.clone();
-    let elsewhere: Vec<NodeId> = placement
+    let only_pending: Vec<NodeId> = placement
         .pending_write_sets
         .iter()
         .flatten()
@@ -73,25 +78,26 @@ pub(crate) async fn repair(
         .collect::<BTreeSet<NodeId>>()
         .into_iter()
         .collect();
-    // Replicas that also are one where the key moves to have to hold it all the same: they are no mere spares then.
+    // Replicas that did not reply and are in a pending set must hold the object too. The other ones
+    // are substitutes, used only after a failure.
     let is_needed =
-        |other: &NodeId| moves && placement.pending_write_sets.iter().any(|set| set.contains(other));
-    let (needed, spares): (Vec<NodeId>, Vec<NodeId>) =
+        |other: &NodeId| is_changing && placement.pending_write_sets.iter().any(|set| set.contains(other));
+    let (needed, substitutes): (Vec<NodeId>, Vec<NodeId>) =
         placement.live(node).into_iter().filter(|other| !read.replied.contains(other)).partition(is_needed);
-    let moving: Vec<NodeId> =
-        needed.into_iter().chain(elsewhere.into_iter().filter(|&replica| node.is_live(replica))).collect();
+    let pending: Vec<NodeId> =
+        needed.into_iter().chain(only_pending.into_iter().filter(|&replica| node.is_live(replica))).collect();
     let mut holding = quorum(placement, read, wanted)?;
-    for &target in read.replied.iter().chain(&moving).chain(&spares) {
+    for &target in read.replied.iter().chain(&pending).chain(&substitutes) {
         holding.sent(target);
     }
-    let mut spares = spares.into_iter();
+    let mut substitutes = substitutes.into_iter();
     let mut step = holding.step();
     for &replica in read.replied.iter().filter(|replica| !read.stale.contains(replica)) {
         step = holding.ack(replica, replica);
     }
     if step != Step::Reached {
-        // Mostly they have it: asking costs them no commit.
-        moving.iter().for_each(|&replica| fetch(node, placement, replica, deadline, &gather));
+        // Mostly these replicas hold the object already. To read it costs them no commit.
+        pending.iter().for_each(|&replica| fetch(node, placement, replica, deadline, &gather));
     }
     while step != Step::Reached {
         step = match gather.next(deadline).await {
@@ -103,9 +109,9 @@ pub(crate) async fn repair(
             }
             Some((from, _)) => {
                 // Another live replica may hold it in place of the one that failed.
-                if let Some(spare) = spares.next() {
-                    push(node, placement, object, spare, deadline, &gather);
-                    pushed.push(spare);
+                if let Some(substitute) = substitutes.next() {
+                    push(node, placement, object, substitute, deadline, &gather);
+                    pushed.push(substitute);
                 }
                 holding.failure(from)
             }
@@ -126,7 +132,7 @@ fn fetch(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Insta
     node.send(replica, PeerRequest::Fetch(placement.key.clone()), timeout, gather.reply_to(replica));
 }
 
-/// True if what a replica holds has all of the merged object.
+/// True if a replica's object contains everything of the merged object.
 fn holds(theirs: &Option<Bytes>, read: &Read) -> bool {
     let Some(bytes) = theirs else { return false };
     if Some(bytes) == read.encoded.as_ref() {
@@ -138,12 +144,12 @@ fn holds(theirs: &Option<Bytes>, read: &Read) -> bool {
     both.digest() == record.object.digest()
 }
 
-/// Who has to hold the merged object before it is shown.
+/// Returns the quorum of replicas that must hold the merged object before it is shown.
 fn quorum(placement: &KeyPlacement, read: &Read, wanted: HoldersNeeded) -> Result<WriteQuorum, RequestError> {
     if placement.pending_write_sets.is_empty() {
         return Ok(WriteQuorum::new(wanted.required));
     }
-    // A fallback that answered counts where its replica would.
+    // A fallback that replied counts in the set of its replica.
     let mut first = placement.replicas.clone();
     first.extend(placement.fallbacks_among(&read.replied));
     let mut sets = vec![(wanted.required, &first[..])];
@@ -154,8 +160,8 @@ fn quorum(placement: &KeyPlacement, read: &Read, wanted: HoldersNeeded) -> Resul
     Ok(WriteQuorum::of_sets(sets.into_iter()))
 }
 
-/// Sends a node the merged object: a replica to merge it, anybody else to keep it for a replica that can't be reached. It
-/// may be this node itself.
+/// Sends the merged object to a node, which may be this one. A replica merges it. Any other node
+/// keeps it as a hint for a replica that cannot be reached.
 pub(crate) fn push(
     node: &Rc<Node>,
     placement: &KeyPlacement,
@@ -166,7 +172,7 @@ pub(crate) fn push(
 ) {
     let purpose = match placement.is_target(to) {
         true => WritePurpose::Replicate,
-        false => WritePurpose::Hint(placement.missing(node)),
+        false => WritePurpose::Hint(placement.hint_target(node)),
     };
     let timeout = deadline.saturating_duration_since(Instant::now());
     let valid_until_ms = node.shared.valid_until_ms(timeout);

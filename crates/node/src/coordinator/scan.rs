@@ -1,4 +1,5 @@
-//! Scan: every partition through R of its replicas, merged like a get, in bounded pages.
+//! Scan: reads every partition from R of its replicas, merges each key as a get does, and returns
+//! bounded pages.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -21,22 +22,26 @@ use super::read_repair::{HoldersNeeded, repair};
 use crate::gather::Gather;
 use crate::node::Node;
 
+/// Entries of a page if the request names no limit.
 const DEFAULT_ENTRIES: u32 = 1_000;
+/// Most entries of a page.
 const MAX_ENTRIES: u32 = 10_000;
-/// A page ends once its entries make this many bytes.
+/// Bytes of entries after which a page ends.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
-/// How much of one partition is asked of a replica at a time.
+/// Most bytes of one partition that a replica is asked for at a time.
 const MAX_PARTITION_BYTES: u32 = 256 * 1024;
-/// Partitions read side by side: few at first, in case they are full; more when they turn out to be nearly empty.
+/// Partitions that are read at the same time. The number begins small, because partitions may be
+/// full, and doubles as long as they do not fill the page.
 const FIRST_WINDOW: usize = 4;
 const LARGEST_WINDOW: usize = 128;
 
+/// Serves one page of a scan.
 pub(crate) async fn scan(
     node: &Rc<Node>,
     request: ScanRequest,
     deadline: Instant,
 ) -> Result<ScanReply, RequestError> {
-    // Held on to as a whole: a change of layout waits for the page.
+    // The view is kept until the page ends, so that a layout change waits for it.
     let view = node.shared.view();
     let partitions = node.shared.partitions();
     let mut position = Position::decode(&request.cursor, partitions)?;
@@ -85,7 +90,7 @@ pub(crate) async fn scan(
     Ok(ScanReply { entries, cursor })
 }
 
-/// Where a page ended: everything up to `after` in `partition` has been shown.
+/// The end of a page: earlier partitions, and `partition` up to the key `after`, were shown.
 struct Position {
     partition: u32,
     after: Bytes,
@@ -114,12 +119,14 @@ impl Position {
     }
 }
 
-/// A part of one partition: storage keys in order, each with what it shows (nothing, if it is deleted).
+/// A part of one partition: storage keys in order, each with its entry. `None`: the key is deleted.
 struct Slice {
     entries: Vec<(Bytes, Option<ScanEntry>)>,
+    /// True if the partition may have more keys.
     more: bool,
 }
 
+/// Reads a part of one partition from R replicas, and merges each of its keys.
 async fn read_partition(
     node: &Rc<Node>,
     view: &View,
@@ -130,15 +137,17 @@ async fn read_partition(
 ) -> Result<Slice, RequestError> {
     let replicas = view.read.replicas_for(scan.partition, request.bucket.as_str());
     let mut live = live_first(node, replicas);
-    // Those that stay replicas first: what they hold need not be looked for where the keys move to.
-    let stays = |replica: &NodeId| {
+    // Replicas that are also replicas in all pending layouts come first: what they hold need not be
+    // checked again there.
+    let is_in_all = |replica: &NodeId| {
         let set =
             |layout: &Arc<Layout>| layout.replicas_for(scan.partition, request.bucket.as_str()).to_vec();
         view.pending_write_layouts.iter().all(|layout| set(layout).contains(replica))
     };
-    live.sort_by_key(|replica| !stays(replica));
+    live.sort_by_key(|replica| !is_in_all(replica));
     let pages = read_pages(node, live, &scan, required, deadline).await?;
-    // Beyond the end of a page that was cut, nothing is known of that replica.
+    // If a replica's page was cut, its keys after the end of the page are unknown. So all pages are
+    // cut at the first such end.
     let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
     let bound: Option<Bytes> = cut.map(|(key, _)| key.clone()).min();
     let mut keys: BTreeMap<&Bytes, Vec<(NodeId, Option<&Bytes>)>> = BTreeMap::new();
@@ -160,6 +169,7 @@ async fn read_partition(
     Ok(Slice { entries, more: bound.is_some() })
 }
 
+/// Reads one page of a partition from each of R replicas.
 async fn read_pages(
     node: &Rc<Node>,
     live: Vec<NodeId>,
@@ -203,7 +213,7 @@ async fn read_pages(
     }
 }
 
-/// Merges one key's records of several replicas, repairs the stale ones, and shows what is live.
+/// Merges one key's records from several replicas, repairs the stale ones, and returns the entry.
 async fn show(
     node: &Rc<Node>,
     view: &View,
@@ -214,7 +224,7 @@ async fn show(
     deadline: Instant,
 ) -> Result<(Bytes, Option<ScanEntry>), RequestError> {
     let failed = |detail: String| RequestError::StorageFailed { detail };
-    let named =
+    let parsed_key =
         StorageKey::from_peer(storage_key).ok_or_else(|| failed("a replica sent a malformed key".into()))?;
     let rule = node.shared.merge_rule(request.bucket.as_str());
     let mut merged = Object::default();
@@ -234,15 +244,15 @@ async fn show(
         digests.push((*from, held.digest()));
         merged.merge(&held, rule);
     }
-    let client_key = match (named.client_key(), long_key) {
+    let client_key = match (parsed_key.client_key(), long_key) {
         (Some(key), _) => Bytes::copy_from_slice(key),
         (None, Some(key)) => key,
-        (None, None) => return Err(failed(format!("{named:?}: the record lacks its long key"))),
+        (None, None) => return Err(failed(format!("{parsed_key:?}: the record lacks its long key"))),
     };
     let key = Key::new(request.bucket.as_str().as_bytes(), &client_key)?;
     let digest = merged.digest();
     if damaged {
-        // An unreadable record is not an absent one: this key is read by itself, from replicas that can.
+        // An unreadable record is not an absent one: this key is read again, by itself.
         let placement = KeyPlacement::of(node, &key)?;
         let sloppy = placement.bucket.definition.sloppy;
         let read = read_replicas(node, &placement, required, sloppy, deadline).await?;
@@ -269,6 +279,6 @@ async fn show(
     let context = encode_context(&merged.context(), key.hash()).into();
     Ok((
         storage_key.clone(),
-        Some(ScanEntry { partition: named.partition(), key: client_key, siblings, context }),
+        Some(ScanEntry { partition: parsed_key.partition(), key: client_key, siblings, context }),
     ))
 }

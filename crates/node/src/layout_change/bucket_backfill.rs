@@ -1,5 +1,7 @@
-//! A bucket that gets another n, or other quorums, while it has keys: everybody gives what they hold of it to those who are to
-//! hold it, before anybody reads or writes it again.
+//! Bucket backfill: a bucket gets another n or other quorums while it has keys.
+//!
+//! All nodes give their records of the bucket to its new replicas. No client reads or writes the
+//! bucket before that is done.
 
 use std::rc::Rc;
 
@@ -8,19 +10,21 @@ use quorate_core::event::EventKind;
 use quorate_core::request::PeerError;
 use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
 
-use super::give::{PAGE_TIMEOUT, PAUSE, give, readable};
+use super::give::{PAGE_TIMEOUT, PAUSE, give, key_if_readable};
 use crate::node::Node;
 use crate::state::commit_barrier::all_committed;
 use crate::state::scan_pages::{PageBounds, ScanPages};
 
+/// Records that are read and sent together.
 const PAGE: PageBounds = PageBounds { records: 256, bytes: 128 * 1024 };
 
-/// Gives all that this node holds of a bucket to everybody who is to hold it by the newest layout, which says another n than
-/// the one before, or other quorums. Nobody reads or writes the bucket until all have done so; mostly it is new, and there is
-/// nothing. False if somebody has not taken it yet.
+/// Gives this node's records of a bucket to the bucket's replicas in the newest layout, which
+/// changed the bucket's n or quorums. Mostly the bucket is new and has no records. False if a
+/// replica has not stored all records yet: the caller must call this again.
 pub(crate) async fn backfill_bucket(node: &Rc<Node>, newest: &Layout, bucket: &str) -> bool {
     let shared = &node.shared;
-    // What was taken from those who did not know is on the disk once it is committed.
+    // Writes that were accepted before all nodes knew the newest layout may still be uncommitted.
+    // Wait for the commit, so that the scans find them.
     all_committed(&*shared.engine).await;
     for partition in shared.all_partitions() {
         if let Err((peer, error)) = backfill_partition(node, newest, partition, bucket).await {
@@ -49,10 +53,11 @@ async fn backfill_partition(
         let page = pages.next(&*node.shared.engine);
         let page = page.map_err(|error| (this, PeerError::Storage { detail: error.to_string() }))?;
         let Some(page) = page else { return Ok(()) };
-        let all = page.records.iter().filter_map(|(key, object)| Some((readable(key, object)?, object)));
-        let to_each: Vec<(NodeId, StorageKey, Bytes)> = all
+        let records =
+            page.records.iter().filter_map(|(key, object)| Some((key_if_readable(key, object)?, object)));
+        let objects: Vec<(NodeId, StorageKey, Bytes)> = records
             .flat_map(|(key, object)| targets.iter().map(move |&to| (to, key.clone(), object.clone())))
             .collect();
-        give(node, &to_each, valid_until_ms).await?;
+        give(node, &objects, valid_until_ms).await?;
     }
 }

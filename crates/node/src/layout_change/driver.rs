@@ -1,5 +1,5 @@
-//! Drives this node through the phases of a layout change. The next step, and when it may begin, is
-//! decided by `quorate_core::layout_change`.
+//! The task that takes this node through the phases of a layout change.
+//! `quorate_core::layout_change` decides the next step, and when it may begin.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use quorate_core::event::EventKind;
 use quorate_core::layout_change::{Layouts, NextStep};
 use quorate_core::storage::StorageError;
 
-use super::range_handoff::{drop_copies, hand_over};
+use super::range_handoff::{drop_surplus, hand_over};
 use super::transfer::copy;
 use crate::node::Node;
 
 /// Time between polls while nothing changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Polls between checks for records that this node no longer has to hold.
-const DROP_EVERY_POLLS: u32 = 20;
+/// Polls between two searches for records that this node no longer has to hold.
+const POLLS_BETWEEN_DROPS: u32 = 20;
 
-/// Does what this node's next phase asks of it, for as long as it runs.
+/// Does the work of this node's next phase, again and again. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     let mut polls = 0u32;
     loop {
-        let stirred = shared.layouts.changed.notified();
+        let layouts_changed = shared.layouts.changed.notified();
         let (step, newest, phase_before) = shared
             .layouts
             .with(|layouts| (layouts.next_step(), layouts.newest().clone(), layouts.local_phase()));
@@ -35,13 +35,13 @@ pub(crate) async fn run(node: Rc<Node>) {
         if done {
             let outcome: Result<(), StorageError> = shared
                 .change_layouts(|layouts| {
-                    // A newer layout may have come meanwhile.
-                    let still =
+                    // A newer layout may have arrived meanwhile.
+                    let is_current =
                         layouts.newest().digest() == newest.digest() && layouts.local_phase() == phase_before;
-                    if still {
+                    if is_current {
                         layouts.advance();
                     }
-                    Ok(still)
+                    Ok(is_current)
                 })
                 .await;
             match outcome {
@@ -55,9 +55,9 @@ pub(crate) async fn run(node: Rc<Node>) {
             continue;
         }
         polls += 1;
-        if polls.is_multiple_of(DROP_EVERY_POLLS) && shared.view().is_settled() {
-            drop_copies(&node).await;
+        if polls.is_multiple_of(POLLS_BETWEEN_DROPS) && shared.view().is_settled() {
+            drop_surplus(&node).await;
         }
-        let _ = tokio::time::timeout(POLL_INTERVAL, stirred).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, layouts_changed).await;
     }
 }

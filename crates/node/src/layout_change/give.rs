@@ -12,39 +12,44 @@ use tokio::time::Instant;
 use crate::gather::Gather;
 use crate::node::Node;
 
+/// Pause after a peer or the engine failed, or while the remaining peers cannot be reached.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
-/// What is stored of it at a time: clients' writes that come meanwhile wait for its commit.
-const GIVEN_RECORDS: usize = 32;
+/// Most records, and bytes, that are sent together. Clients' writes that arrive meanwhile wait for
+/// their commit, so a batch is small.
+const BATCH_RECORDS: usize = 32;
+const BATCH_BYTES: usize = 32 * 1024;
 
-const GIVEN_BYTES: usize = 32 * 1024;
-
+/// Timeout of one batch, and time for which the objects of a page are valid after they were read.
 pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The record's key, unless the record is damaged: that others have to mend.
-pub(super) fn readable(key: &Bytes, object: &Bytes) -> Option<StorageKey> {
+/// Returns the storage key of a record. `None` if the record is damaged: repair replaces it from
+/// other replicas.
+pub(super) fn key_if_readable(key: &Bytes, object: &Bytes) -> Option<StorageKey> {
     decode_object(object).ok()?;
     StorageKey::from_peer(key)
 }
 
-pub(super) fn size((_, key, object): &(NodeId, StorageKey, Bytes)) -> u64 {
+/// Returns the bytes of an object and its key.
+pub(super) fn size_of((_, key, object): &(NodeId, StorageKey, Bytes)) -> u64 {
     (key.as_bytes().len() + object.len()) as u64
 }
 
-/// How many of some objects are stored together.
-pub(super) fn bounded(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
+/// Returns the number of objects, from the first on, that are sent together.
+pub(super) fn batch_len(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
     let mut bytes = 0;
     let fits = |object: &&(NodeId, StorageKey, Bytes)| {
-        bytes += size(object) as usize;
-        bytes <= GIVEN_BYTES
+        bytes += size_of(object) as usize;
+        bytes <= BATCH_BYTES
     };
-    objects.iter().take(GIVEN_RECORDS).take_while(fits).count().max(1)
+    objects.iter().take(BATCH_RECORDS).take_while(fits).count().max(1)
 }
 
-/// Sends objects, each to one node, and waits until all are stored durably. `valid_until_ms`: as of when they were read.
+/// Sends objects, each to one node, and waits until all are durable there. `valid_until_ms` must
+/// have been computed before the objects were read.
 ///
 /// # Errors
-/// Who did not take one, and why.
+/// The node that did not store an object, and its error. After a timeout: the first object's node.
 pub(super) async fn give(
     node: &Rc<Node>,
     objects: &[(NodeId, StorageKey, Bytes)],

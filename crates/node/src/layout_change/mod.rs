@@ -1,5 +1,5 @@
-//! A layout change, as one node goes through it: it copies the partitions that it gains, and hands over
-//! those that it loses.
+//! One node's work in a layout change: it copies the partitions that it gains, and hands off the
+//! ones that it loses.
 
 mod bucket_backfill;
 pub(crate) mod driver;

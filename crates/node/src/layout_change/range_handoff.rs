@@ -1,6 +1,8 @@
-//! What a node holds and should not, once a change of layout is done: handed over to those whose it is, and dropped.
+//! Range handoff: at the end of a layout change, a node gives surplus records to their replicas,
+//! and drops them.
 //!
-//! Nothing is dropped before it was compared with its owners.
+//! Surplus records are records that a node holds although it is not a replica of their key. During
+//! a layout change they are dropped only after they were compared with all of their replicas.
 
 use std::rc::Rc;
 
@@ -20,75 +22,81 @@ use crate::state::scan_pages::{PageBounds, ScanPages};
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Records dropped together, and partitions side by side.
+/// Records that are dropped together.
 const PAGE: PageBounds = PageBounds { records: 32, bytes: 128 * 1024 };
-const DROPPED_TOGETHER: usize = 4;
+/// Partitions that are dropped at the same time.
+const PARTITIONS_TOGETHER: usize = 4;
 
-/// What a node holds of a partition and should not: of buckets with these numbers of replicas.
-struct Leftover {
+/// Surplus records of one partition.
+struct SurplusRange {
     partition: PartitionId,
+    /// Numbers of replicas of the buckets whose records are surplus.
     sizes: Vec<u8>,
 }
 
-/// What this node holds that is not its own in a layout. `None`: it does not know yet, trees are being built.
-fn leftovers(shared: &Shared, layout: &Layout) -> Option<Vec<Leftover>> {
+/// Finds the records that this node holds although it is not their replica in a layout. `None`
+/// while hash trees are being built, because they are needed to find the records.
+fn surplus_ranges(shared: &Shared, layout: &Layout) -> Option<Vec<SurplusRange>> {
     let this = shared.node();
     let sizes = shared.sizes();
-    let mut left = Vec::new();
+    let mut surplus = Vec::new();
     for partition in shared.all_partitions() {
-        let mut of_it = Vec::new();
+        let mut surplus_sizes = Vec::new();
         for &n in sizes.iter().filter(|&&n| !layout.replicas_of(partition, n).contains(&this)) {
             if shared.trees.root(TreeName { partition, n })? != 0 {
-                of_it.push(n);
+                surplus_sizes.push(n);
             }
         }
-        if !of_it.is_empty() {
-            left.push(Leftover { partition, sizes: of_it });
+        if !surplus_sizes.is_empty() {
+            surplus.push(SurplusRange { partition, sizes: surplus_sizes });
         }
     }
-    Some(left)
+    Some(surplus)
 }
 
-/// Hands over what is not this node's own in the newest layout, and drops it. False if it has to be done again.
+/// Gives the surplus records to their replicas in the newest layout, and drops them. False if the
+/// caller must call this again.
 pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
     let shared = &node.shared;
     let newest = shared.layouts.with(|layouts| layouts.newest().clone());
-    // What was taken before everybody had let go of the older layouts is in the trees once it is committed.
+    // Records that were accepted under older layouts may still be uncommitted. Wait for the commit,
+    // so that the hash trees contain them.
     all_committed(&*shared.engine).await;
-    let Some(left) = leftovers(shared, &newest) else { return false };
-    shared.progress.transfer().begin(left.len(), shared.environment.monotonic_ms());
-    if !planted(Bug::LeftoversDropped) && !all_handed_over(node, &newest, &left).await {
+    let Some(surplus) = surplus_ranges(shared, &newest) else { return false };
+    shared.progress.transfer().begin(surplus.len(), shared.environment.monotonic_ms());
+    if !planted(Bug::LeftoversDropped) && !merge_with_replicas(node, &newest, &surplus).await {
         return false;
     }
-    if !drop_all(node, &newest, &left).await {
+    if !drop_all(node, &newest, &surplus).await {
         return false;
     }
-    if leftovers(shared, &newest).is_none_or(|left| !left.is_empty()) {
+    if surplus_ranges(shared, &newest).is_none_or(|surplus| !surplus.is_empty()) {
         return false;
     }
     shared.progress.transfer().end(shared.environment.monotonic_ms());
-    // What a node that goes keeps for others goes first.
+    // A node that leaves must deliver its hints before it is done.
     let stays = newest.member(shared.node()).is_some();
     stays || shared.hints.targets().is_empty()
 }
 
-/// Merges what is left here with every one of its owners.
-async fn all_handed_over(node: &Rc<Node>, newest: &Layout, left: &[Leftover]) -> bool {
+/// Sends the surplus records to all of their replicas. False if a replica could not merge all of
+/// its records.
+async fn merge_with_replicas(node: &Rc<Node>, newest: &Layout, surplus: &[SurplusRange]) -> bool {
     let shared = &node.shared;
-    let owned_by = |leftover: &Leftover, peer: NodeId| {
-        leftover.sizes.iter().any(|&n| newest.replicas_of(leftover.partition, n).contains(&peer))
+    let has_replica = |range: &SurplusRange, peer: NodeId| {
+        range.sizes.iter().any(|&n| newest.replicas_of(range.partition, n).contains(&peer))
     };
     for peer in newest.members().iter().map(|member| member.id) {
-        let theirs: Vec<PartitionId> =
-            left.iter().filter(|one| owned_by(one, peer)).map(|one| one.partition).collect();
-        if theirs.is_empty() {
+        let partitions: Vec<PartitionId> =
+            surplus.iter().filter(|range| has_replica(range, peer)).map(|range| range.partition).collect();
+        if partitions.is_empty() {
             continue;
         }
         if !node.is_live(peer) || agree(node, peer).await.is_err() {
             return false;
         }
-        match sync(node, peer, &theirs, Direction::Push, u64::MAX).await {
-            Ok(synced) if theirs.iter().all(|partition| !synced.unknown.contains(partition)) => {}
+        match sync(node, peer, &partitions, Direction::Push, u64::MAX).await {
+            Ok(synced) if partitions.iter().all(|partition| !synced.unknown.contains(partition)) => {}
             Ok(_) => return false,
             Err(error) => {
                 let (peer, reason) = (shared.view().name_of(peer), error.to_string());
@@ -100,72 +108,75 @@ async fn all_handed_over(node: &Rc<Node>, newest: &Layout, left: &[Leftover]) ->
     true
 }
 
-/// Drops what this node holds of partitions that are not its own while no change is under way: copies that it was sent, or
-/// fetched, before it knew better.
-pub(crate) async fn drop_copies(node: &Rc<Node>) {
+/// Drops surplus records while no layout change is under way. They are copies that this node
+/// received, or fetched, before it knew the newest layout.
+pub(crate) async fn drop_surplus(node: &Rc<Node>) {
     let shared = &node.shared;
     let view = shared.view();
     let newest = view.newest().clone();
-    let left = leftovers(shared, &newest).unwrap_or_default();
+    let surplus = surplus_ranges(shared, &newest).unwrap_or_default();
     if view.removed {
         return;
     }
     drop(view);
-    drop_all(node, &newest, &left).await;
+    drop_all(node, &newest, &surplus).await;
 }
 
-/// Drops what is left, some partitions side by side. False if a newer layout comes meanwhile, or the engine fails.
-async fn drop_all(node: &Node, newest: &Layout, left: &[Leftover]) -> bool {
+/// Drops the surplus records, several partitions at the same time. False if a newer layout arrives
+/// meanwhile, or the engine fails.
+async fn drop_all(node: &Node, newest: &Layout, surplus: &[SurplusRange]) -> bool {
     let shared = &node.shared;
-    for some in left.chunks(DROPPED_TOGETHER) {
-        // A newer layout may make it this node's own again: not while it is being dropped.
+    for chunk in surplus.chunks(PARTITIONS_TOGETHER) {
+        // A newer layout may make this node a replica of the records again. So no layout may be
+        // stored while they are being dropped.
         let dropped = shared.without_change(async || {
             if shared.layouts.with(|layouts| layouts.newest().digest()) != newest.digest() {
                 return false;
             }
-            let all = some.iter().map(|leftover| drop_records(node, newest, leftover));
+            let all = chunk.iter().map(|range| drop_records(node, newest, range));
             futures::future::join_all(all).await.iter().all(Result::is_ok)
         });
         if !dropped.await {
             return false;
         }
-        shared.progress.transfer().add_done(some.len());
+        shared.progress.transfer().add_done(chunk.len());
     }
     true
 }
 
-/// Drops what is left of a partition, and if that is all of it, its actor.
-async fn drop_records(node: &Node, layout: &Layout, leftover: &Leftover) -> Result<(), StorageError> {
+/// Drops the surplus records of one partition, and the partition's actor. Ends the partition's
+/// recovery if this node is not its replica for any bucket.
+async fn drop_records(node: &Node, layout: &Layout, range: &SurplusRange) -> Result<(), StorageError> {
     let shared = &node.shared;
-    let mut pages = ScanPages::under(StorageKey::partition_start(leftover.partition), PAGE);
+    let mut pages = ScanPages::under(StorageKey::partition_start(range.partition), PAGE);
     loop {
         let mut removed = Vec::new();
         let mut begun = Instant::now();
         let remove_page = || {
-            // The time that the scan waited for its turn is no time that it takes from clients.
+            // The time in which the scan waited for its turn does not count.
             begun = Instant::now();
             let page = match pages.next(&*shared.engine) {
                 Ok(Some(page)) => page,
                 ended => return Scanned { found: ended.map(|_| None), cost: 0 },
             };
             let keys = page.records.iter().filter_map(|(key, _)| StorageKey::from_peer(key));
-            let is_left = |key: &StorageKey| leftover.sizes.contains(&shared.n_of(key.bucket()));
-            removed = node.replica.remove(keys.filter(is_left));
+            let is_surplus = |key: &StorageKey| range.sizes.contains(&shared.n_of(key.bucket()));
+            removed = node.replica.remove(keys.filter(is_surplus));
             Scanned { cost: cost_of(&page.records), found: Ok(Some(page)) }
         };
         if node.replica.scans.run(remove_page).await?.is_none() {
             break;
         }
-        for gone in removed {
+        for outcome in removed {
             let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
-            gone.await.map_err(lost)??;
+            outcome.await.map_err(lost)??;
         }
         leave_time_for_clients(begun.elapsed()).await;
     }
-    // What is forgotten is forgotten of all sizes of buckets: one actor names them all.
-    shared.actors.forget(leftover.partition);
-    if !layout.holds(shared.node(), leftover.partition) {
-        shared.recovery.forget(leftover.partition);
+    // A partition has one actor for buckets of all sizes, so some of its events may be dropped now.
+    shared.actors.forget(range.partition);
+    if !layout.holds(shared.node(), range.partition) {
+        shared.recovery.forget(range.partition);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Throttles the copies of a layout change, so that clients keep most of the time.
+//! The throttle of a layout change's copies. Clients' requests keep most of the time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,44 +12,53 @@ use crate::state::shared::Shared;
 const LARGEST_BURST: Duration = Duration::from_millis(50);
 /// Copies use at most 1 / `SHARE` of the time.
 const SHARE: u32 = 4;
-/// Longest pause for clients. A copy that took longer than this met a peer in trouble, not waiting clients.
-const LONGEST_FOR_CLIENTS: Duration = Duration::from_secs(2);
+/// Longest pause for clients. A copy that took longer than this was delayed by a faulty peer, not
+/// by clients' requests.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Holds copying back to so many bytes a second. What it once fell behind it does not catch up on in a burst.
+/// Limit of this node's copies, in bytes per second. A copy that fell behind does not catch up in a
+/// burst of more than [`LARGEST_BURST`].
 pub(super) struct Throttle {
     due: Instant,
     bytes_per_s: u64,
-    /// How many nodes one request may meet that copy now.
+    /// Number of copying nodes that may delay one client's request. At most the number of replicas.
     copying: u32,
 }
 
 impl Throttle {
     pub(super) fn new(shared: &Shared, newest: &Layout, sources: &[Arc<Layout>]) -> Throttle {
-        let copying = copying(shared, newest, sources).clamp(1, usize::from(newest.replicas()).max(1)) as u32;
+        let copying =
+            count_copying(shared, newest, sources).clamp(1, usize::from(newest.replicas()).max(1)) as u32;
         Throttle { due: Instant::now(), bytes_per_s: shared.settings.transfer.bytes_per_s.max(1), copying }
     }
 
-    /// Waits as long as these bytes may take, and so much longer than they took that all who copy, in turn, would take one
-    /// part in [`SHARE`] of the time: where copies meet clients' requests, the rest of it is theirs.
-    pub(super) async fn took(&mut self, shared: &Shared, bytes: u64, took: Duration) {
+    /// Waits after a copy of `bytes` bytes that took `elapsed`, until the next copy may begin.
+    ///
+    /// The wait keeps the limit of bytes per second. It is also so long that the copies of all
+    /// copying nodes, one after the other, would use one part in [`SHARE`] of the time. The rest is
+    /// for clients' requests.
+    pub(super) async fn wait_after(&mut self, shared: &Shared, bytes: u64, elapsed: Duration) {
         shared.progress.transfer().add_bytes(bytes);
         let earliest = Instant::now().checked_sub(LARGEST_BURST).unwrap_or(self.due);
         self.due = self.due.max(earliest) + Duration::from_micros(bytes * 1_000_000 / self.bytes_per_s);
-        tokio::time::sleep_until(self.due.max(Instant::now() + for_clients(self.copying, took))).await;
+        tokio::time::sleep_until(self.due.max(Instant::now() + pause_for_clients(self.copying, elapsed)))
+            .await;
     }
 }
 
-fn for_clients(copying: u32, took: Duration) -> Duration {
-    ((SHARE * copying - 1) * took).min(LONGEST_FOR_CLIENTS)
+/// Returns the pause after work that took `elapsed`, while `copying` nodes copy.
+fn pause_for_clients(copying: u32, elapsed: Duration) -> Duration {
+    ((SHARE * copying - 1) * elapsed).min(LONGEST_PAUSE)
 }
 
-/// After what a node does by itself: so much longer than it took that it takes one part in [`SHARE`] of the time.
-pub(super) async fn leave_time_for_clients(took: Duration) {
-    tokio::time::sleep(for_clients(1, took)).await;
+/// Waits after work of this node alone that took `elapsed`. Such work then uses at most one part
+/// in [`SHARE`] of the time.
+pub(super) async fn leave_time_for_clients(elapsed: Duration) {
+    tokio::time::sleep(pause_for_clients(1, elapsed)).await;
 }
 
-/// How many members have to hold a partition that they did not hold before.
-fn copying(shared: &Shared, newest: &Layout, sources: &[Arc<Layout>]) -> usize {
+/// Returns the number of members that gain a partition.
+fn count_copying(shared: &Shared, newest: &Layout, sources: &[Arc<Layout>]) -> usize {
     let gains = |member: NodeId| {
         let had = |partition| sources.iter().any(|source| source.holds(member, partition));
         shared.all_partitions().any(|partition| newest.holds(member, partition) && !had(partition))

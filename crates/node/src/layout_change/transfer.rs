@@ -1,11 +1,16 @@
-//! Copying data when the layout changes: what this node's partitions must hold by the newest one. (What is not its own any more:
-//! `leftovers.rs`.)
+//! Transfer: copies the data that this node's partitions must hold in the newest layout. (The
+//! opposite direction: `range_handoff.rs`.)
 //!
-//! Copying asks N - W + 1 replicas of each layout that may hold acked writes, this node included where it is one, and all of
-//! them as far as they can be reached: an empty partition is streamed from one replica first, and then trees are compared
-//! with each. Nothing remembers "already sent": what breaks off begins again, and finds most of it there.
+//! A source is an older layout whose replicas may hold acked writes. A partition is merged with
+//! N - W + 1 replicas of each source. This node counts if it is one of them. The partition is also
+//! merged with all other replicas that can be reached. If this node holds nothing of a partition,
+//! it first copies the whole partition from one replica. Then it compares hash trees with all.
 //!
-//! Source: Dynamo §6.2 (whole partitions move); Garage's rule that a new set syncs from a quorum of the old one.
+//! No node remembers which records were sent already. A transfer that was interrupted begins again,
+//! and finds most records in place.
+//!
+//! Source: Dynamo §6.2 (whole partitions move); Garage's rule that a new replica set syncs from a
+//! quorum of the old one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -20,25 +25,25 @@ use quorate_core::{Layout, NodeId, PartitionId, StorageKey};
 use tokio::time::Instant;
 
 use super::bucket_backfill::backfill_bucket;
-use super::give::{PAGE_TIMEOUT, PAUSE, bounded, give, readable, size};
+use super::give::{PAGE_TIMEOUT, PAUSE, batch_len, give, key_if_readable, size_of};
 use super::throttle::Throttle;
 use crate::membership::layout_exchange::agree;
 use crate::node::Node;
 use crate::repair::merkle_sync::{Direction, sync};
 
-/// One page of a partition that is streamed.
+/// Records and bytes of one page, when a whole partition is copied.
 const PAGE_RECORDS: u32 = 256;
-
 const PAGE_BYTES: u32 = 128 * 1024;
 
-/// What a partition of the newest layout must still be merged with.
+/// A partition of the newest layout that is not merged with enough replicas of the sources yet.
 struct PendingPartition {
     partition: PartitionId,
-    /// With whom it was merged, and whether they were recovering.
+    /// The nodes with which the partition was merged. True: the node was recovering then.
     merged: BTreeMap<NodeId, bool>,
 }
 
-/// Merges what this node's partitions of the newest layout must hold. False if a newer layout came meanwhile.
+/// Copies everything that this node must hold in the newest layout. False if a newer layout arrived
+/// meanwhile, or if a bucket is not backfilled yet.
 pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     let shared = &node.shared;
     let this = shared.node();
@@ -51,50 +56,52 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
         }
     }
     let changed = |partition: &PartitionId| {
-        let then = newest.replicas_of(*partition, u8::MAX);
-        then.contains(&this) && sources.iter().any(|source| source.replicas_of(*partition, u8::MAX) != then)
+        let new_replicas = newest.replicas_of(*partition, u8::MAX);
+        new_replicas.contains(&this)
+            && sources.iter().any(|source| source.replicas_of(*partition, u8::MAX) != new_replicas)
     };
-    let mut wanted: Vec<PendingPartition> = shared
+    let mut pending: Vec<PendingPartition> = shared
         .all_partitions()
         .filter(changed)
         .map(|partition| PendingPartition { partition, merged: BTreeMap::new() })
         .collect();
-    shared.progress.transfer().begin(wanted.len(), shared.environment.monotonic_ms());
-    let all = wanted.len();
+    shared.progress.transfer().begin(pending.len(), shared.environment.monotonic_ms());
+    let all = pending.len();
     let mut throttle = Throttle::new(shared, &newest, &sources);
-    // Partitions that need not be compared key by key with what this node had: it had nothing.
-    let mut fresh: BTreeSet<PartitionId> = wanted
+    // Partitions of which this node held nothing. They are copied as a whole before keys are
+    // compared.
+    let mut to_copy_whole: BTreeSet<PartitionId> = pending
         .iter()
         .map(|one| one.partition)
         .filter(|&partition| !sources.iter().any(|source| source.holds(this, partition)))
         .collect();
     loop {
-        let mut troubled = false;
-        let holders: BTreeSet<NodeId> = sources
+        let mut has_failed = false;
+        let source_members: BTreeSet<NodeId> = sources
             .iter()
             .flat_map(|source| source.members().iter().map(|member| member.id))
             .filter(|&member| member != this && !newest.is_lost(member))
             .collect();
-        for &peer in holders.iter().filter(|&&peer| node.is_live(peer)) {
-            let theirs: Vec<PartitionId> = wanted
+        for &peer in source_members.iter().filter(|&&peer| node.is_live(peer)) {
+            let partitions: Vec<PartitionId> = pending
                 .iter()
                 .filter(|one| one.merged.get(&peer).is_none_or(|recovering| *recovering))
                 .map(|one| one.partition)
                 .filter(|&partition| sources.iter().any(|source| source.holds(peer, partition)))
                 .collect();
-            if theirs.is_empty() {
+            if partitions.is_empty() {
                 continue;
             }
-            match merge_with(node, peer, &theirs, &sources, &mut fresh, &mut throttle).await {
+            match merge_with(node, peer, &partitions, &sources, &mut to_copy_whole, &mut throttle).await {
                 Ok(merged) => {
-                    for one in &mut wanted {
+                    for one in &mut pending {
                         if let Some(recovering) = merged.get(&one.partition) {
                             one.merged.insert(peer, *recovering);
                         }
                     }
                 }
                 Err(error) => {
-                    troubled = true;
+                    has_failed = true;
                     let (peer, reason) = (shared.view().name_of(peer), error.to_string());
                     shared.emit(None, EventKind::RepairFailed { peer, reason });
                 }
@@ -102,86 +109,90 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
             if shared.layouts.with(|layouts| layouts.newest().digest()) != newest.digest() {
                 return false;
             }
-            wanted.retain(|one| !is_copied(node, &newest, &sources, one));
-            shared.progress.transfer().set_done(all - wanted.len());
+            pending.retain(|one| !is_copied(node, &newest, &sources, one));
+            shared.progress.transfer().set_done(all - pending.len());
         }
-        wanted.retain(|one| !is_copied(node, &newest, &sources, one));
-        if wanted.is_empty() {
+        pending.retain(|one| !is_copied(node, &newest, &sources, one));
+        if pending.is_empty() {
             shared.progress.transfer().end(shared.environment.monotonic_ms());
             return true;
         }
         if shared.layouts.with(|layouts| layouts.newest().digest()) != newest.digest() {
             return false;
         }
-        tokio::time::sleep(if troubled { 2 * PAUSE } else { PAUSE }).await;
+        tokio::time::sleep(if has_failed { 2 * PAUSE } else { PAUSE }).await;
     }
 }
 
-/// True if the partition was merged with enough of every source, for each size of bucket, and with everybody of them who can
-/// be reached: what W = 1 acked may be anywhere.
-fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], wanted: &PendingPartition) -> bool {
+/// True if the partition was merged with enough replicas of every source, for each size of bucket,
+/// and with all replicas that can be reached. The latter matters because a write with W = 1 may be
+/// on any one replica.
+fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], pending: &PendingPartition) -> bool {
     let shared = &node.shared;
-    let (this, partition) = (shared.node(), wanted.partition);
+    let (this, partition) = (shared.node(), pending.partition);
     shared.sizes().into_iter().all(|n| {
-        let then = newest.replicas_of(partition, n);
-        let has_part = |source: &&Arc<Layout>| {
-            let now = source.replicas_of(partition, n);
-            then.contains(&this) && now != then
+        let new_replicas = newest.replicas_of(partition, n);
+        let must_copy_from = |source: &&Arc<Layout>| {
+            let old_replicas = source.replicas_of(partition, n);
+            new_replicas.contains(&this) && old_replicas != new_replicas
         };
-        sources.iter().filter(has_part).all(|source| {
-            let kept = |replica: &&NodeId| !newest.is_lost(**replica);
+        sources.iter().filter(must_copy_from).all(|source| {
+            let not_lost = |replica: &&NodeId| !newest.is_lost(**replica);
             let replicas: Vec<NodeId> =
-                source.replicas_of(partition, n).iter().filter(kept).copied().collect();
+                source.replicas_of(partition, n).iter().filter(not_lost).copied().collect();
             let own = replicas.contains(&this) && !shared.is_recovering(partition);
-            let whole = |replica: &&NodeId| wanted.merged.get(*replica) == Some(&false);
-            let have = replicas.iter().filter(whole).count() + usize::from(own);
+            let remembers_all = |replica: &&NodeId| pending.merged.get(*replica) == Some(&false);
+            let have = replicas.iter().filter(remembers_all).count() + usize::from(own);
             let needed = sources_needed(n.min(source.replicas()), shared.smallest_w(n, source.replicas()));
             if planted(Bug::SyncedFromOne) {
                 return have >= 1;
             }
             let others = || replicas.iter().filter(|&&replica| replica != this);
-            let everybody = others().all(|replica| wanted.merged.contains_key(replica));
+            let all_merged = others().all(|replica| pending.merged.contains_key(replica));
             let reachable = others().filter(|&&replica| node.is_live(replica));
-            let all_reachable = reachable.clone().all(|replica| wanted.merged.contains_key(replica));
-            everybody || (have >= needed && all_reachable)
+            let all_reachable = reachable.clone().all(|replica| pending.merged.contains_key(replica));
+            all_merged || (have >= needed && all_reachable)
         })
     })
 }
 
-/// Merges this node's part of some partitions with a peer's. Which were merged wholly, and whether the peer may itself have
-/// forgotten something of them.
+/// Merges partitions of a peer into this node's. Returns the partitions that were merged
+/// completely. True: the peer is recovering, so it may itself have forgotten records of the
+/// partition.
 async fn merge_with(
     node: &Rc<Node>,
     peer: NodeId,
     partitions: &[PartitionId],
     sources: &[Arc<Layout>],
-    fresh: &mut BTreeSet<PartitionId>,
+    to_copy_whole: &mut BTreeSet<PartitionId>,
     throttle: &mut Throttle,
 ) -> Result<BTreeMap<PartitionId, bool>, PeerError> {
-    // From here on the peer takes no write of a coordinator that does not know what this node knows.
+    // After this the peer accepts no write of a coordinator that knows less about the layouts than
+    // this node.
     agree(node, peer).await?;
-    let newest = || node.shared.layouts.with(|layouts| layouts.newest().digest());
-    let begun = newest();
+    let newest_digest = || node.shared.layouts.with(|layouts| layouts.newest().digest());
+    let digest_before = newest_digest();
     for &partition in partitions {
-        if newest() != begun {
+        if newest_digest() != digest_before {
             return Ok(BTreeMap::new());
         }
-        if fresh.contains(&partition) {
-            stream(node, peer, partition, sources, throttle).await?;
-            fresh.remove(&partition);
-            // For people: what is streamed is nearly done. Who it was compared with is counted when it was.
+        if to_copy_whole.contains(&partition) {
+            copy_partition(node, peer, partition, sources, throttle).await?;
+            to_copy_whole.remove(&partition);
+            // Only for reports: a partition that was copied as a whole is nearly done. The caller
+            // sets the exact number after the comparison.
             node.shared.progress.transfer().add_done(1);
         }
     }
     let synced =
         sync(node, peer, partitions, Direction::Pull, node.shared.settings.repair.max_keys_per_second)
             .await?;
-    let whole = partitions.iter().filter(|partition| !synced.unknown.contains(partition));
-    Ok(whole.map(|&partition| (partition, synced.recovering.contains(&partition))).collect())
+    let complete = partitions.iter().filter(|partition| !synced.unknown.contains(partition));
+    Ok(complete.map(|&partition| (partition, synced.recovering.contains(&partition))).collect())
 }
 
-/// Copies a partition of which this node holds nothing, page by page.
-async fn stream(
+/// Copies a whole partition of which this node holds nothing, page by page.
+async fn copy_partition(
     node: &Rc<Node>,
     peer: NodeId,
     partition: PartitionId,
@@ -203,28 +214,28 @@ async fn stream(
         let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let page = match node.ask(peer, PeerRequest::ScanPartition(scan)).await {
             Ok(PeerReply::Page(page)) => page,
-            // What it can't show as a whole is compared key by key.
+            // The peer cannot send the partition as a whole. The comparison of keys copies it.
             Ok(_) | Err(PeerError::Recovering | PeerError::Storage { .. } | PeerError::StaleLayout) => {
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let ours = |(key, object): &(Bytes, Bytes)| {
+        let own_object = |(key, object): &(Bytes, Bytes)| {
             let this = node.shared.node();
-            // A record that is damaged there is for the comparison to find.
-            let key = readable(key, object).filter(|key| key.partition() == partition)?;
-            // Keys of a bucket with fewer replicas may be for others.
+            // A record that is damaged on the peer is left to the comparison of keys.
+            let key = key_if_readable(key, object).filter(|key| key.partition() == partition)?;
+            // This node may not be a replica for buckets with fewer replicas.
             let is_own = newest.replicas_for(partition, key.bucket()).contains(&this);
             is_own.then(|| (this, key, object.clone()))
         };
-        let objects: Vec<(NodeId, StorageKey, Bytes)> = page.records.iter().filter_map(ours).collect();
+        let objects: Vec<(NodeId, StorageKey, Bytes)> = page.records.iter().filter_map(own_object).collect();
         let mut rest = &objects[..];
         while !rest.is_empty() {
-            let some = rest.split_at(bounded(rest)).0;
+            let batch = rest.split_at(batch_len(rest)).0;
             let begun = Instant::now();
-            give(node, some, valid_until_ms).await.map_err(|(_, error)| error)?;
-            throttle.took(&node.shared, some.iter().map(size).sum(), begun.elapsed()).await;
-            rest = &rest[some.len()..];
+            give(node, batch, valid_until_ms).await.map_err(|(_, error)| error)?;
+            throttle.wait_after(&node.shared, batch.iter().map(size_of).sum(), begun.elapsed()).await;
+            rest = &rest[batch.len()..];
         }
         match page.records.last() {
             Some((last, _)) if page.more && *last > after => after = last.clone(),

@@ -1,4 +1,5 @@
-//! Comparing clocks: a node whose clock is far from those of most of its peers coordinates nothing, and says why.
+//! Comparison of clocks. A node whose clock is far from those of most of its peers coordinates no
+//! writes, and reports why.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -10,19 +11,21 @@ use quorate_core::request::{PeerReply, PeerRequest};
 
 use crate::node::Node;
 
-const EVERY: Duration = Duration::from_secs(2);
-/// While too few answer.
-const FIRST: Duration = Duration::from_millis(200);
+/// Time between two measurements.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Time to the next measurement while too few peers answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Asks every peer for the time when they meet and at intervals, for as long as the node runs.
+/// Measures the clock offset to each peer that can be reached, at intervals. Runs until the node
+/// stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     let limit = shared.settings.coordinator.max_clock_skew_ms as i64;
-    let mut told = None;
+    let mut reported = None;
     loop {
         let participants = shared.view().participants.clone();
         let peers: Vec<NodeId> = participants.into_iter().filter(|&id| id != shared.node()).collect();
-        let asked = peers.iter().filter(|&&peer| node.is_live(peer)).map(|&peer| {
+        let measurements = peers.iter().filter(|&&peer| node.is_live(peer)).map(|&peer| {
             let node = node.clone();
             async move {
                 let before = node.shared.environment.wall_ms() as i64;
@@ -37,11 +40,11 @@ pub(crate) async fn run(node: Rc<Node>) {
                 }
             }
         });
-        let measured: Vec<_> = futures::future::join_all(asked).await;
+        let measured: Vec<_> = futures::future::join_all(measurements).await;
         let ahead: BTreeMap<NodeId, i64> = measured.into_iter().flatten().collect();
         if ahead.len() * 2 <= peers.len() {
-            // Too few to know better than before.
-            tokio::time::sleep(FIRST).await;
+            // Half of the peers or fewer answered: the previous result stays.
+            tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         }
         let mut sorted: Vec<i64> = ahead.values().copied().collect();
@@ -51,19 +54,20 @@ pub(crate) async fn run(node: Rc<Node>) {
         if far.is_none() {
             shared.clock_guard.confirm();
         }
-        if far.is_some() != told.is_some() {
+        if far.is_some() != reported.is_some() {
             shared.emit(None, EventKind::ClockSkewed { ahead_ms: far });
         }
-        told = far;
+        reported = far;
         shared.clock_guard.set_problem(far.map(|ms| {
-            let (by, where_to) = (ms.unsigned_abs(), if ms > 0 { "ahead of" } else { "behind" });
-            format!("its clock is {by} ms {where_to} most of its peers, the limit is {limit} (max_clock_skew_ms): set it right")
+            let (by, direction) = (ms.unsigned_abs(), if ms > 0 { "ahead of" } else { "behind" });
+            format!("its clock is {by} ms {direction} most of its peers, the limit is {limit} (max_clock_skew_ms): set it right")
         }));
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// How far this clock is ahead, if it is further than `limit` from most of the `peers`.
+/// Returns the milliseconds by which this clock is ahead, if it is further than `limit` from most
+/// of the `peers`.
 fn median_if_far(ahead: &BTreeMap<NodeId, i64>, peers: usize, limit: i64) -> Option<i64> {
     let mut far: Vec<i64> = ahead.values().copied().filter(|ms| ms.unsigned_abs() > limit as u64).collect();
     far.sort_unstable();

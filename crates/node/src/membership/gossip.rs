@@ -1,4 +1,5 @@
-//! Drives the membership plugin: time passes, its messages travel like any request, and whom it knows is dialled.
+//! The task that drives the membership plugin: it passes on the time and the plugin's messages, and
+//! opens connections to the nodes that the plugin knows.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,17 +14,20 @@ use quorate_core::{Member, NodeId};
 use crate::node::Node;
 use crate::state::shared::Shared;
 
+/// Time between two ticks of the plugin.
 const TICK: Duration = Duration::from_millis(100);
-const FOLLOW_EVERY: Duration = Duration::from_millis(500);
-/// How long a message of the plugin may take: what is later says nothing new.
+/// Time between two checks for new nodes, while no layout changes.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
+/// Timeout of one gossip message. Lost messages are not sent again, because the next round repeats
+/// their content.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The fact under which a node publishes the digest of its layout, in hexadecimal.
+/// Metadata key: digest of the node's newest layout, in hexadecimal.
 pub const LAYOUT_KEY: &str = "layout";
-/// The fact under which it publishes how long its oldest hint has been waiting, milliseconds.
+/// Metadata key: milliseconds for which the node's oldest hint has been waiting.
 pub const OLDEST_HINT_KEY: &str = "oldest_hint_ms";
 
-/// Lets time pass for the plugin, on one worker.
+/// Drives the plugin. Runs on one worker until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     loop {
@@ -33,7 +37,7 @@ pub(crate) async fn run(node: Rc<Node>) {
         let outgoing = {
             let mut membership = shared.membership.lock().unwrap_or_else(PoisonError::into_inner);
             membership.publish(LAYOUT_KEY, digest.as_bytes());
-            // In whole seconds, or it would change with every look.
+            // Rounded to whole seconds, so that the value does not change at every tick.
             let oldest = oldest.unwrap_or(0) / 1_000 * 1_000;
             membership.publish(OLDEST_HINT_KEY, oldest.to_string().as_bytes());
             membership.tick(now_ms)
@@ -43,28 +47,30 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with whom the plugin and the layouts know.
+/// Keeps this worker's connections in step with the nodes that the plugin and the layouts know.
+/// Runs until the node stops.
 pub(crate) async fn follow(node: Rc<Node>) {
     let mut known: Vec<Member> = Vec::new();
     loop {
-        let stirred = node.shared.layouts.changed.notified();
+        let layouts_changed = node.shared.layouts.changed.notified();
         let members = known_members(&node);
         for member in members.iter().filter(|member| !known.contains(member)) {
             node.transport.meet(member.clone());
         }
         known = members;
-        let _ = tokio::time::timeout(FOLLOW_EVERY, stirred).await;
+        let _ = tokio::time::timeout(FOLLOW_INTERVAL, layouts_changed).await;
     }
 }
 
-/// The nodes that this node may talk to: participants, and nodes that wait to join.
+/// Returns the other nodes that this node may send requests to: members of any active layout, and
+/// nodes that the plugin has found.
 pub(crate) fn known_members(node: &Node) -> Vec<Member> {
     let shared = &node.shared;
     let mut all: BTreeMap<NodeId, Member> = BTreeMap::new();
     for layout in &shared.view().active {
         all.extend(layout.members().iter().map(|member| (member.id, member.clone())));
     }
-    // Where the membership has an address, it is the newer one.
+    // An address from the plugin is newer than one from a layout.
     for view in view(shared) {
         let known = all.entry(view.member.id).or_insert_with(|| view.member.clone());
         known.address = view.member.address;
@@ -73,12 +79,12 @@ pub(crate) fn known_members(node: &Node) -> Vec<Member> {
     all.into_values().collect()
 }
 
-/// Whom the plugin knows.
+/// Returns the nodes that the plugin knows, with their states.
 pub(crate) fn view(shared: &Shared) -> Vec<MemberView> {
     shared.membership.lock().unwrap_or_else(PoisonError::into_inner).view()
 }
 
-/// A message of the plugin on another node.
+/// Passes a message from the plugin of another node to this node's plugin.
 pub(crate) fn receive(node: &Rc<Node>, from: NodeId, message: &[u8], reply: ReplyTo<PeerResult>) {
     let now_ms = node.shared.environment.monotonic_ms();
     let outgoing = {
@@ -89,6 +95,7 @@ pub(crate) fn receive(node: &Rc<Node>, from: NodeId, message: &[u8], reply: Repl
     reply.send(Ok(PeerReply::Acked));
 }
 
+/// Sends the plugin's messages. Their answers are ignored.
 fn send(node: &Node, outgoing: Vec<OutgoingMessage>) {
     for OutgoingMessage { to, message } in outgoing {
         node.transport.send(to, PeerRequest::Gossip(message.into()), TIMEOUT, ReplyTo::ignored());

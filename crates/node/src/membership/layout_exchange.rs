@@ -1,5 +1,5 @@
-//! The exchange of layouts between nodes: each node tells the others its layouts and phases, and fetches
-//! the layouts of a node that knows newer ones.
+//! The exchange of layouts between nodes. Each node sends the others a summary of its layouts and
+//! phases, and fetches the layouts of a node that knows newer ones.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -15,47 +15,52 @@ use tokio::time::Instant;
 use super::gossip::known_members;
 use crate::node::Node;
 
-/// How often the node looks, if nothing stirs.
+/// Time between two checks, while nothing changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a peer is told even if there is nothing new.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How soon it is told something new again: what gathers meanwhile is told together.
-const TELL_AGAIN_AFTER: Duration = Duration::from_millis(25);
+/// Time after which a peer is sent the summary again, even if it has not changed.
+const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two summaries to one peer. Changes in between are sent together.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Tells the others what this node knows of a change, and fetches what they know better, for as long as it runs.
+/// Sends this node's summary to the others, and fetches newer layouts from them. Runs until the
+/// node stops.
 pub(crate) async fn run(node: Rc<Node>) {
-    let mut told: BTreeMap<NodeId, (LayoutSummary, Instant)> = BTreeMap::new();
+    let mut last_sent: BTreeMap<NodeId, (LayoutSummary, Instant)> = BTreeMap::new();
     loop {
-        let stirred = node.shared.layouts.changed.notified();
+        let layouts_changed = node.shared.layouts.changed.notified();
         for peer in node.shared.layouts.take_fetches() {
             let node = node.clone();
             tokio::task::spawn_local(async move {
                 let _ = fetch(&node, peer).await;
             });
         }
-        let news = node.shared.layouts.with(Layouts::summary);
+        let summary = node.shared.layouts.with(Layouts::summary);
         let now = Instant::now();
         for peer in known_members(&node).into_iter().map(|member| member.id) {
-            let again = told.get(&peer).is_none_or(|(last, at)| {
-                (*last != news && now >= *at + TELL_AGAIN_AFTER) || now >= *at + TELL_EVERY
+            let is_due = last_sent.get(&peer).is_none_or(|(last, at)| {
+                (*last != summary && now >= *at + SHORTEST_INTERVAL) || now >= *at + RESEND_INTERVAL
             });
-            if again && node.transport.is_up(peer) {
-                told.insert(peer, (news.clone(), now));
-                let (node, news) = (node.clone(), news.clone());
+            if is_due && node.transport.is_up(peer) {
+                last_sent.insert(peer, (summary.clone(), now));
+                let (node, summary) = (node.clone(), summary.clone());
                 tokio::task::spawn_local(async move {
-                    let _ = compare(&node, peer, &news).await;
+                    let _ = compare(&node, peer, &summary).await;
                 });
             }
         }
-        told.retain(|peer, _| node.transport.is_up(*peer));
-        let waits = told.values().any(|(last, _)| *last != news);
-        let _ = tokio::time::timeout(if waits { TELL_AGAIN_AFTER } else { POLL_INTERVAL }, stirred).await;
+        last_sent.retain(|peer, _| node.transport.is_up(*peer));
+        let has_unsent_change = last_sent.values().any(|(last, _)| *last != summary);
+        let _ = tokio::time::timeout(
+            if has_unsent_change { SHORTEST_INTERVAL } else { POLL_INTERVAL },
+            layouts_changed,
+        )
+        .await;
     }
 }
 
-/// Tells a peer what this node knows, and hears what it knows. True if it knows more than it said.
-async fn compare(node: &Node, peer: NodeId, news: &LayoutSummary) -> Result<bool, PeerError> {
-    match node.ask(peer, PeerRequest::LayoutSummary(news.encode().into())).await? {
+/// Exchanges summaries with a peer. True if this node has to fetch the peer's layouts.
+async fn compare(node: &Node, peer: NodeId, summary: &LayoutSummary) -> Result<bool, PeerError> {
+    match node.ask(peer, PeerRequest::LayoutSummary(summary.encode().into())).await? {
         PeerReply::LayoutSummary(theirs) => {
             let theirs = LayoutSummary::decode(&theirs)
                 .map_err(|error| PeerError::Refused { detail: error.to_string() })?;
@@ -65,27 +70,29 @@ async fn compare(node: &Node, peer: NodeId, news: &LayoutSummary) -> Result<bool
     }
 }
 
-/// Takes in a peer's news; true if its layouts are to be fetched. Whose disk was declared lost has nothing to say.
-fn merge_summary(node: &Node, from: NodeId, news: &LayoutSummary) -> bool {
+/// Merges a peer's summary. True if this node has to fetch the peer's layouts. Ignores a peer whose
+/// disk was declared lost.
+fn merge_summary(node: &Node, from: NodeId, summary: &LayoutSummary) -> bool {
     let layouts = &node.shared.layouts;
-    !layouts.with(|layouts| layouts.newest().is_lost(from)) && layouts.merge_summary(from, news).fetch
+    !layouts.with(|layouts| layouts.newest().is_lost(from)) && layouts.merge_summary(from, summary).fetch
 }
 
-/// Makes sure that a peer knows all that this node knows of a change, and the other way round, before they go on.
+/// Exchanges summaries with a peer, and fetches the peer's layouts if they are newer. If the peer
+/// has the same layouts, it knows this node's phases afterwards.
 ///
 /// # Errors
-/// If it can't be asked.
+/// If the peer does not answer.
 pub(crate) async fn agree(node: &Node, peer: NodeId) -> Result<(), PeerError> {
-    let news = node.shared.layouts.with(Layouts::summary);
-    if compare(node, peer, &news).await? {
+    let summary = node.shared.layouts.with(Layouts::summary);
+    if compare(node, peer, &summary).await? {
         fetch(node, peer).await?;
     }
     Ok(())
 }
 
-/// Answers a peer's news with this node's.
-pub(crate) fn answer(node: &Node, from: NodeId, news: &[u8]) -> PeerResult {
-    match LayoutSummary::decode(news) {
+/// Merges a peer's summary, and answers with this node's.
+pub(crate) fn answer(node: &Node, from: NodeId, summary: &[u8]) -> PeerResult {
+    match LayoutSummary::decode(summary) {
         Ok(theirs) => {
             merge_summary(node, from, &theirs);
             Ok(PeerReply::LayoutSummary(node.shared.layouts.with(Layouts::summary).encode().into()))
@@ -94,7 +101,7 @@ pub(crate) fn answer(node: &Node, from: NodeId, news: &[u8]) -> PeerResult {
     }
 }
 
-/// Fetches all that a peer knows of layouts, and joins it to what is known here.
+/// Fetches a peer's layouts, and merges them with this node's.
 async fn fetch(node: &Node, peer: NodeId) -> Result<(), PeerError> {
     let PeerReply::Layouts(bytes) = node.ask(peer, PeerRequest::Layouts).await? else {
         return Err(PeerError::Refused { detail: "unexpected answer".into() });
@@ -120,7 +127,7 @@ async fn fetch(node: &Node, peer: NodeId) -> Result<(), PeerError> {
     Ok(())
 }
 
-/// What an operator should hear of.
+/// Emits events for changes that concern the operator: a new layout, or the removal of this node.
 pub(crate) fn tell_of_changes(node: &Node, before: &Layouts) {
     let now = node.shared.layouts.known();
     if now.newest().digest() != before.newest().digest() {

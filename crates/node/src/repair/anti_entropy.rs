@@ -1,4 +1,5 @@
-//! Anti-entropy's schedule: a round with each peer now and then, and at once when it returns.
+//! The schedule of anti-entropy: a round with each peer at intervals, and at once when the peer
+//! returns.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,66 +15,72 @@ use super::merkle_sync::{Direction, sync};
 use crate::node::Node;
 use crate::state::shared::Shared;
 
+/// Time between two checks for rounds that are due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// After a round that broke off.
+/// Time to the next round after one that failed or was incomplete.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long a round waits for this node's own hints to be delivered first: they say the same with less to compare.
-const FOR_HINTS: Duration = Duration::from_secs(5);
+/// Longest time for which a round waits until this node's hints for the peer are delivered. Hints
+/// bring the same objects without a comparison.
+const WAIT_FOR_HINTS: Duration = Duration::from_secs(5);
 
+/// The schedule of the rounds with one peer.
 struct Peer {
+    /// True if the peer can be reached.
     up: bool,
-    /// Somebody asked for a round: from this moment on.
-    wanted: Option<Instant>,
+    /// Earliest time of a round that an operator asked for.
+    requested: Option<Instant>,
+    /// Time of the next regular round.
     due: Instant,
-    /// Since when it is up.
-    since: Instant,
+    /// Time since which the peer can be reached.
+    up_since: Instant,
 }
 
-/// Runs rounds for as long as the node runs.
+/// Starts the rounds that are due. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     let interval = Duration::from_millis(shared.settings.repair.interval_ms);
     let mut peers: BTreeMap<NodeId, Peer> = BTreeMap::new();
-    let mut asked = 0;
+    let mut requests_before = 0;
     loop {
         let now = Instant::now();
-        let wish = shared.progress.repairs_requested.load(Ordering::Acquire);
+        let requests = shared.progress.repairs_requested.load(Ordering::Acquire);
         let view = shared.view();
         let members: Vec<NodeId> = view.participants.clone();
-        // Who was taken out has nothing to say.
-        let takes_part =
+        // Only a participant may repair, and only if it cannot have lost its layouts.
+        let may_repair =
             view.is_participant(shared.node()) && !view.removed && shared.recovery.are_layouts_confirmed();
         drop(view);
-        for id in members.into_iter().filter(|&id| id != shared.node() && takes_part) {
+        for id in members.into_iter().filter(|&id| id != shared.node() && may_repair) {
             let up = node.is_live(id);
-            let peer = peers.entry(id).or_insert(Peer { up: false, wanted: None, due: now, since: now });
+            let peer =
+                peers.entry(id).or_insert(Peer { up: false, requested: None, due: now, up_since: now });
             if up && !peer.up {
-                // It has returned: it may have missed something.
-                (peer.due, peer.since) = (now, now);
+                // The peer has returned, and may have missed writes.
+                (peer.due, peer.up_since) = (now, now);
             }
             peer.up = up;
-            if wish != asked {
-                peer.wanted = Some(now);
+            if requests != requests_before {
+                peer.requested = Some(now);
             }
-            let first_hints = shared.hints.has_any_for(id) && now < peer.since + FOR_HINTS;
-            let wanted = peer.wanted.is_some_and(|from| now >= from);
-            let due = wanted || (shared.settings.repair.enabled && now >= peer.due && !first_hints);
+            let hints_first = shared.hints.has_any_for(id) && now < peer.up_since + WAIT_FOR_HINTS;
+            let requested = peer.requested.is_some_and(|from| now >= from);
+            let due = requested || (shared.settings.repair.enabled && now >= peer.due && !hints_first);
             if up && due {
-                let ended = round(&node, id).await;
-                peer.wanted = peer.wanted.filter(|_| !ended).map(|_| Instant::now() + PAUSE);
-                let next = match ended {
+                let complete = round(&node, id).await;
+                peer.requested = peer.requested.filter(|_| !complete).map(|_| Instant::now() + PAUSE);
+                let next = match complete {
                     true => interval.mul_f64(0.75 + (shared.environment.random() % 1024) as f64 / 2048.0),
                     false => PAUSE,
                 };
                 peer.due = Instant::now() + next;
             }
         }
-        asked = wish;
+        requests_before = requests;
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// One round. False if it has to be repeated soon.
+/// Runs one round with a peer. False if it failed or was incomplete, and must be repeated soon.
 async fn round(node: &Rc<Node>, peer: NodeId) -> bool {
     let shared = &node.shared;
     let name = shared.view().name_of(peer);

@@ -1,7 +1,8 @@
-//! Hinted handoff: brings hints to the replicas they are for, once those can be reached again.
+//! Hinted handoff: delivers hints to their targets, once these can be reached again.
 //!
-//! Hints lie in the storage engine by (target, key), merged per key. A hint is deleted only after its
-//! target acked it durably, and only if it is then still what was sent.
+//! The target of a hint is the replica for which it is kept. The storage engine keeps one merged
+//! hint for each target and key. A hint is deleted only after its receivers acked it durably, and
+//! only if it has not changed since it was sent.
 //!
 //! Source: Dynamo §4.6.
 
@@ -22,40 +23,40 @@ use crate::node::Node;
 use crate::replica::hints::SentHint;
 use crate::state::scan_pages::{PageBounds, ScanPages};
 
-/// Hints that are sent before the first of them must be acked.
+/// Hints that are sent together. The next page is sent after all of them were answered.
 const PAGE: PageBounds = PageBounds { records: 256, bytes: 1024 * 1024 };
-/// Time that the target has for a page.
+/// Timeout of the hints of one page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between checks for targets that can be reached again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Pause after a page that was refused.
+/// Pause after a page that was not delivered completely.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Brings hints to whoever is back, for as long as the node runs.
+/// Delivers hints to targets that can be reached again. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     loop {
-        let mut refused = false;
+        let mut must_pause = false;
         let removed = node.shared.view().removed || !node.shared.recovery.are_layouts_confirmed();
         for target in node.shared.hints.targets().into_iter().filter(|_| !removed) {
-            match drain(&node, target).await {
-                // Somebody who has to have them can't be reached: no reason to read them all again at once.
-                Ok(0) if !node.shared.view().is_settled() => refused = true,
+            match deliver_hints(&node, target).await {
+                // A receiver of these hints cannot be reached: do not read them all again at once.
+                Ok(0) if !node.shared.view().is_settled() => must_pause = true,
                 Ok(0) => {}
                 Ok(hints) => {
                     let target = node.shared.view().name_of(target);
                     node.shared.emit(None, EventKind::HintsDelivered { target, hints });
                 }
-                Err(()) => refused = true,
+                Err(()) => must_pause = true,
             }
         }
-        tokio::time::sleep(if refused { PAUSE } else { CHECK_INTERVAL }).await;
+        tokio::time::sleep(if must_pause { PAUSE } else { CHECK_INTERVAL }).await;
     }
 }
 
-/// Sends a target its hints, page by page; the next one goes when all of this one were answered.
-async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
+/// Delivers the hints of one target, page by page. Returns the number of hints delivered.
+async fn deliver_hints(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     let view = node.shared.view();
-    let waits = view.is_participant(target) && !node.is_live(target) && !hands_over(node, &view);
+    let waits = view.is_participant(target) && !node.is_live(target) && !is_handing_off(node, &view);
     drop(view);
     if waits {
         return Ok(0);
@@ -63,33 +64,36 @@ async fn drain(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     let mut pages = ScanPages::under(hints_for(target), PAGE);
     let mut delivered = 0;
     loop {
-        // A message lives this long from before its hint is read.
+        // Computed before the hints are read: an object is valid for a limited time after that.
         let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let Some(page) = pages.next(&*node.shared.engine).map_err(|_| ())? else { return Ok(delivered) };
         delivered += send_page(node, target, &page.records, valid_until_ms).await?;
     }
 }
 
-/// True if this node leaves, and is at the point of handing over what it has.
-fn hands_over(node: &Node, view: &View) -> bool {
+/// True if this node leaves the cluster, and all nodes have reached the phase in which it gives
+/// away its records.
+fn is_handing_off(node: &Node, view: &View) -> bool {
     view.newest().member(node.shared.node()).is_none() && view.cluster_phase >= Phase::Released
 }
 
-/// Who gets the hint: its target, or all of the key's replicas if the target is none any more, or the layout changes. A node
-/// that is about to leave gives it to the other replicas, if the target can't be reached.
-fn takers(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
+/// Returns the nodes that must ack the hint before it is deleted. This is its target, or all
+/// replicas of the key if the target is no longer one of them or the layout changes. A node that
+/// leaves does not wait for a target that cannot be reached.
+fn receivers_of(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
     let view = node.shared.view();
     let mut replicas = view.holders_of(key.partition(), key.bucket());
     if view.is_settled() && replicas.contains(&target) {
         return vec![target];
     }
     replicas.retain(|&replica| view.is_participant(replica));
-    if hands_over(node, &view) && !node.is_live(target) {
+    if is_handing_off(node, &view) && !node.is_live(target) {
         replicas.retain(|&replica| replica != target);
     }
     replicas
 }
 
+/// Sends a page of hints, and deletes each hint that all receivers acked. Returns their number.
 async fn send_page(
     node: &Rc<Node>,
     target: NodeId,
@@ -98,18 +102,18 @@ async fn send_page(
 ) -> Result<usize, ()> {
     let gather = Gather::default();
     let deadline = Instant::now() + PAGE_TIMEOUT;
-    // Acks that each hint still needs.
-    let mut open: Vec<usize> = vec![usize::MAX; page.len()];
-    let mut asked = 0;
+    // Acks that each hint still needs. `usize::MAX`: the hint cannot be deleted in this round.
+    let mut missing_acks: Vec<usize> = vec![usize::MAX; page.len()];
+    let mut sent = 0;
     for (at, (hint, object)) in page.iter().enumerate() {
         let Some((_, key)) = parse_hint_key(hint) else { continue };
-        let takers = takers(node, target, &key);
-        if takers.is_empty() {
+        let receivers = receivers_of(node, target, &key);
+        if receivers.is_empty() {
             continue;
         }
-        // It goes when all of them have it; who can be reached gets it now.
-        open[at] = takers.len();
-        for taker in takers.into_iter().filter(|&taker| node.is_live(taker)) {
+        // The hint is deleted once all receivers have it. Receivers that can be reached get it now.
+        missing_acks[at] = receivers.len();
+        for receiver in receivers.into_iter().filter(|&receiver| node.is_live(receiver)) {
             let write = PeerWrite {
                 key: key.clone(),
                 object: object.clone(),
@@ -117,10 +121,10 @@ async fn send_page(
                 valid_until_ms,
                 layout: 0,
             };
-            asked += 1;
+            sent += 1;
             // The number of the reply is the hint's position in the page.
             let reply = gather.reply_to(NodeId(at as u64));
-            node.send(taker, PeerRequest::Write(write), PAGE_TIMEOUT, reply);
+            node.send(receiver, PeerRequest::Write(write), PAGE_TIMEOUT, reply);
         }
         if planted(Bug::HintDeletedBeforeAck) {
             node.replica.delete_hint(SentHint { hint, object });
@@ -128,16 +132,16 @@ async fn send_page(
     }
     let mut delivered = 0;
     let mut failed = false;
-    for _ in 0..asked {
+    for _ in 0..sent {
         let Some((NodeId(at), answer)) = gather.next(deadline).await else { return Err(()) };
         let at = at as usize;
         if !matches!(answer, Ok(PeerReply::Acked)) {
             failed = true;
-            open[at] = usize::MAX;
-        } else if open[at] != usize::MAX {
-            open[at] -= 1;
+            missing_acks[at] = usize::MAX;
+        } else if missing_acks[at] != usize::MAX {
+            missing_acks[at] -= 1;
         }
-        if open[at] == 0 {
+        if missing_acks[at] == 0 {
             let (hint, object) = &page[at];
             node.replica.delete_hint(SentHint { hint, object });
             delivered += 1;

@@ -14,15 +14,15 @@ use crate::state::hash_trees::RecordState;
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Records that one page of digests reads, and their bytes.
+/// Most records, and bytes, that are read for one page of digests.
 const PAGE_RECORDS: usize = 256;
 const PAGE_BYTES: usize = 128 * 1024;
 
 /// Compares a peer's roots with this node's trees.
 pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
     let view = shared.view();
-    // A partition that moves here and was not copied yet is as good as forgotten.
-    let forgot = |partition: PartitionId| {
+    // A partition that moves to this node and is not copied yet counts as forgotten.
+    let may_lack_records = |partition: PartitionId| {
         let known = shared.has_partition(partition);
         shared.is_recovering(partition)
             || (known && shared.layouts.with(|layouts| layouts.has_to_copy(partition)))
@@ -36,12 +36,12 @@ pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
             Some(ours) if ours == root.root => Likeness::Same,
             Some(_) => Likeness::Differs,
         };
-        TreeState { likeness, recovering: forgot(root.tree.partition) }
+        TreeState { likeness, recovering: may_lack_records(root.tree.partition) }
     };
     Ok(PeerReply::Trees(theirs.iter().map(state).collect()))
 }
 
-/// The leaves of one of this node's trees.
+/// Answers with the leaves of one of this node's trees.
 pub(crate) fn leaves(shared: &Shared, tree: TreeName) -> PeerResult {
     if !shared.has_partition(tree.partition) {
         return Err(PeerError::Refused { detail: "no such partition".into() });
@@ -50,7 +50,7 @@ pub(crate) fn leaves(shared: &Shared, tree: TreeName) -> PeerResult {
     leaves.ok_or(PeerError::Recovering)
 }
 
-/// Reads a page of keys and digests of this node.
+/// Reads a page of this node's keys and digests.
 pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Scanned<Result<DigestPage, PeerError>> {
     let mut cost = 0;
     Scanned { found: read_digests(shared, wanted, &mut cost), cost }
@@ -59,7 +59,9 @@ pub(crate) fn digest_page(shared: &Shared, wanted: &DigestsOf) -> Scanned<Result
 fn read_digests(shared: &Shared, wanted: &DigestsOf, cost: &mut usize) -> Result<DigestPage, PeerError> {
     let begin = StorageKey::partition_start(wanted.tree.partition);
     if !wanted.after.is_empty() && !wanted.after.starts_with(&begin) {
-        return Err(PeerError::Refused { detail: "digests of one partition at a time".into() });
+        return Err(PeerError::Refused {
+            detail: "the key after which the page begins is in another partition".into(),
+        });
     }
     let end = end_of_prefix(&begin);
     let after = !wanted.after.is_empty();
@@ -90,8 +92,8 @@ fn read_digests(shared: &Shared, wanted: &DigestsOf, cost: &mut usize) -> Result
     Ok(DigestPage { entries, next })
 }
 
-/// A record's key and state. A damaged record counts as absent: then the peer offers its own, which
-/// replaces the damaged one.
+/// Returns a record's key and state. A damaged record counts as absent, so that the peer sends its
+/// own record, which replaces the damaged one.
 fn readable_state(shared: &Shared, key: &Bytes, object: &Bytes) -> Option<(StorageKey, RecordState)> {
     let key = StorageKey::from_peer(key).filter(|key| shared.has_partition(key.partition()))?;
     let record = decode_object(object).ok()?;

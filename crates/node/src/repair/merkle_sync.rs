@@ -1,6 +1,8 @@
-//! One look at a peer: compare hash trees of what both hold, then leaves, then keys, and exchange what differs by merging.
+//! Synchronization with one peer. It compares the roots of hash trees, then leaves, then keys, and
+//! merges the objects that differ.
 //!
-//! What a recovering replica and what anti-entropy do is this; they differ in when, and in what they conclude.
+//! Anti-entropy, recovery, transfer and range handoff all use it. They differ in the direction of
+//! the objects, and in what they conclude from the outcome.
 //!
 //! Source: Dynamo §4.7.
 
@@ -24,55 +26,59 @@ use crate::gather::Gather;
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// How long a peer may take for one question.
+/// Timeout of the exchange of some keys with the peer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Trees compared side by side.
+/// Trees that are compared at the same time.
 const TREES_TOGETHER: usize = 16;
-/// Keys exchanged together, and side by side by all trees: each may be a large object.
+/// Keys of one tree that are exchanged together. Each may have a large object.
 const KEYS_TOGETHER: usize = 16;
-const KEYS_UNDER_WAY: usize = 128;
+/// Keys of all trees that are exchanged at the same time.
+const KEYS_IN_FLIGHT: usize = 128;
 
-/// What a look at a peer came to.
+/// The outcome of a synchronization with a peer.
 #[derive(Default)]
-pub(crate) struct Synced {
-    /// Partitions of which the peer may have forgotten something, too.
+pub(crate) struct SyncOutcome {
+    /// Partitions of which the peer itself may have forgotten records.
     pub(crate) recovering: BTreeSet<PartitionId>,
-    /// Partitions that could not be compared, or not wholly exchanged: a tree is still being built, or a record can't be
-    /// read or written.
+    /// Partitions that could not be compared or exchanged completely. A tree is still being built,
+    /// or a record cannot be read or written.
     pub(crate) unknown: BTreeSet<PartitionId>,
-    /// Keys that differed.
+    /// Number of keys that differed.
     pub(crate) keys: u64,
 }
 
-/// Which way objects go.
+/// The direction in which objects are sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
-    /// Both: afterwards both hold the same.
+    /// From each node to the other. Both are replicas in the layout that reads use.
     Both,
-    /// From here to the peer only: it keeps the partition up, and this node does so no more.
+    /// From this node to the peer only. The peer is a replica in a layout that requests use; this
+    /// node may be one in any active layout.
     Push,
-    /// From the peer to here only: whatever it holds by any active layout.
+    /// From the peer to this node only. This node is a replica in a layout that requests use; the
+    /// peer may be one in any active layout.
     Pull,
 }
 
-/// Makes this node and `peer` hold the same of these partitions, as far as both are replicas of them, or the one what the
-/// other holds: durably, and as of when it began.
+/// Merges the objects of these partitions from this node to `peer`, from `peer` to this node, or
+/// both, as `direction` says. Afterwards the receiver durably holds everything that the sender held
+/// at the start, except in the partitions of [`SyncOutcome::unknown`].
 ///
 /// # Errors
-/// The first thing that failed; what was exchanged by then stays.
+/// The first error of the peer. Objects that were exchanged before the error stay merged.
 pub(crate) async fn sync(
     node: &Rc<Node>,
     peer: NodeId,
     partitions: &[PartitionId],
     direction: Direction,
     keys_per_second: u64,
-) -> Result<Synced, PeerError> {
+) -> Result<SyncOutcome, PeerError> {
     let shared = &node.shared;
-    let mut synced = Synced::default();
+    let mut synced = SyncOutcome::default();
     let mut roots = Vec::new();
     let view = shared.view();
     for &partition in partitions {
-        for tree in trees_shared_with(shared, &view, peer, partition, direction) {
+        for tree in trees_to_compare(shared, &view, peer, partition, direction) {
             match shared.trees.root(tree) {
                 Some(root) => roots.push(TreeRoot { tree, root }),
                 None => {
@@ -81,9 +87,9 @@ pub(crate) async fn sync(
             }
         }
     }
-    // A round may take long, and is no request that a change of layout has to wait for.
+    // Dropped now: a round may take long, and a layout change need not wait for it.
     drop(view);
-    let places = Semaphore::new(KEYS_UNDER_WAY);
+    let permits = Semaphore::new(KEYS_IN_FLIGHT);
     let pace = Pace { begun: Instant::now(), keys_per_second: keys_per_second.max(1) };
     for chunk in roots.chunks(MAX_KEYS_ASKED) {
         let PeerReply::Trees(states) = node.ask(peer, PeerRequest::Roots(chunk.to_vec())).await? else {
@@ -103,11 +109,11 @@ pub(crate) async fn sync(
             }
         }
         for trees in differing.chunks(TREES_TOGETHER) {
-            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree, direction, &places));
+            let exchanges = trees.iter().map(|&tree| exchange_tree(node, peer, tree, direction, &permits));
             for (tree, exchanged) in trees.iter().zip(futures::future::join_all(exchanges).await) {
-                let Exchanged { keys, whole } = exchanged?;
+                let TreeExchange { keys, complete } = exchanged?;
                 synced.keys += keys;
-                if !whole {
+                if !complete {
                     synced.unknown.insert(tree.partition);
                 }
             }
@@ -117,13 +123,14 @@ pub(crate) async fn sync(
     Ok(synced)
 }
 
-/// Holds a round back so that it exchanges no more keys a second than allowed.
+/// The limit of a round, in keys per second.
 struct Pace {
     begun: Instant,
     keys_per_second: u64,
 }
 
 impl Pace {
+    /// Waits until the round may have exchanged `keys` keys.
     async fn keep(&self, keys: u64) {
         let due = self.begun + Duration::from_millis(keys * 1_000 / self.keys_per_second);
         tokio::time::sleep_until(due).await;
@@ -134,31 +141,33 @@ fn unexpected() -> PeerError {
     PeerError::Refused { detail: "unexpected answer".into() }
 }
 
-/// What the exchange of one tree came to.
-struct Exchanged {
-    /// Keys that differed.
+/// The outcome of the exchange of one tree.
+struct TreeExchange {
+    /// Number of keys that differed.
     keys: u64,
-    /// False if one of them could not be read or written: the others were exchanged all the same.
-    whole: bool,
+    /// False if one of them could not be read or written. The others were exchanged all the same.
+    complete: bool,
 }
 
-/// Exchanges what differs under the differing leaves of one tree.
+/// Exchanges the keys that differ in one tree.
 async fn exchange_tree(
     node: &Rc<Node>,
     peer: NodeId,
     tree: TreeName,
     direction: Direction,
-    places: &Semaphore,
-) -> Result<Exchanged, PeerError> {
+    permits: &Semaphore,
+) -> Result<TreeExchange, PeerError> {
     let PeerReply::Leaves(theirs) = node.ask(peer, PeerRequest::Leaves(tree)).await? else {
         return Err(unexpected());
     };
-    let Some(ours) = node.shared.trees.tree(tree) else { return Ok(Exchanged { keys: 0, whole: false }) };
+    let Some(ours) = node.shared.trees.tree(tree) else {
+        return Ok(TreeExchange { keys: 0, complete: false });
+    };
     let leaves = ours.differing(&theirs);
-    let (mut keys, mut whole) = (0, true);
+    let (mut keys, mut complete) = (0, true);
     let mut after = Bytes::new();
     if leaves == 0 {
-        return Ok(Exchanged { keys, whole });
+        return Ok(TreeExchange { keys, complete });
     }
     loop {
         let wanted = DigestsOf { tree, leaves, after: after.clone() };
@@ -172,25 +181,26 @@ async fn exchange_tree(
         let differing = differing_keys(tree, &ours, &theirs);
         keys += differing.len() as u64;
         for chunk in differing.chunks(KEYS_TOGETHER) {
-            let _places = places.acquire_many(chunk.len() as u32).await;
-            whole &= exchange_keys(node, peer, chunk, direction).await?;
+            let _permits = permits.acquire_many(chunk.len() as u32).await;
+            complete &= exchange_keys(node, peer, chunk, direction).await?;
         }
         after = theirs.next;
         if after.is_empty() {
             break;
         }
     }
-    Ok(Exchanged { keys, whole })
+    Ok(TreeExchange { keys, complete })
 }
 
-/// A key that differs, and who has something of it.
-struct Differing {
+/// A key whose objects differ, and the nodes that hold an object of it.
+struct DifferingKey {
     key: StorageKey,
-    here: bool,
-    there: bool,
+    held_here: bool,
+    held_by_peer: bool,
 }
 
-fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &DigestPage) -> Vec<Differing> {
+/// Returns the keys whose digests differ. Ignores keys of other partitions that the peer sent.
+fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &DigestPage) -> Vec<DifferingKey> {
     let theirs: BTreeMap<&Bytes, Digest> =
         theirs.entries.iter().map(|(key, digest)| (key, *digest)).collect();
     let all: BTreeSet<&Bytes> = ours.keys().chain(theirs.keys().copied()).collect();
@@ -199,20 +209,25 @@ fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &Diges
         .filter(differs)
         .filter_map(|key| {
             let named = StorageKey::from_peer(key).filter(|named| named.partition() == tree.partition)?;
-            Some(Differing { key: named, here: ours.contains_key(key), there: theirs.contains_key(key) })
+            Some(DifferingKey {
+                key: named,
+                held_here: ours.contains_key(key),
+                held_by_peer: theirs.contains_key(key),
+            })
         })
         .collect()
 }
 
-/// False if one of the keys can't be read or written: no reason to leave the others.
+/// Exchanges the objects of some keys. False if one of them could not be read or written. The
+/// others were exchanged all the same.
 async fn exchange_keys(
     node: &Rc<Node>,
     peer: NodeId,
-    differing: &[Differing],
+    differing: &[DifferingKey],
     direction: Direction,
 ) -> Result<bool, PeerError> {
     let deadline = Instant::now() + TIMEOUT;
-    // Before anything is read: what is read is void a message's life after that.
+    // Computed before any object is read: an object is valid for a limited time after it was read.
     let valid_until_ms = node.shared.valid_until_ms(TIMEOUT);
     let write = |key: &StorageKey, object: Bytes| PeerWrite {
         key: key.clone(),
@@ -223,15 +238,15 @@ async fn exchange_keys(
     };
     let (fetched, acked) = (Gather::default(), Gather::default());
     let (mut fetches, mut acks) = (0, 0);
-    let mut whole = true;
+    let mut complete = true;
     for (at, one) in differing.iter().enumerate() {
-        if one.there && direction != Direction::Push {
-            // The number of the reply is the key's position.
+        if one.held_by_peer && direction != Direction::Push {
+            // The number of the reply is the key's position in `differing`.
             let reply = fetched.reply_to(NodeId(at as u64));
             node.send(peer, PeerRequest::Fetch(one.key.clone()), TIMEOUT, reply);
             fetches += 1;
         }
-        if one.here && direction != Direction::Pull {
+        if one.held_here && direction != Direction::Pull {
             match node.shared.engine.get(&one.key) {
                 Ok(Some(object)) => {
                     node.send(
@@ -243,13 +258,13 @@ async fn exchange_keys(
                     acks += 1;
                 }
                 Ok(None) => {}
-                Err(_) => whole = false,
+                Err(_) => complete = false,
             }
         }
     }
     for _ in 0..fetches {
         let (NodeId(at), answer) = fetched.next(deadline).await.ok_or(PeerError::Expired)?;
-        match of_one_key(answer)? {
+        match reply_for_key(answer)? {
             Some(PeerReply::Object(Some(object))) => {
                 let key = &differing[at as usize].key;
                 let write = PeerRequest::Write(write(key, object));
@@ -257,18 +272,21 @@ async fn exchange_keys(
                 acks += 1;
             }
             Some(_) => {}
-            None => whole = false,
+            None => complete = false,
         }
     }
     for _ in 0..acks {
         let (_, answer) = acked.next(deadline).await.ok_or(PeerError::Expired)?;
-        whole &= of_one_key(answer)?.is_some();
+        complete &= reply_for_key(answer)?.is_some();
     }
-    Ok(whole)
+    Ok(complete)
 }
 
-/// The answer, or `None` if it is an error of one key; the error if it is one of the peer.
-fn of_one_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
+/// Returns the reply. `None` if the answer is an error that concerns only one key.
+///
+/// # Errors
+/// An error that concerns the whole peer.
+fn reply_for_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
     match answer {
         Ok(reply) => Ok(Some(reply)),
         Err(
@@ -282,7 +300,8 @@ fn of_one_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
     }
 }
 
-/// All of this node's keys under some leaves, after one key and up to another, included; empty: to the end.
+/// Reads this node's digests of the keys under some leaves, from `after` (excluded) to `until`
+/// (included). An empty `until`: to the end.
 async fn digests_up_to(
     node: &Node,
     tree: TreeName,
@@ -304,26 +323,27 @@ async fn digests_up_to(
     }
 }
 
-/// The trees of a partition whose keys go this way between two nodes: whoever takes is a replica by a layout that is kept
-/// up, whoever gives by some active one; and both are by the one that is read where keys go both ways.
-fn trees_shared_with(
+/// Returns the trees of a partition that this node and the peer compare. A receiver of objects must
+/// be a replica in a layout that requests use. A sender must be one in any active layout. In both
+/// directions, both must be replicas in the layout that reads use.
+fn trees_to_compare(
     shared: &Shared,
     view: &View,
     peer: NodeId,
     partition: PartitionId,
     direction: Direction,
 ) -> Vec<TreeName> {
-    let both = |n: &u8| {
-        let gives =
+    let must_compare = |n: &u8| {
+        let may_send =
             |node: NodeId| view.active.iter().any(|layout| layout.replicas_of(partition, *n).contains(&node));
-        let takes = |node: NodeId| view.keeps(node, partition, *n);
-        let reads = |node: NodeId| view.read.replicas_of(partition, *n).contains(&node);
+        let may_receive = |node: NodeId| view.keeps(node, partition, *n);
+        let is_read = |node: NodeId| view.read.replicas_of(partition, *n).contains(&node);
         match direction {
-            Direction::Pull => takes(shared.node()) && gives(peer),
-            Direction::Push => gives(shared.node()) && takes(peer),
-            // What moves is copied, and at the rate that was set for it.
-            Direction::Both => reads(shared.node()) && reads(peer),
+            Direction::Pull => may_receive(shared.node()) && may_send(peer),
+            Direction::Push => may_send(shared.node()) && may_receive(peer),
+            // Partitions that move to a node are copied by the transfer, at its own rate.
+            Direction::Both => is_read(shared.node()) && is_read(peer),
         }
     };
-    shared.sizes().into_iter().filter(both).map(|n| TreeName { partition, n }).collect()
+    shared.sizes().into_iter().filter(must_compare).map(|n| TreeName { partition, n }).collect()
 }

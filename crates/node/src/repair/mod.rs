@@ -1,4 +1,5 @@
-//! Repair: background tasks that bring replicas to the same state, and collect tombstones once they are.
+//! Repair: background tasks that bring replicas to the same state, and collect tombstones once all
+//! replicas agree.
 
 pub(crate) mod anti_entropy;
 pub(crate) mod hint_delivery;

@@ -1,4 +1,5 @@
-//! Amnesia: a replica that may have forgotten what it held answers no reads until it has asked enough others.
+//! Recovery: a replica that may have forgotten records answers no reads until it has merged with
+//! enough others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -13,21 +14,23 @@ use super::merkle_sync::{Direction, sync};
 use crate::membership::layout_exchange::agree;
 use crate::node::Node;
 
-/// The pause between looks: short at first, since at a cluster's first start all that is to be found is that nobody has
-/// anything.
+/// First pause between two rounds. It is short, because the nodes of a new cluster are all empty
+/// and recover in one round.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause between two rounds. The pause doubles after each round.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How often the node looks whether it has lost something while it ran.
+/// Time between two checks for records that were lost while the node runs.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Asks the others what this node may have forgotten: at its start, and when it finds records damaged.
+/// Merges records that this node may have forgotten from other nodes: at its start, and when it
+/// finds a damaged record. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
-    ask_about_layouts(&node).await;
+    confirm_layouts(&node).await;
     loop {
         if !node.shared.view().removed {
             if !node.shared.recovering().is_empty() {
-                ask_until_recovered(&node).await;
+                merge_until_recovered(&node).await;
             }
             node.shared.recovery.start_is_recovered();
         }
@@ -35,10 +38,12 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// A node that has forgotten everything has forgotten who the members are, too: before it takes anything from anybody it
-/// compares what it knows of layouts with more than half of those whom it takes for members. Somebody who was taken out,
-/// and does not know it yet, could otherwise give it back what was deleted meanwhile.
-async fn ask_about_layouts(node: &Rc<Node>) {
+/// Compares layouts with more than half of the participants, before this node accepts anything from
+/// a peer.
+///
+/// A node that lost its data may have lost its layouts too. It could then accept records from a
+/// node that was removed and does not know it yet. Such records may have been deleted meanwhile.
+async fn confirm_layouts(node: &Rc<Node>) {
     let mut agreed: BTreeSet<NodeId> = BTreeSet::from([node.shared.node()]);
     while !node.shared.recovery.are_layouts_confirmed() {
         for peer in node.shared.view().participants.clone() {
@@ -55,11 +60,12 @@ async fn ask_about_layouts(node: &Rc<Node>) {
     }
 }
 
-/// Asks the others until every partition has recovered.
-async fn ask_until_recovered(node: &Rc<Node>) {
+/// Merges with other nodes until every partition has recovered.
+async fn merge_until_recovered(node: &Rc<Node>) {
     let partitions = node.shared.recovering().len();
     node.shared.emit(None, EventKind::Recovering { partitions });
-    // Per partition: whom this node has merged with since its start, and whether they were recovering then.
+    // Per partition: the nodes that this node has merged with since its start. True: the other node
+    // was recovering then.
     let mut merged: BTreeMap<PartitionId, BTreeMap<NodeId, bool>> = BTreeMap::new();
     let mut losses: BTreeMap<PartitionId, u64> = BTreeMap::new();
     let mut pause = FIRST_PAUSE;
@@ -67,7 +73,7 @@ async fn ask_until_recovered(node: &Rc<Node>) {
     loop {
         for partition in node.shared.recovering() {
             let now = node.shared.recovery.losses(partition);
-            // Who was asked before this loss was not asked for what it took.
+            // A record was lost since the last round: merges before that did not restore it.
             if losses.insert(partition, now) != Some(now) {
                 merged.remove(&partition);
             }
@@ -78,9 +84,9 @@ async fn ask_until_recovered(node: &Rc<Node>) {
             }
         }
         for partition in node.shared.recovering() {
-            if is_done(node, partition, merged.get(&partition)) {
+            if is_recovered(node, partition, merged.get(&partition)) {
                 node.shared.recovery.recovered(partition, losses.get(&partition).copied().unwrap_or(0));
-                // Should it lose something again, it asks again.
+                // If this node loses a record again, it has to merge with all of them again.
                 merged.remove(&partition);
             }
         }
@@ -93,6 +99,7 @@ async fn ask_until_recovered(node: &Rc<Node>) {
     }
 }
 
+/// Merges from a peer the recovering partitions that were not merged completely with it yet.
 async fn merge_with(
     node: &Rc<Node>,
     peer: NodeId,
@@ -105,11 +112,12 @@ async fn merge_with(
     };
     let partitions: Vec<PartitionId> = node.shared.recovering().into_iter().filter(open).collect();
     drop(view);
-    // Layouts are what it may have forgotten, too.
+    // This node may have lost its layouts too: compare them with the peer first.
     if partitions.is_empty() || agree(node, peer).await.is_err() {
         return;
     }
-    // As fast as it goes: until then this replica is missing.
+    // Without a limit of keys per second, because this replica answers no reads until it has
+    // recovered.
     match sync(node, peer, &partitions, Direction::Pull, u64::MAX).await {
         Ok(synced) => {
             for partition in partitions {
@@ -126,16 +134,17 @@ async fn merge_with(
     }
 }
 
-/// True if it has merged with enough others, in every active layout, for each of the bucket sizes that it has a part in.
-fn is_done(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<NodeId, bool>>) -> bool {
+/// True if this node has merged with enough other replicas of the partition, in every active layout
+/// and for every n for which this node is a replica.
+fn is_recovered(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<NodeId, bool>>) -> bool {
     let shared = &node.shared;
     let none = BTreeMap::new();
     let view = shared.view();
-    // What moves to this node it must copy before it knows anything of it: others to which it moves may not have it yet.
-    // And what a bucket has, whose replicas change, is on its way.
-    let unknown =
+    // A partition that moves to this node must be copied first: other nodes to which it moves may
+    // not have it yet. The same is true of a bucket whose replicas change, until it is backfilled.
+    let must_copy =
         |layouts: &Layouts| layouts.has_to_copy(partition) || !layouts.redefined_buckets().is_empty();
-    if shared.layouts.with(unknown) {
+    if shared.layouts.with(must_copy) {
         return false;
     }
     let layouts = view.active.iter().flat_map(|layout| shared.sizes().into_iter().map(move |n| (layout, n)));

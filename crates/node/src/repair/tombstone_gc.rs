@@ -1,8 +1,11 @@
-//! Reaping: tombstones go when everybody has them and nobody can bring back what they deleted.
+//! Tombstone collection: deletes a tombstone once all replicas have it and no node can bring back
+//! an older version.
 //!
-//! The key's first replica looks: all replicas hold durably and exactly the same, twice, a grace period apart; then every
-//! member, asked afresh, keeps no hint for the key and let go of none lately. Only then is the object deleted, on each replica
-//! if it is still in that state. Whoever is down blocks; `quorate status` names them.
+//! The key's first replica does the work. It checks twice, a grace period apart, that all replicas
+//! durably hold exactly the same object. Then it asks every member. A member objects if it keeps a
+//! hint for the key or deleted one recently. If no member objects, each replica deletes the object,
+//! unless it has changed since. A node that is down blocks the collection; `quorate status` names
+//! that node.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -20,12 +23,12 @@ use crate::gather::Gather;
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Keys looked at together.
-const TOGETHER: usize = 256;
-/// How long each question may take, and how long an order is good.
+/// Keys that are checked together.
+const KEYS_TOGETHER: usize = 256;
+/// Timeout of each request, and time for which an order is valid.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Looks for tombstones now and then, for as long as the node runs.
+/// Searches for tombstones to collect, at intervals. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let settings = node.shared.settings.tombstone_gc.clone();
     let mut candidates = Candidates::default();
@@ -36,17 +39,17 @@ pub(crate) async fn run(node: Rc<Node>) {
         tokio::time::sleep(Duration::from_millis(settings.interval_ms)).await;
         let mut blocked = None;
         let mut collected = 0;
-        if let Some(trouble) = node.shared.clock_problem() {
-            blocked = Some(format!("this node: {trouble}"));
+        if let Some(problem) = node.shared.clock_problem() {
+            blocked = Some(format!("this node: {problem}"));
         } else if !node.shared.view().is_settled() {
-            blocked = Some("a change of layout that is under way".into());
+            blocked = Some("a layout change that is under way".into());
         } else {
             for partition in node.shared.all_partitions() {
                 let mut after = None;
                 loop {
-                    let keys = node.shared.trees.tombstones(partition, after.as_ref(), TOGETHER);
+                    let keys = node.shared.trees.tombstones(partition, after.as_ref(), KEYS_TOGETHER);
                     after = keys.last().cloned();
-                    let ended = keys.len() < TOGETHER;
+                    let ended = keys.len() < KEYS_TOGETHER;
                     match check(&node, keys, &mut candidates).await {
                         Ok(count) => collected += count,
                         Err(reason) => blocked = Some(reason),
@@ -67,16 +70,16 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Looks at some keys of one partition. Returns how many were collected.
+/// Collects tombstones among some keys of one partition. Returns the number of them.
 ///
 /// # Errors
-/// Who stands in the way of some of them, and why.
+/// The reason why tombstones cannot be collected, if none was collected.
 async fn check(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidates) -> Result<usize, String> {
     let shared = &node.shared;
-    // Held on to until the order is given: a change of layout waits for it.
+    // The view is kept until the order is sent, so that a layout change waits for it.
     let view = shared.view();
     if !view.is_settled() || view.removed {
-        return Err("a change of layout that is under way".into());
+        return Err("a layout change that is under way".into());
     }
     let layout = view.newest().clone();
     // Keys of buckets with different n have different replicas.
@@ -96,7 +99,7 @@ async fn check(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidat
     let mut blocked = None;
     for (n, keys) in by_n {
         let replicas = layout.replicas_of(keys[0].partition(), n).to_vec();
-        match agreed(node, &replicas, &keys).await {
+        match agreed_digests(node, &replicas, &keys).await {
             Err(reason) => {
                 keys.iter().for_each(|key| candidates.disagreed(key));
                 blocked = Some(reason);
@@ -113,11 +116,11 @@ async fn check(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidat
                         Some(_) => {}
                         None => {
                             candidates.disagreed(&key);
-                            blocked = Some("replicas that differ: repair has not reached them yet".into());
+                            blocked = Some("replicas that differ and are not repaired yet".into());
                         }
                     }
                 }
-                match give_order(node, &layout, &replicas, ready, candidates).await {
+                match order_collection(node, &layout, &replicas, ready, candidates).await {
                     Ok(count) => collected += count,
                     Err(reason) => blocked = Some(reason),
                 }
@@ -135,8 +138,11 @@ fn is_tombstone(shared: &Shared, key: &StorageKey) -> bool {
     record.is_some_and(|record| record.object.is_tombstone())
 }
 
-/// Per key the state that all replicas durably hold, or `None` where they differ.
-async fn agreed(
+/// Returns, for each key, the state that all replicas durably hold. `None` if they differ.
+///
+/// # Errors
+/// The reason why a replica did not answer.
+async fn agreed_digests(
     node: &Rc<Node>,
     replicas: &[NodeId],
     keys: &[StorageKey],
@@ -146,22 +152,26 @@ async fn agreed(
     let mut differ = vec![false; keys.len()];
     for (from, answer) in answers {
         let PeerReply::DurableDigests(held) = answer else {
-            return Err(refusal(node, from, "an unexpected answer"));
+            return Err(blocked_by(node, from, "an unexpected answer"));
         };
         if held.len() != keys.len() {
-            return Err(refusal(node, from, "an unexpected answer"));
+            return Err(blocked_by(node, from, "an unexpected answer"));
         }
         for (at, digest) in held.into_iter().enumerate() {
             differ[at] |= agreed[at].is_some_and(|other| other != digest);
             agreed[at] = Some(digest);
         }
     }
-    let one = |(at, digest): (usize, Option<Option<Digest>>)| digest.flatten().filter(|_| !differ[at]);
-    Ok(agreed.into_iter().enumerate().map(one).collect())
+    let if_agreed = |(at, digest): (usize, Option<Option<Digest>>)| digest.flatten().filter(|_| !differ[at]);
+    Ok(agreed.into_iter().enumerate().map(if_agreed).collect())
 }
 
-/// Asks every member whether anything stands against it, and if not, gives the order.
-async fn give_order(
+/// Asks every member for objections, and orders the replicas to delete the tombstones without one.
+/// Returns the number of tombstones in the order.
+///
+/// # Errors
+/// The reason, if no tombstone can be collected.
+async fn order_collection(
     node: &Rc<Node>,
     layout: &Layout,
     replicas: &[NodeId],
@@ -173,72 +183,74 @@ async fn give_order(
     }
     let shared = &node.shared;
     let members: Vec<NodeId> = layout.members().iter().map(|member| member.id).collect();
-    let mut free = vec![true; ready.len()];
+    let mut allowed = vec![true; ready.len()];
     let mut blocked = None;
     if !planted(Bug::GcIgnoresHints) {
         let keys = ready.iter().map(|(key, _)| key.clone()).collect();
-        let asked = PeerRequest::MayCollect { keys, layout: layout.digest() };
-        for (from, answer) in ask_all(node, &members, asked).await? {
+        let request = PeerRequest::MayCollect { keys, layout: layout.digest() };
+        for (from, answer) in ask_all(node, &members, request).await? {
             let PeerReply::MayCollect(theirs) = answer else {
-                return Err(refusal(node, from, "an unexpected answer"));
+                return Err(blocked_by(node, from, "an unexpected answer"));
             };
-            for (at, free) in free.iter_mut().enumerate() {
+            for (at, allowed) in allowed.iter_mut().enumerate() {
                 if !theirs.get(at).copied().unwrap_or(false) {
-                    *free = false;
-                    blocked = Some(refusal(
+                    *allowed = false;
+                    blocked = Some(blocked_by(
                         node,
                         from,
-                        "it holds a hint for the key, held one lately, or has just started",
+                        "it holds a hint for the key, deleted one recently, has just started, or has a wrong clock",
                     ));
                 }
             }
         }
     }
     let entries: Vec<(StorageKey, Digest)> =
-        ready.into_iter().zip(free).filter(|(_, free)| *free).map(|(entry, _)| entry).collect();
+        ready.into_iter().zip(allowed).filter(|(_, allowed)| *allowed).map(|(entry, _)| entry).collect();
     if entries.is_empty() {
         return blocked.map_or(Ok(0), Err);
     }
     let order = CollectTombstones { entries, valid_until_ms: shared.valid_until_ms(TIMEOUT) };
     order.entries.iter().for_each(|(key, _)| candidates.disagreed(key));
     let count = order.entries.len();
-    // Whoever does not hear of it keeps the tombstone, brings it back to the others, and it is collected another time.
+    // A replica that misses the order keeps the tombstone, and gives it back to the others by
+    // repair. It is collected again later.
     let _ = ask_all(node, replicas, PeerRequest::CollectTombstones(order)).await;
     Ok(count)
 }
 
-fn refusal(node: &Node, from: NodeId, why: &str) -> String {
-    format!("{}: {why}", node.shared.view().name_of(from))
+/// Formats the reason why a node blocks the collection.
+fn blocked_by(node: &Node, from: NodeId, reason: &str) -> String {
+    format!("{}: {reason}", node.shared.view().name_of(from))
 }
 
-/// The answers of all of them.
+/// Sends a request to several nodes. Returns the answers of all of them.
 ///
 /// # Errors
-/// The first who did not, and why.
+/// The first node that failed, and the reason.
 async fn ask_all(
     node: &Rc<Node>,
     nodes: &[NodeId],
     request: PeerRequest,
 ) -> Result<Vec<(NodeId, PeerReply)>, String> {
     let gather = Gather::default();
-    let mut asked = 0;
+    let mut sent = 0;
     for &to in nodes {
         if !node.is_live(to) && planted(Bug::GcIgnoresTheDead) {
             continue;
         }
-        asked += 1;
+        sent += 1;
         node.send(to, request.clone(), TIMEOUT, gather.reply_to(to));
     }
     let deadline = Instant::now() + TIMEOUT;
     let mut answers = Vec::new();
-    for _ in 0..asked {
+    for _ in 0..sent {
         let Some((from, answer)) = gather.next(deadline).await else {
-            return Err("no answer in time".into());
+            return Err("a node that did not answer in time".into());
         };
         match answer {
             Ok(reply) => answers.push((from, reply)),
-            Err(PeerError::Disconnected) => return Err(refusal(node, from, "it is down")),
-            Err(error) => return Err(refusal(node, from, &error.to_string())),
+            Err(PeerError::Disconnected) => return Err(blocked_by(node, from, "it is down")),
+            Err(error) => return Err(blocked_by(node, from, &error.to_string())),
         }
     }
     Ok(answers)

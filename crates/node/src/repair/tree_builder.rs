@@ -1,5 +1,5 @@
-//! Builds the hash trees: of the records that were there at the start, and again of partitions whose
-//! trees were reset.
+//! The task that builds hash trees: of all partitions at the start, and of partitions whose trees
+//! were reset later.
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause after a page that could not be read.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Builds the trees at the start, and again those that are reset later. Runs until the node stops.
+/// Builds all trees at the start, and trees that are reset later. Runs until the node stops.
 pub(crate) async fn keep_built(shared: &Shared) {
     build(shared).await;
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
         for partition in shared.all_partitions() {
             if !shared.trees.is_built(partition) {
-                // Changes that were applied before the reset are in no list. They must be committed, so
-                // that the scan finds them.
+                // The trees have no list of changes that were applied before the reset. The scan
+                // finds these changes once they are committed.
                 all_committed(&*shared.engine).await;
                 rebuild(shared, partition).await;
             }

@@ -1,6 +1,6 @@
-//! Outcomes of updates, on their way from the engine's threads back to the worker.
+//! The queue that brings outcomes of updates from the engine's threads back to the worker.
 //!
-//! One wake-up brings all outcomes that are ready, instead of one wake-up for each.
+//! One wake-up of the worker delivers all outcomes that are ready.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,7 +22,8 @@ use tokio::sync::oneshot;
 use super::failure::WriteFailure;
 use crate::state::shared::Shared;
 
-/// A write of this node's own, applied: what the other replicas are to merge, and what its client is told.
+/// The result of a write that this node coordinates, once it is applied: the object that the other
+/// replicas merge, and the reply to the client.
 #[derive(Debug)]
 pub(crate) struct Applied {
     /// The merged object, encoded.
@@ -30,17 +31,19 @@ pub(crate) struct Applied {
     pub(crate) written: Written,
 }
 
-/// A step in an update's life, for the worker that submitted it.
+/// The outcome of one step of an update, for its worker: applied, acked or failed.
 #[derive(Default)]
 pub(crate) struct Completion {
+    /// The number that the worker gave the update.
     pub(crate) ticket: u64,
     pub(crate) applied: Option<Applied>,
+    /// The ack of the update, or its error.
     pub(crate) acked: Option<Result<(), WriteFailure>>,
-    /// The partition whose actor had to be replaced.
+    /// The partition whose actor was renewed.
     pub(crate) renewed: Option<PartitionId>,
 }
 
-/// The queue in which the engine's threads leave outcomes for one worker.
+/// The queue of outcomes for one worker. The engine's threads fill it.
 #[derive(Default)]
 pub(crate) struct CompletionQueue {
     posted: Mutex<Posted>,
@@ -49,27 +52,29 @@ pub(crate) struct CompletionQueue {
 
 #[derive(Default)]
 struct Posted {
-    progress: Vec<Completion>,
-    /// The worker is submitting, and will look itself when it has: no need to wake it.
+    completions: Vec<Completion>,
+    /// True while the worker submits updates. It reads the queue after that without a wake-up.
     submitting: bool,
 }
 
 impl CompletionQueue {
-    pub(crate) fn post(&self, progress: Completion) {
+    /// Adds an outcome, and wakes the worker if necessary.
+    pub(crate) fn post(&self, completion: Completion) {
         let wake = {
             let mut posted = self.lock();
-            posted.progress.push(progress);
-            posted.progress.len() == 1 && !posted.submitting
+            posted.completions.push(completion);
+            posted.completions.len() == 1 && !posted.submitting
         };
         if wake {
             self.worker.wake();
         }
     }
 
+    /// Removes and returns all outcomes.
     fn take(&self) -> Vec<Completion> {
         let mut posted = self.lock();
         posted.submitting = false;
-        std::mem::take(&mut posted.progress)
+        std::mem::take(&mut posted.completions)
     }
 
     fn lock(&self) -> MutexGuard<'_, Posted> {
@@ -78,7 +83,7 @@ impl CompletionQueue {
 }
 
 impl Completion {
-    /// A completion of this ticket that says nothing yet.
+    /// Creates an empty completion of this ticket.
     pub(super) fn of(ticket: u64) -> Completion {
         Completion { ticket, ..Completion::default() }
     }
@@ -91,12 +96,13 @@ pub(super) enum AckWhen {
     Durable,
 }
 
-/// The ack of one update: posts its outcome to the worker.
+/// The sender of one update's outcomes to the worker.
 pub(super) struct Ack {
     queue: Arc<CompletionQueue>,
     ticket: u64,
     when: AckWhen,
-    /// The typed reason of a rejection. The engine only knows that the update rejected its record.
+    /// The reason why the update was rejected. The engine itself only knows that the update left
+    /// its record unchanged.
     failure: Option<WriteFailure>,
     /// The partition whose actor this update had to renew.
     renewed: Option<PartitionId>,
@@ -107,13 +113,14 @@ impl Ack {
         Ack { queue, ticket, when, failure: None, renewed: None }
     }
 
-    /// Notes why the update leaves its record alone, and returns the error for the engine.
+    /// Stores the reason why the update leaves its record unchanged, and returns the error for the
+    /// engine.
     pub(super) fn reject(&mut self, failure: WriteFailure, detail: String) -> StorageError {
         self.failure = Some(failure);
         StorageError::Rejected { detail }
     }
 
-    /// Posts that the update was applied, and acks it if that is the moment.
+    /// Posts that the update was applied, and acks it if this node acks applied updates.
     pub(super) fn applied(&mut self, applied: Option<Applied>) {
         let now = self.when == AckWhen::Applied || planted(Bug::AckBeforeDurable);
         let acked = now.then_some(Ok(()));
@@ -122,8 +129,8 @@ impl Ack {
         }
     }
 
-    /// Posts the end of the update. The engine may call this under its lock: nothing is logged here,
-    /// but where the outcome is delivered.
+    /// Posts the end of the update. The engine may call this while it holds a lock, so events are
+    /// emitted only when the worker delivers the outcome.
     pub(super) fn finished(self, outcome: Result<(), StorageError>) {
         let acked = match outcome {
             Ok(()) if self.when == AckWhen::Applied && self.renewed.is_none() => return,
@@ -134,7 +141,7 @@ impl Ack {
         queue.post(Completion { acked: Some(acked), renewed, ..Completion::of(ticket) });
     }
 
-    /// Renews the actor of a partition, and has the worker emit an event for it.
+    /// Renews the actor of a partition. The worker emits the event for it.
     pub(super) fn renew_actor(&mut self, shared: &Shared, partition: PartitionId) {
         shared.actors.renew(partition);
         self.renewed = Some(partition);
@@ -149,13 +156,15 @@ pub(crate) struct Completions {
     next: Cell<u64>,
 }
 
+/// The receivers of one update's outcomes.
 struct WaitingUpdate {
     applied: Option<oneshot::Sender<Result<Applied, WriteFailure>>>,
     acked: Option<ReplyTo<PeerResult>>,
 }
 
 impl Completions {
-    /// Starts to deliver, for as long as the value lives.
+    /// Creates the table and starts the task that delivers outcomes. The task ends at the first
+    /// outcome after the table was dropped.
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Completions> {
         let completions = Rc::new(Completions {
             queue: Arc::default(),
@@ -164,7 +173,7 @@ impl Completions {
             next: Cell::new(0),
         });
         let queue = completions.queue.clone();
-        let theirs = Rc::downgrade(&completions);
+        let weak = Rc::downgrade(&completions);
         tokio::task::spawn_local(async move {
             loop {
                 let posted = std::future::poll_fn(|cx| {
@@ -173,37 +182,39 @@ impl Completions {
                     if posted.is_empty() { Poll::Pending } else { Poll::Ready(posted) }
                 })
                 .await;
-                let Some(completions) = theirs.upgrade() else {
+                let Some(completions) = weak.upgrade() else {
                     return;
                 };
-                for progress in posted {
-                    completions.deliver(progress);
+                for completion in posted {
+                    completions.deliver(completion);
                 }
             }
         });
         completions
     }
 
-    /// Submits updates, and delivers at once what an engine that works in place has done by then.
+    /// Submits updates, and delivers at once the outcomes that the engine has posted by then. An
+    /// engine without threads of its own posts them all.
     pub(crate) fn submit(&self, engine: &dyn StorageEngine, updates: Vec<Box<dyn Update>>) {
         self.queue.lock().submitting = true;
         engine.update(updates);
-        for progress in self.queue.take() {
-            self.deliver(progress);
+        for completion in self.queue.take() {
+            self.deliver(completion);
         }
     }
 
-    /// A queue for the updates to post their outcomes to.
+    /// Returns the queue to which updates post their outcomes.
     pub(super) fn queue(&self) -> Arc<CompletionQueue> {
         self.queue.clone()
     }
 
-    /// Makes a ticket for an update. `acked` is sent its ack, or its error.
+    /// Creates a ticket for an update. `acked` gets its ack, or its error.
     pub(crate) fn for_ack(&self, acked: ReplyTo<PeerResult>) -> u64 {
         self.register(WaitingUpdate { applied: None, acked: Some(acked) })
     }
 
-    /// Makes a ticket for an update. The receiver hears that it was applied, `acked` its ack.
+    /// Creates a ticket for an update. The receiver gets the result once the update is applied;
+    /// `acked` gets its ack. An error goes to both.
     pub(crate) fn for_both(
         &self,
         acked: ReplyTo<PeerResult>,
@@ -218,8 +229,9 @@ impl Completions {
         ticket
     }
 
-    fn deliver(&self, progress: Completion) {
-        let Completion { ticket, applied, acked, renewed } = progress;
+    /// Passes an outcome on to the part of the node that waits for it, and emits its events.
+    fn deliver(&self, completion: Completion) {
+        let Completion { ticket, applied, acked, renewed } = completion;
         if let Some(partition) = renewed {
             self.shared.emit(None, EventKind::ActorRenewed { partition: partition.0 });
         }

@@ -1,8 +1,9 @@
-//! Errors of a write on this replica, and how clients and peers are told.
+//! Errors of a write on this replica, and their conversion to the errors that clients and peers
+//! receive.
 
 use quorate_core::codec::CodecError;
 use quorate_core::event::EventKind;
-use quorate_core::object::{MAX_OBJECT_BYTES, WriteRefusal};
+use quorate_core::object::{MAX_EXTRA_DOTS, MAX_OBJECT_BYTES, WriteRefusal};
 use quorate_core::request::PeerError;
 use quorate_core::storage::StorageError;
 use quorate_core::{NodeId, RequestError, StorageKey};
@@ -10,20 +11,20 @@ use quorate_core::{NodeId, RequestError, StorageKey};
 use crate::state::shared::Shared;
 
 /// The name of a full hint budget in error messages.
-const HINT_BUDGET: &str = "bytes of hints for one replica ([hints] max_mib_per_target)";
+const HINT_BUDGET: &str = "the size of the hints for one replica, in bytes ([hints] max_mib_per_target),";
 
 /// Error of a write on this replica.
 #[derive(Clone, Debug)]
 pub(crate) enum WriteFailure {
-    /// The write breaks a limit.
+    /// The write exceeds a limit of the object.
     Refused(WriteRefusal),
-    /// Its deadline passed while it waited.
+    /// The write's deadline passed before the engine began it.
     Expired,
     /// The hints for one replica would exceed their budget.
     HintBudget {
         /// The replica that the hint is for.
         target: NodeId,
-        /// The budget, bytes.
+        /// The budget, in bytes.
         limit: u64,
     },
     /// The engine failed, or the stored record cannot be read.
@@ -31,6 +32,7 @@ pub(crate) enum WriteFailure {
 }
 
 impl WriteFailure {
+    /// Converts the error to the one that a peer receives.
     pub(crate) fn for_peer(&self) -> PeerError {
         match self {
             WriteFailure::Refused(refusal) => PeerError::Refused { detail: format!("{refusal:?}") },
@@ -42,19 +44,22 @@ impl WriteFailure {
         }
     }
 
+    /// Converts the error to the one that a client receives.
     pub(crate) fn for_client(&self) -> RequestError {
         match self {
             WriteFailure::Refused(WriteRefusal::TooManySiblings { siblings, limit }) => {
                 RequestError::TooManySiblings { siblings: *siblings as u32, limit: *limit as u32 }
             }
             WriteFailure::Refused(WriteRefusal::TooManyDots { dots }) => RequestError::invalid(format!(
-                "this context has {dots} single dots over what the key has: read the key and write with the context of that read"
+                "with this context the key would have {dots} single dots above its version vector, the limit is {MAX_EXTRA_DOTS}: \
+                 read the key and write with the context of that read"
             )),
             WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(
-                "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write with the context of that read"
+                "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write \
+                 with the context of that read"
             )),
             WriteFailure::Expired => RequestError::Overloaded {
-                what: "what the storage engine does before a deadline".into(),
+                what: "the time (ms) that this write had left when the storage engine began it".into(),
                 limit: 0,
             },
             WriteFailure::HintBudget { limit, .. } => {
@@ -68,6 +73,7 @@ impl WriteFailure {
     }
 }
 
+/// Converts an engine's error to the one that a peer receives.
 pub(crate) fn storage_error_for_peer(error: &StorageError) -> PeerError {
     match error {
         StorageError::QueueFull { limit } => {
@@ -77,7 +83,8 @@ pub(crate) fn storage_error_for_peer(error: &StorageError) -> PeerError {
     }
 }
 
-/// Emits an event for a record that cannot be read, and returns the error that leaves it alone.
+/// Emits an event for a record that cannot be read, and returns the error that leaves the record
+/// unchanged.
 pub(crate) fn unreadable(shared: &Shared, key: &StorageKey, error: CodecError) -> StorageError {
     let detail = format!("record {key:?}: {error}");
     shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });

@@ -1,5 +1,5 @@
-//! Changes of hints: keeping one for a replica that cannot be reached, and deleting one that was
-//! delivered.
+//! Changes of hints. A node keeps a hint for a replica that cannot be reached, and deletes it after
+//! the delivery.
 
 use bytes::Bytes;
 use quorate_core::codec::{Record, decode_object, encode_object};
@@ -16,31 +16,36 @@ use super::record_update::{Decision, Finished, RecordChange, SideEffect, Tracked
 use crate::state::hint_ledger::HintChange;
 use crate::state::shared::Shared;
 
-/// A hint as it was sent to its target.
+/// A hint in the state in which it was sent to its target.
 pub(crate) struct SentHint<'a> {
     /// The storage key of the hint.
     pub(crate) hint: &'a Bytes,
-    /// The object that was sent, encoded.
+    /// The encoded object that was sent.
     pub(crate) object: &'a Bytes,
 }
 
 impl Replica {
-    /// Deletes a hint that was delivered, unless it has changed since it was sent.
+    /// Deletes a delivered hint, unless it has changed since it was sent.
     pub(crate) fn delete_hint(&self, sent: SentHint<'_>) {
-        let (target, key) = parse_hint_key(sent.hint).expect("checked when it was sent");
+        let (target, key) =
+            parse_hint_key(sent.hint).expect("the hint's key was parsed before the hint was sent");
         let (at, partition) = (hint_key(target, &key), key.partition());
         let deletion = DropHint { at, target, partition, sent: sent.object.clone() };
         self.shared.engine.update(vec![Tracked::update(deletion, &self.shared)]);
     }
 }
 
-/// Stores an object as a hint, merged with the hint that the target already has for the key.
+/// The storing of an object as a hint. The object is merged into the hint that this node already
+/// keeps for the same target and key.
 pub(super) struct KeepHint {
+    /// The storage key of the hint.
     pub(super) at: StorageKey,
     pub(super) target: NodeId,
     pub(super) record: Record,
+    /// `record`, encoded.
     pub(super) encoded: Bytes,
     pub(super) rule: MergeRule,
+    /// The time after which the message is void, in milliseconds since 1970.
     pub(super) valid_until_ms: u64,
     pub(super) ack: Ack,
 }
@@ -89,11 +94,13 @@ impl RecordChange for KeepHint {
     }
 }
 
-/// Deletes a hint that was delivered, if it is still what was sent.
+/// The deletion of a delivered hint, if its object is still the one that was sent.
 struct DropHint {
+    /// The storage key of the hint.
     at: StorageKey,
     target: NodeId,
     partition: PartitionId,
+    /// The encoded object that was sent.
     sent: Bytes,
 }
 
@@ -107,8 +114,8 @@ impl RecordChange for DropHint {
         if stored != self.sent && !planted(Bug::ChangedHintDeleted) {
             return Ok(Decision::keep());
         }
-        // The writes that this node coordinated as a fallback go with the hint. A node that forgets
-        // an event of an actor must mint under a new one.
+        // The writes that this node coordinated as a fallback are deleted with the hint. A node
+        // that forgets an event of an actor must mint under a new actor.
         shared.actors.renew_fallback();
         shared.note_hint_deleted(self.partition);
         let old = self.at.as_bytes().len() + stored.len();

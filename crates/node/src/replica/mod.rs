@@ -1,8 +1,8 @@
 //! A node as replica: it reads and changes the records of its engine, for its own coordinator and
 //! for peers.
 //!
-//! A change of a record is an `Update` that the engine runs, perhaps on a thread of its own. Its
-//! outcome comes back through `completions.rs`.
+//! A change of a record is an `Update`. The engine runs it, perhaps on a thread of its own. The
+//! outcome returns to the worker through `completions.rs`.
 
 mod completions;
 mod failure;
@@ -15,7 +15,6 @@ pub(crate) mod write;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use completions::Completions;
 
@@ -26,7 +25,7 @@ use crate::state::shared::Shared;
 pub(crate) struct Replica {
     shared: Arc<Shared>,
     completions: Rc<Completions>,
-    /// Turns for scans of many records.
+    /// Scheduler of this worker's scans of many records.
     pub(crate) scans: ScanScheduler,
 }
 
@@ -34,10 +33,5 @@ impl Replica {
     pub(crate) fn new(shared: Arc<Shared>) -> Rc<Replica> {
         let completions = Completions::start(shared.clone());
         Rc::new(Replica { completions, shared, scans: ScanScheduler::default() })
-    }
-
-    /// The end of a timeout, in milliseconds of the monotonic clock.
-    fn expires_ms(&self, timeout: Duration) -> u64 {
-        self.shared.environment.monotonic_ms().saturating_add(timeout.as_millis() as u64)
     }
 }

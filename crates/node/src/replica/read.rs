@@ -19,16 +19,17 @@ use super::failure::storage_error_for_peer;
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Most records of one page that a peer asks for.
+/// Most records of one page, whatever a peer asks for.
 const MAX_PAGE_RECORDS: usize = 4_096;
 
-/// Most bytes of one page that a peer asks for.
+/// Most bytes of one page, whatever a peer asks for.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 impl Replica {
-    /// The encoded object under a key, for a coordinator that reads this layout, unless this replica may have forgotten it.
+    /// Answers with the encoded object under a key, for a coordinator whose reads use this layout.
+    /// Refuses if this replica may have forgotten the object.
     pub(crate) fn read(&self, key: &StorageKey, layout: u64) -> PeerResult {
-        if !self.takes_read(layout, key.partition()) {
+        if !self.accepts_read(layout, key.partition()) {
             return Err(PeerError::StaleLayout);
         }
         if self.shared.is_recovering(key.partition()) && !planted(Bug::AmnesiacAnswers) {
@@ -37,17 +38,19 @@ impl Replica {
         self.fetch(key)
     }
 
-    fn takes_read(&self, layout: u64, partition: PartitionId) -> bool {
+    /// True if this node may answer a read of the partition that uses this layout.
+    fn accepts_read(&self, layout: u64, partition: PartitionId) -> bool {
         self.shared.has_partition(partition)
             && self.shared.view().takes_read(layout, self.shared.node(), partition)
     }
 
-    /// The encoded object under a key, for repair: what is here, whatever was forgotten.
+    /// Answers a repair with the encoded object under a key, also while this replica recovers.
     pub(crate) fn fetch(&self, key: &StorageKey) -> PeerResult {
         self.answer(self.shared.engine.get(key))
     }
 
-    /// What this node keeps for the key's replicas. Absent means that it keeps nothing, never that there is nothing.
+    /// Answers with the hints that this node keeps for the key's replicas, merged. No object means
+    /// that this node keeps no hint, never that the key is absent.
     pub(crate) fn read_hints(&self, key: &StorageKey) -> PeerResult {
         if !self.shared.has_partition(key.partition()) {
             return Err(PeerError::Refused { detail: "no such partition".into() });
@@ -78,7 +81,7 @@ impl Replica {
     }
 
     fn scan_page(&self, scan: &ScanPartition) -> PeerResult {
-        if !self.takes_read(scan.layout, scan.partition) {
+        if !self.accepts_read(scan.layout, scan.partition) {
             return Err(PeerError::StaleLayout);
         }
         if self.shared.is_recovering(scan.partition) && !planted(Bug::AmnesiacAnswers) {
@@ -86,7 +89,9 @@ impl Replica {
         }
         let begin = StorageKey::partition_start(scan.partition);
         if !scan.prefix.starts_with(&begin) || !(scan.after.is_empty() || scan.after.starts_with(&begin)) {
-            return Err(PeerError::Refused { detail: "a scan stays within its partition".into() });
+            return Err(PeerError::Refused {
+                detail: "the prefix or the position of the scan lies outside of its partition".into(),
+            });
         }
         let end = quorate_core::key::end_of_prefix(&scan.prefix);
         let start = scan.after.clone().max(scan.prefix.clone());
@@ -103,7 +108,8 @@ impl Replica {
         }
     }
 
-    /// Runs a scan when its turn comes, and answers with its result, unless the deadline has passed.
+    /// Runs a scan when its turn comes, and answers with its result. Answers `Expired` if the
+    /// deadline has passed by then.
     pub(crate) fn scan_in_turn(
         self: Rc<Self>,
         timeout: Duration,
@@ -125,13 +131,13 @@ impl Replica {
     }
 }
 
-/// The hints that this node keeps for the key's replicas, merged into one object. `None`: there are none.
+/// Merges this node's hints for the key into one object. `None`: there are no hints.
 fn hints_of(shared: &Shared, key: &StorageKey) -> Result<Option<Bytes>, StorageError> {
     let rule = shared.merge_rule(key.bucket());
     let mut merged: Option<Object> = None;
     let mut long_key = None;
     let mut only: Option<Bytes> = None;
-    // Also for those who are no replicas any more.
+    // Includes hints for nodes that are no longer replicas of the key.
     for target in shared.hints.targets() {
         let Some(hint) = shared.engine.get(&hint_key(target, key))? else { continue };
         let record = decode_object(&hint).map_err(|error| StorageError::Io { detail: error.to_string() })?;

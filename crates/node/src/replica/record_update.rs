@@ -1,7 +1,7 @@
 //! A change of one record, together with the counters and hash trees that describe the record.
 //!
-//! The counters change in the step in which the engine applies the record's change. If the change
-//! cannot be committed, they are restored.
+//! The counters and trees change in the same step in which the engine applies the record's change.
+//! They are restored if the change cannot be committed.
 
 use std::sync::Arc;
 
@@ -13,25 +13,25 @@ use crate::state::hash_trees::TreeChange;
 use crate::state::hint_ledger::HintChange;
 use crate::state::shared::Shared;
 
-/// A change of one record. `Tracked` runs it as an engine's update.
+/// A change of one record. `Tracked` runs it as an update of the engine.
 pub(crate) trait RecordChange: Send + 'static {
-    /// The record.
+    /// Returns the storage key of the record.
     fn key(&self) -> &StorageKey;
 
-    /// Decides, given the bytes that are stored now, what becomes of the record.
+    /// Decides what to do with the record. `stored` is its current content.
     ///
     /// # Errors
-    /// To leave the record alone.
+    /// An error leaves the record unchanged.
     fn decide(&mut self, shared: &Shared, stored: Option<Bytes>) -> Result<Decision, StorageError>;
 
     /// Runs after the change and its side effect were applied.
     fn applied(&mut self) {}
 
-    /// Runs when the change is durable, or has failed and its side effect was undone.
+    /// Runs when the change is durable, or when it has failed and its side effect was undone.
     fn finished(self, shared: &Shared, end: Finished);
 }
 
-/// The action on a record, and the change of the counters that goes with it.
+/// The action on a record, and the side effect that belongs to it.
 pub(crate) struct Decision {
     pub(crate) action: RecordAction,
     pub(crate) side_effect: Option<SideEffect>,
@@ -50,11 +50,13 @@ impl Decision {
 /// The end of an update.
 pub(crate) struct Finished {
     pub(crate) outcome: Result<(), StorageError>,
-    /// The change was applied, and perhaps told to others, before it failed or became durable.
+    /// True if the change was applied, and perhaps sent to other nodes, before it failed or became
+    /// durable.
     pub(crate) was_applied: bool,
 }
 
-/// A change that goes with a record's: of its partition's hash trees, or of the hint ledger.
+/// A change that accompanies a record's change: of its partition's hash trees, or of the hint
+/// ledger.
 pub(crate) enum SideEffect {
     Tree(TreeChange),
     Hint(HintChange),
@@ -76,7 +78,7 @@ impl SideEffect {
     }
 }
 
-/// A [`RecordChange`] as an engine's update.
+/// A [`RecordChange`] as an update of the engine, together with its side effect.
 pub(crate) struct Tracked<C> {
     change: C,
     shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! Removing records that this node no longer has to hold.
+//! Removal of records that this node no longer has to hold.
 
 use bytes::Bytes;
 use quorate_core::StorageKey;
@@ -12,8 +12,8 @@ use crate::state::hash_trees::{RecordState, TreeChange};
 use crate::state::shared::Shared;
 
 impl Replica {
-    /// Removes records, and asks the engine to commit that now. Returns a receiver for each record's
-    /// outcome.
+    /// Removes records, and asks the engine to commit that now. Returns a receiver for each
+    /// record's outcome.
     pub(crate) fn remove(
         &self,
         keys: impl Iterator<Item = StorageKey>,
@@ -21,8 +21,8 @@ impl Replica {
         let mut removed = Vec::new();
         let mut updates: Vec<Box<dyn Update>> = Vec::new();
         for key in keys {
-            let (done, gone) = oneshot::channel();
-            removed.push(gone);
+            let (done, outcome) = oneshot::channel();
+            removed.push(outcome);
             updates.push(Tracked::update(DropRecord { key, done }, &self.shared));
         }
         self.shared.engine.update(updates);
@@ -31,7 +31,7 @@ impl Replica {
     }
 }
 
-/// Removes one record.
+/// The removal of one record, whatever its state.
 struct DropRecord {
     key: StorageKey,
     done: oneshot::Sender<Result<(), StorageError>>,

@@ -1,6 +1,7 @@
-//! The replica's part of tombstone collection: durable digests, objections, and the deletion.
+//! The replica's part of tombstone collection: digests of durable objects, objections, and the
+//! deletion.
 //!
-//! The node that orders a collection is `repair/tombstone_gc.rs`.
+//! The part of the node that orders a collection is `repair/tombstone_gc.rs`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +22,7 @@ use crate::state::hash_trees::{RecordState, TreeChange};
 use crate::state::shared::Shared;
 
 impl Replica {
-    /// Answers with the digests of the objects that are durably stored under some keys.
+    /// Answers with the digest of the durable object under each key.
     pub(crate) fn durable_digests(&self, keys: Vec<StorageKey>, reply: ReplyTo<PeerResult>) {
         if keys.iter().any(|key| self.shared.is_recovering(key.partition())) {
             return reply.send(Err(PeerError::Recovering));
@@ -43,7 +44,7 @@ impl Replica {
         self.shared.engine.flush();
     }
 
-    /// Deletes tombstones that are exactly in the state named.
+    /// Deletes the tombstones that are exactly in the states that the order names.
     pub(crate) fn collect_tombstones(&self, order: CollectTombstones, reply: ReplyTo<PeerResult>) {
         let CollectTombstones { entries, valid_until_ms } = order;
         self.shared.note_collected(&entries, valid_until_ms);
@@ -54,7 +55,7 @@ impl Replica {
         reply.send(Ok(PeerReply::Acked));
     }
 
-    /// Tells for each key whether this node agrees to the collection of its tombstone.
+    /// Answers for each key with true if this node agrees to the collection of its tombstone.
     pub(crate) fn may_collect(&self, keys: &[StorageKey], layout: u64) -> PeerResult {
         let shared = &self.shared;
         let view = shared.view();
@@ -62,10 +63,10 @@ impl Replica {
             return Err(PeerError::StaleLayout);
         }
         let grace = shared.settings.tombstone_gc.grace_ms;
-        let mut free = Vec::with_capacity(keys.len());
+        let mut agrees = Vec::with_capacity(keys.len());
         for key in keys {
             if !shared.has_partition(key.partition()) {
-                free.push(false);
+                agrees.push(false);
                 continue;
             }
             let mut has_objection = shared.clock_problem().is_some();
@@ -76,25 +77,26 @@ impl Replica {
                 has_objection |=
                     hint.map_err(|error| PeerError::Storage { detail: error.to_string() })?.is_some();
             }
-            // Checked after the hints: a hint that is deleted in between is noticed here.
+            // Checked after the hints, so that a hint that is deleted in between counts here.
             has_objection |= shared.deleted_hint_within(key.partition(), grace);
-            free.push(!has_objection);
+            agrees.push(!has_objection);
         }
-        Ok(PeerReply::MayCollect(free))
+        Ok(PeerReply::MayCollect(agrees))
     }
 }
 
-/// The digests of several records. The read that finishes last completes the request.
+/// The digests of several durable records. The read that finishes last completes the request.
 struct DurableDigests {
     found: Mutex<Vec<Option<Digest>>>,
-    open: AtomicUsize,
+    /// Number of reads that have not finished.
+    unfinished: AtomicUsize,
     failed: Mutex<Option<StorageError>>,
 }
 
 impl DurableDigests {
     fn new(keys: usize) -> DurableDigests {
         let (found, failed) = (Mutex::new(vec![None; keys]), Mutex::new(None));
-        DurableDigests { found, open: AtomicUsize::new(keys), failed }
+        DurableDigests { found, unfinished: AtomicUsize::new(keys), failed }
     }
 
     fn digests(&self) -> Vec<Option<Digest>> {
@@ -102,7 +104,8 @@ impl DurableDigests {
     }
 }
 
-/// The read of one record's digest. It is an update, so that it is finished once the record is durable.
+/// The read of one record's digest. It runs as an update, because an update finishes only once the
+/// record is durable.
 struct DigestRead {
     key: StorageKey,
     /// The key's position in the request.
@@ -134,17 +137,18 @@ impl Update for DigestRead {
         if let Err(error) = outcome {
             *failed = Some(error);
         }
-        if self.reads.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.reads.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             let acked = failed.take().map_or(Ok(()), |error| Err(WriteFailure::Storage(error)));
             self.queue.post(Completion { acked: Some(acked), ..Completion::of(self.ticket) });
         }
     }
 }
 
-/// Deletes one tombstone, if it is exactly in this state.
+/// The deletion of one tombstone, if it is exactly in the state with this digest.
 struct DeleteTombstone {
     key: StorageKey,
     digest: Digest,
+    /// The time after which the order is void, in milliseconds since 1970.
     valid_until_ms: u64,
 }
 

@@ -1,4 +1,5 @@
-//! Writes of this replica: minting a client's write, and merging an object that a peer sent.
+//! Writes of this replica. It mints clients' writes that this node coordinates, and merges objects
+//! that peers send.
 
 use std::time::Duration;
 
@@ -23,28 +24,29 @@ use crate::state::hash_trees::{RecordState, TreeChange};
 use crate::state::hint_ledger::HintChange;
 use crate::state::shared::Shared;
 
-/// A client's write, for its coordinator's own replica.
+/// A client's write, as the coordinator passes it to its own replica.
 pub(crate) struct ClientWriteRequest {
     pub(crate) key: StorageKey,
-    /// The replica that the written record is a hint for, if this node is a fallback.
+    /// The replica for which the written record is a hint, if this node is a fallback.
     pub(crate) hint_for: Option<NodeId>,
     pub(crate) long_key: Option<Bytes>,
     pub(crate) write: Write,
     pub(crate) timeout: Duration,
 }
 
-/// An object that a coordinator or a peer sent.
+/// A write that a coordinator or another peer sent.
 pub(crate) struct ReceivedWrite {
     pub(crate) write: PeerWrite,
-    /// The rest of the request's time.
+    /// The time that the request has left.
     pub(crate) timeout: Duration,
-    /// The sink of the ack.
+    /// The sink of the ack or the error.
     pub(crate) reply: ReplyTo<PeerResult>,
 }
 
 impl Replica {
-    /// Applies a client's write as its coordinator: the write is minted inside the engine's update.
-    /// The receiver hears that it was applied; `acked` hears that this replica counts towards W.
+    /// Applies a client's write that this node coordinates. The write is minted inside the engine's
+    /// update. The returned receiver gets the result once the write is applied. `acked` gets the
+    /// ack of this replica, which counts towards W.
     pub(crate) fn coordinate_write(
         &self,
         request: ClientWriteRequest,
@@ -73,11 +75,18 @@ impl Replica {
         applied
     }
 
+    /// Returns the moment at which this node acks a write.
+    /// Returns the end of a timeout, in milliseconds of the monotonic clock.
+    fn expires_ms(&self, timeout: Duration) -> u64 {
+        self.shared.environment.monotonic_ms().saturating_add(timeout.as_millis() as u64)
+    }
+
     fn ack_when(&self) -> AckWhen {
         if self.shared.ack_when_durable { AckWhen::Durable } else { AckWhen::Applied }
     }
 
-    /// Merges objects into what is stored, together; each one's `reply` is acked once the engine's promise holds.
+    /// Merges a batch of objects into the stored ones. Each write's `reply` gets its ack once the
+    /// engine's promise holds.
     pub(crate) fn write(&self, batch: Vec<ReceivedWrite>) {
         let sender_waits = batch.iter().any(|one| one.write.purpose == WritePurpose::HandOff);
         let updates: Vec<Box<dyn Update>> =
@@ -90,12 +99,14 @@ impl Replica {
         }
     }
 
-    /// Whether an object that was sent may be stored here: by whom it goes, and whether it belongs here.
-    fn takes_write(&self, write: &PeerWrite) -> bool {
+    /// True if this node may store the object: it is up to date with the sender's layout, and it
+    /// has to hold the key.
+    fn accepts_write(&self, write: &PeerWrite) -> bool {
         let view = self.shared.view();
         let (this, partition) = (self.shared.node(), write.key.partition());
         match write.purpose {
-            // That everybody knows the newest layout its coordinator may have heard earlier.
+            // The coordinator may have learned before this node that all nodes know the newest
+            // layout.
             WritePurpose::Replicate => view.takes_write(write.layout) && view.holds(this, partition),
             WritePurpose::Hint(_) => view.takes_write(write.layout),
             WritePurpose::HandOff => view.keeps_for(this, partition, write.key.bucket()),
@@ -107,7 +118,7 @@ impl Replica {
             reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
             return None;
         }
-        if !self.takes_write(&write) {
+        if !self.accepts_write(&write) {
             reply.send(Err(PeerError::StaleLayout));
             return None;
         }
@@ -123,7 +134,7 @@ impl Replica {
         let rule = self.shared.merge_rule(key.bucket());
         let ticket = self.completions.for_ack(reply);
         let when = match purpose {
-            // The sender may forget the object once it is acked.
+            // The sender may delete the object once it is acked.
             WritePurpose::HandOff => AckWhen::Durable,
             WritePurpose::Replicate | WritePurpose::Hint(_) => self.ack_when(),
         };
@@ -147,13 +158,13 @@ impl Replica {
     }
 }
 
-/// A client's write that this node coordinates.
+/// The update that mints a client's write on the coordinator's own replica.
 struct ClientWrite {
-    /// The storage key of the record: the key's own, or a hint's.
+    /// The storage key of the record: the object's, or the hint's if this node is a fallback.
     at: StorageKey,
     /// The storage key of the client's object.
     object_key: StorageKey,
-    /// The replica that the written record is a hint for, if this node is a fallback.
+    /// The replica for which the written record is a hint, if this node is a fallback.
     hint_for: Option<NodeId>,
     long_key: Option<Bytes>,
     write: Write,
@@ -162,6 +173,7 @@ struct ClientWrite {
     /// The end of the request, in milliseconds of the monotonic clock.
     expires_ms: u64,
     ack: Ack,
+    /// The result, from the decision until the write is applied.
     outcome: Option<Applied>,
 }
 
@@ -173,7 +185,7 @@ impl ClientWrite {
         }
     }
 
-    /// The side effect of storing `new` in `new_bytes` bytes.
+    /// Returns the side effect of storing `new`, which takes `new_bytes` bytes.
     fn side_effect(
         &self,
         shared: &Shared,
@@ -211,7 +223,8 @@ impl RecordChange for ClientWrite {
     }
 
     fn decide(&mut self, shared: &Shared, stored: Option<Bytes>) -> Result<Decision, StorageError> {
-        // A write that is minted late would replace writes that were made in the meantime.
+        // A write that is minted after its deadline could replace writes that were made in the
+        // meantime.
         if shared.environment.monotonic_ms() > self.expires_ms {
             return Err(self.ack.reject(WriteFailure::Expired, "deadline passed".into()));
         }
@@ -245,12 +258,12 @@ impl RecordChange for ClientWrite {
                     let failure = WriteFailure::HintBudget { target: change.target, limit };
                     return Err(self.ack.reject(failure, "hint budget".into()));
                 }
-                let sent = if planted(Bug::BareWriteReplicated) {
+                let replicated = if planted(Bug::BareWriteReplicated) {
                     encode_object(&object.bare(&self.write), self.long_key.as_deref())
                 } else {
                     encoded.clone()
                 };
-                self.outcome = Some(Applied { object: sent, written });
+                self.outcome = Some(Applied { object: replicated, written });
                 let action = if fresh { RecordAction::Put(encoded) } else { RecordAction::Keep };
                 Ok(Decision { action, side_effect })
             }
@@ -262,8 +275,8 @@ impl RecordChange for ClientWrite {
         self.ack.applied(self.outcome.take());
     }
 
-    /// A write that was applied was sent to other replicas. If it failed after that, its actor has
-    /// forgotten an event that they know of, and must not mint again.
+    /// Renews the actor if the write failed after it was applied: other replicas may have the
+    /// write, and this node has forgotten it. An actor with a forgotten event must not mint again.
     fn finished(mut self, shared: &Shared, end: Finished) {
         if end.outcome.is_err() && end.was_applied {
             match self.mint_role() {
@@ -275,28 +288,33 @@ impl RecordChange for ClientWrite {
     }
 }
 
-/// Merges an object that a coordinator, or a replica that repairs, sent.
+/// The update that merges an object from a coordinator, or from a replica that repairs.
 struct Merge {
     key: StorageKey,
     record: Record,
+    /// `record`, encoded.
     encoded: Bytes,
     rule: MergeRule,
+    /// The end of the request, in milliseconds of the monotonic clock.
     expires_ms: u64,
+    /// The time after which the message is void, in milliseconds since 1970.
     valid_until_ms: u64,
-    /// It does not come from a client's request.
+    /// True if the object does not come from a client's request.
     is_repair: bool,
     ack: Ack,
 }
 
 impl Merge {
+    /// Decides to store `new`, which is `encoded`, in place of `old`.
     fn put(&self, old: Option<&Object>, new: &Object, encoded: Bytes) -> Decision {
         let (old, new) = (old.map(RecordState::of), Some(RecordState::of(new)));
         Decision::put(encoded, SideEffect::Tree(TreeChange { key: self.key.clone(), old, new }))
     }
 
-    /// WriteMode a stored record that cannot be read by the object that was sent. For this key that is
-    /// a lost disk: the actor that may be forgotten with it never mints again, and this replica answers
-    /// no reads of the partition until it has asked enough others.
+    /// Replaces a stored record that cannot be read by the object that was sent. The damage is
+    /// treated as a lost disk. This node's actor never mints again, because one of its events may
+    /// be lost. This replica answers no reads of the partition until it has merged with enough
+    /// others.
     fn replace_damaged(&mut self, shared: &Shared, error: CodecError) -> Decision {
         unreadable(shared, &self.key, error);
         self.ack.renew_actor(shared, self.key.partition());
@@ -327,7 +345,7 @@ impl RecordChange for Merge {
         }
         let unread = match decode_unread(&stored) {
             Ok(record) => record,
-            // A record of a newer build is not damaged: it stays as it is.
+            // A record in the format of a newer version is not damaged: it stays unchanged.
             Err(error @ CodecError::NewerVersion { .. }) => {
                 return Err(unreadable(shared, &self.key, error));
             }
@@ -345,7 +363,7 @@ impl RecordChange for Merge {
         }
         let mut merged = std::mem::take(&mut self.record.object);
         if !merged.merge(&stored.object, self.rule) && self.record.long_key == stored.long_key {
-            // The usual case: the object that was sent contains everything that is stored.
+            // The usual case: the object that was sent contains everything of the stored one.
             return Ok(self.put(Some(&stored.object), &merged, self.encoded.clone()));
         }
         if merged == stored.object {

@@ -1,7 +1,7 @@
-//! The names under which this node mints writes.
+//! The actors under which this node mints writes.
 //!
-//! An actor is a random number that this process drew for one partition. It is drawn again when an
-//! event of it may be forgotten, so that no dot ever names two values.
+//! An actor is a random number that this process drew for one partition. The node draws a new one
+//! when an event of the old one may be forgotten, so that no dot ever names two values.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,9 +26,9 @@ pub(crate) struct Actors {
     this: NodeId,
     max_skew_ms: u64,
     clock: AtomicU64,
-    /// One a partition. Zero: none was drawn yet in this run of the process.
+    /// One actor per partition. Zero: none was drawn yet in this run of the process.
     of_partitions: Vec<AtomicU64>,
-    /// The actor for writes of partitions that this node is no replica of. Zero: none was drawn yet.
+    /// The actor for writes to partitions that other nodes hold. Zero: none was drawn yet.
     of_fallback: AtomicU64,
 }
 
@@ -49,8 +49,9 @@ impl Actors {
         }
     }
 
-    /// Mints the dot of a new write: later than everything this node has seen, and than `newest`.
-    /// Called inside the engine's update of the key, so that stamps rise in the order of the writes.
+    /// Mints the dot of a new write, later than everything that this node has seen and than
+    /// `newest`. Called inside the engine's update of the key, so that stamps rise in the order of
+    /// the writes.
     pub(crate) fn mint(&self, role: MintRole, newest: Stamp) -> Dot {
         let wall_ms = self.environment.wall_ms();
         let mut last = self.clock.load(Ordering::Relaxed);
@@ -85,14 +86,14 @@ impl Actors {
     }
 
     /// Draws a new actor for the partition, because a change that had been applied could not be
-    /// committed: an event of the old actor is forgotten, so that actor must never mint again.
-    /// The caller sees to it that `ActorRenewed` is emitted, outside the engine.
+    /// committed. An event of the old actor is forgotten, so that actor must never mint again. The
+    /// caller must have `ActorRenewed` emitted, outside the engine.
     pub(crate) fn renew(&self, partition: PartitionId) {
         self.of_partitions[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
     }
 
-    /// Drops the partition's actor, because this node no longer holds anything of the partition, or
-    /// begins to hold it again. The next write it coordinates there draws a new one.
+    /// Drops the partition's actor, because this node drops records of the partition or begins to
+    /// hold it. The next write that it coordinates there draws a new actor.
     pub(crate) fn forget(&self, partition: PartitionId) {
         self.of_partitions[partition.0 as usize].store(0, Ordering::Release);
     }

@@ -1,20 +1,21 @@
-//! This node's clock compared with its peers': a node whose clock is wrong stamps no writes.
+//! The result of comparing this node's clock with its peers'. A node whose clock is wrong stamps no
+//! writes.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quorate_core::environment::Environment;
 
-/// The outcome of the latest comparisons of clocks.
+/// The result of the latest comparison of clocks.
 pub(crate) struct ClockGuard {
     environment: Arc<dyn Environment>,
     max_skew_ms: u64,
-    /// The reason to stamp no writes, from the last comparison.
+    /// The reason to stamp no writes, if the last comparison found one.
     problem: Mutex<Option<String>>,
     has_problem: AtomicBool,
-    /// Wall clock minus monotonic clock, in milliseconds, when the peers last agreed with this node.
-    /// A different value now means that the wall clock jumped; the next write checks this before it
-    /// is stamped.
+    /// Wall clock minus monotonic clock, in milliseconds, when the peers last agreed with this
+    /// node. A different value now means that the wall clock jumped; the next write checks this
+    /// before it is stamped.
     base: AtomicI64,
     /// Milliseconds by which this clock is ahead of its peers' (the median).
     ahead_ms: AtomicI64,
@@ -34,8 +35,8 @@ impl ClockGuard {
         guard
     }
 
-    /// The reason to stamp no writes, if there is one. A jump of the clock counts only where a peer
-    /// can tell, in a cluster of more than one participant.
+    /// Returns the reason to stamp no writes, if there is one. A jump of the clock is a reason only
+    /// in a cluster of more than one participant, where peers can confirm or correct the new time.
     pub(crate) fn problem(&self, participants: impl FnOnce() -> usize) -> Option<String> {
         if self.has_problem.load(Ordering::Acquire) {
             return self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -52,7 +53,7 @@ impl ClockGuard {
         self.environment.wall_ms() as i64 - self.environment.monotonic_ms() as i64
     }
 
-    /// Records that the peers agree with this node's clock as it is now.
+    /// Records that the peers agree with this node's clock now.
     pub(crate) fn confirm(&self) {
         self.base.store(self.offset(), Ordering::Release);
     }
@@ -62,6 +63,7 @@ impl ClockGuard {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
+    /// Returns the milliseconds by which this clock is ahead of its peers' (the median).
     pub(crate) fn ahead_ms(&self) -> i64 {
         self.ahead_ms.load(Ordering::Relaxed)
     }

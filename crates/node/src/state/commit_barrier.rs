@@ -8,11 +8,14 @@ use quorate_core::key::Table;
 use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
-/// Attempts to pass the barrier while the engine refuses updates. An engine that has failed refuses for ever.
+/// Most attempts to submit the barrier. An engine refuses updates while its queue is full, or for
+/// ever after it has failed.
 const ATTEMPTS: usize = 100;
+/// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Waits until every update that was submitted before this call is committed.
+/// Waits until every update that was submitted before this call is committed. Gives up if the
+/// engine keeps refusing updates.
 pub(crate) async fn all_committed(engine: &dyn StorageEngine) {
     for _ in 0..ATTEMPTS {
         let (done, committed) = oneshot::channel();

@@ -1,4 +1,5 @@
-//! Memory of this node that keeps tombstone collection safe: hints and objects that went lately.
+//! The recently deleted hints and recently collected tombstones of this node. Tombstone collection
+//! is safe only if these are remembered.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,12 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quorate_core::{Digest, PartitionId, StorageKey};
 
-/// Hints that were deleted lately, and tombstones that were collected lately.
+/// Hints that were deleted recently, and tombstones that were collected recently.
 pub(crate) struct GcGuard {
-    /// Per partition: the time of the last deletion of a hint, in milliseconds of the monotonic clock
-    /// plus one. Zero: never.
+    /// Per partition: the time of the last deletion of a hint, in milliseconds of the monotonic
+    /// clock plus one. Zero: never.
     hint_deleted: Vec<AtomicU64>,
-    /// Collected tombstones: the digest of each, and the end of its order (milliseconds since 1970).
+    /// Collected tombstones: the digest, and the end of the order in milliseconds since 1970.
     collected: Mutex<BTreeMap<StorageKey, (Digest, u64)>>,
 }
 
@@ -37,8 +38,8 @@ impl GcGuard {
         self.collected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers states of keys that were collected, or are about to be, until the order ends.
-    /// Forgets those whose order ended before `ended_before_ms`.
+    /// Remembers the states of keys that are being collected, until the order ends. Forgets those
+    /// whose order ended before `ended_before_ms`. Times are milliseconds since 1970.
     pub(crate) fn note_collected(
         &self,
         entries: &[(StorageKey, Digest)],
@@ -50,7 +51,8 @@ impl GcGuard {
         collected.extend(entries.iter().map(|(key, digest)| (key.clone(), (*digest, until_ms))));
     }
 
-    /// The end of the order by which this state of a key was collected lately, if it was.
+    /// Returns the end of the order by which this state of a key was collected, in milliseconds
+    /// since 1970. `None`: it was not collected recently.
     pub(crate) fn collected_until(&self, key: &StorageKey, digest: Digest) -> Option<u64> {
         self.lock().get(key).filter(|(gone, _)| *gone == digest).map(|(_, until)| *until)
     }

@@ -1,7 +1,7 @@
 //! The hash trees of the records that this node holds.
 //!
-//! Each write updates its tree in the same step. The trees of the records that were there at the start
-//! are built in the background (`repair/tree_builder.rs`).
+//! Each write updates its tree in the same step. Records that were stored before the start enter
+//! the trees in the background (`repair/tree_builder.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use quorate_core::request::TreeName;
 use quorate_core::tree::HashTree;
 use quorate_core::{Buckets, Digest, Object, PartitionId, StorageKey};
 
-/// The part of a record's state that its tree contains.
+/// The digest of a record, which its tree contains, and the kind of the record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordState {
     pub(crate) digest: Digest,
@@ -43,23 +43,26 @@ impl TreeChange {
 /// The hash trees of all partitions.
 pub(crate) struct HashTrees {
     partitions: Vec<Mutex<Partition>>,
-    /// By whose n keys go into one tree or another.
+    /// The definitions of the buckets. Each n has a tree of its own in every partition.
     buckets: Arc<ArcSwap<Buckets>>,
 }
 
 #[derive(Default)]
 struct Partition {
     built: bool,
-    /// What was written before the tree is built: it stands above what the scan finds.
+    /// Records that changed before the trees were built. They are newer than the ones that the scan
+    /// finds. `None`: the record was deleted.
     written: BTreeMap<StorageKey, Option<RecordState>>,
+    /// The trees by n, the number of replicas of the keys in them.
     trees: Vec<(u8, HashTree)>,
-    /// Keys that are deleted.
+    /// Keys whose records are tombstones.
     tombstones: BTreeSet<StorageKey>,
-    /// Keys whose records could not be read: they are in no tree, whatever replaces them says of them.
+    /// Keys whose records could not be read. They are in no tree, even if the change that replaces
+    /// such a record names an old state.
     unreadable: BTreeSet<StorageKey>,
 }
 
-/// The records of a partition, as a scan found them.
+/// The records that a scan of a partition found.
 #[derive(Default)]
 pub(crate) struct ScannedPartition {
     held: Vec<(StorageKey, RecordState)>,
@@ -107,8 +110,8 @@ impl HashTrees {
         HashTrees { partitions: (0..partitions).map(|_| Mutex::default()).collect(), buckets }
     }
 
-    /// In which of its partition's trees a key is. Asked while the partition is locked: trees that are reset because this
-    /// changes are built by what it is then.
+    /// Returns the n of the tree that a key belongs to. Call it while the partition is locked. When
+    /// a bucket's n changes, its trees are reset after that, so they are built with the new n.
     fn n_of(&self, key: &StorageKey) -> u8 {
         self.buckets.load().get(key.bucket()).n
     }
@@ -117,7 +120,8 @@ impl HashTrees {
         self.partitions[partition.0 as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called as the engine applies the change: in order for each record.
+    /// Applies a record's change to its tree. The engine calls this in the order of the record's
+    /// changes.
     pub(crate) fn apply(&self, change: &TreeChange) {
         let mut partition = self.lock(change.key.partition());
         if partition.unreadable.contains(&change.key) {
@@ -142,32 +146,33 @@ impl HashTrees {
         }
     }
 
-    /// The change could not be committed, and with it all later ones of the record.
+    /// Undoes a change that could not be committed. All later changes of the record fail with it.
     pub(crate) fn undo(&self, change: &TreeChange) {
         let mut partition = self.lock(change.key.partition());
         if partition.built {
             drop(partition);
             return self.apply(&change.undone());
         }
-        // What is committed stands, and the scan finds it.
+        // The committed record is unchanged, and the scan finds it.
         partition.written.remove(&change.key);
     }
 
-    /// The tree's root; `None` while it is being built.
+    /// Returns the root of a tree. `None` while the tree is being built.
     pub(crate) fn root(&self, tree: TreeName) -> Option<u64> {
         let partition = self.lock(tree.partition);
         let found = partition.trees.iter().find(|(n, _)| *n == tree.n);
         partition.built.then(|| found.map_or(0, |(_, tree)| tree.root()))
     }
 
-    /// The whole tree; `None` while it is being built.
+    /// Returns a copy of a tree. `None` while the tree is being built.
     pub(crate) fn tree(&self, tree: TreeName) -> Option<HashTree> {
         let partition = self.lock(tree.partition);
         let found = partition.trees.iter().find(|(n, _)| *n == tree.n);
         partition.built.then(|| found.map_or_else(HashTree::default, |(_, tree)| tree.clone()))
     }
 
-    /// Keys of the partition that are deleted, as far as is known, up to `limit` after a key.
+    /// Returns keys of the partition whose records are tombstones: at most `limit`, after the key
+    /// `after`. Keys are missing while the trees are being built.
     pub(crate) fn tombstones(
         &self,
         partition: PartitionId,
@@ -184,7 +189,7 @@ impl HashTrees {
         self.lock(partition).tombstones.len()
     }
 
-    /// Forgets the partition's trees: they are built again from what is stored.
+    /// Forgets the partition's trees, so that they are built again from the stored records.
     pub(crate) fn reset(&self, partition: PartitionId) {
         self.lock(partition).forget();
     }
@@ -193,6 +198,7 @@ impl HashTrees {
         self.lock(partition).built
     }
 
+    /// Builds the partition's trees from a scan and from the records that changed during it.
     pub(crate) fn finish(&self, partition: PartitionId, scanned: ScannedPartition) {
         let mut partition = self.lock(partition);
         let written = std::mem::take(&mut partition.written);
@@ -226,7 +232,7 @@ mod tests {
         RecordState { digest: Digest(digest), tombstone: false }
     }
 
-    fn fresh() -> (HashTrees, StorageKey) {
+    fn empty_trees() -> (HashTrees, StorageKey) {
         let key = StorageKey::of(PARTITION, &Key::new(b"b", b"k").unwrap());
         (HashTrees::new(1, Arc::new(ArcSwap::from_pointee(Buckets::default()))), key)
     }
@@ -236,12 +242,13 @@ mod tests {
         partition.built.then(|| partition.trees.iter().map(|(_, tree)| tree.root()).collect())
     }
 
-    /// A record that a scan could not read is in no tree. Who replaces it without reading its value says that it was: the tree
-    /// is built again, and says what is there.
+    /// A record that a scan could not read is in no tree. A change that replaces it without reading
+    /// its value names an old state all the same. The trees are then built again, with the new
+    /// record in them.
     #[test]
-    fn a_record_that_was_not_readable_is_counted_once_it_is_replaced() {
+    fn unreadable_record_enters_the_tree_after_it_is_replaced() {
         let expected = {
-            let (trees, key) = fresh();
+            let (trees, key) = empty_trees();
             trees.finish(
                 PARTITION,
                 ScannedPartition { held: vec![(key, held(2))], ..ScannedPartition::default() },
@@ -250,14 +257,14 @@ mod tests {
         };
         for old in [held(1), held(2)] {
             for finished_first in [true, false] {
-                let (trees, key) = fresh();
+                let (trees, key) = empty_trees();
                 let unreadable =
                     || ScannedPartition { unreadable: vec![key.clone()], ..ScannedPartition::default() };
                 let change = TreeChange { key: key.clone(), old: Some(old), new: Some(held(2)) };
                 if finished_first {
                     trees.finish(PARTITION, unreadable());
                     trees.apply(&change);
-                    assert_eq!(roots(&trees), None, "it has to be built again");
+                    assert_eq!(roots(&trees), None, "the trees must be built again");
                     trees.finish(
                         PARTITION,
                         ScannedPartition {

@@ -11,6 +11,7 @@ use quorate_core::storage::{StorageEngine, StorageError};
 
 use super::scan_pages::{PageBounds, ScanPages};
 
+/// Hints that are read at a time while they are counted.
 const PAGE: PageBounds = PageBounds { records: 256, bytes: 1024 * 1024 };
 
 /// The hints that this node keeps: an account for each target.
@@ -23,7 +24,7 @@ pub(crate) struct HintLedger {
 struct HintAccount {
     hints: u64,
     bytes: u64,
-    /// The time since which there has been any, milliseconds since 1970.
+    /// The time at which the oldest hint was written, in milliseconds since 1970.
     since_ms: u64,
 }
 
@@ -35,6 +36,7 @@ pub(crate) struct HintChange {
     pub(crate) old: usize,
     /// Bytes of key and value after the change. 0: the hint is deleted.
     pub(crate) new: usize,
+    /// The time of the change, in milliseconds since 1970.
     pub(crate) at_ms: u64,
 }
 
@@ -68,7 +70,7 @@ impl HintLedger {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True if the change keeps the target within its budget, or shrinks what it has.
+    /// True if the change keeps the target's hints within `budget` bytes, or does not enlarge them.
     pub(crate) fn fits(&self, change: HintChange, budget: u64) -> bool {
         let bytes = self.lock().get(&change.target).map_or(0, |account| account.bytes);
         change.new <= change.old || bytes + (change.new - change.old) as u64 <= budget
@@ -88,7 +90,7 @@ impl HintLedger {
         }
     }
 
-    /// The targets that have any hints.
+    /// Returns the targets that have hints.
     pub(crate) fn targets(&self) -> Vec<NodeId> {
         self.lock().keys().copied().collect()
     }
@@ -97,12 +99,12 @@ impl HintLedger {
         self.lock().contains_key(&target)
     }
 
-    /// Milliseconds for which the oldest hint has been waiting. `None`: there are no hints.
+    /// Returns the age of the oldest hint, in milliseconds. `None`: there are no hints.
     pub(crate) fn oldest_age_ms(&self, now_ms: u64) -> Option<u64> {
         self.lock().values().map(|account| now_ms.saturating_sub(account.since_ms)).max()
     }
 
-    /// A report of each target's hints. `name_of` gives a node's name.
+    /// Reports each target's hints. `name_of` returns a node's name.
     pub(crate) fn report(&self, now_ms: u64, name_of: impl Fn(NodeId) -> String) -> Vec<HintStatus> {
         let status = |(target, account): (&NodeId, &HintAccount)| HintStatus {
             target: name_of(*target),

@@ -1,5 +1,7 @@
-//! The layouts that a node goes by: stored before they are acted on, looked at by every request, and left behind only when
-//! no request is open that goes by an older view of them.
+//! The layouts that a node knows, and the view of them that requests use.
+//!
+//! A layout is stored before it is used (`layout_update.rs`). Each request keeps the view with
+//! which it began. Some phases of a layout change wait for the last request with an older view.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,17 +14,18 @@ use tokio::sync::Notify;
 
 use super::node_metadata::layouts_key;
 
-/// A node's layouts, as all of its workers share them.
+/// A node's layouts. All of its workers share them.
 pub(crate) struct LayoutBook {
     known: Mutex<Layouts>,
     view: ArcSwap<View>,
-    /// Views that requests may still go by.
-    earlier: Mutex<Vec<Weak<View>>>,
-    /// One change at a time is stored, and nothing is dropped while one is.
+    /// Earlier views that open requests may still use.
+    earlier_views: Mutex<Vec<Weak<View>>>,
+    /// Lock for the time in which a change is stored. Changes are stored one at a time, and range
+    /// handoff drops no records meanwhile.
     pub(super) changing: tokio::sync::Mutex<()>,
-    /// Whose layouts are to be fetched.
+    /// Peers that know newer layouts, which this node has to fetch.
     fetch_from: Mutex<BTreeSet<NodeId>>,
-    /// Something changed, here or there.
+    /// Notified when this node's layouts or phases change, or when a peer knows newer ones.
     pub(crate) changed: Notify,
 }
 
@@ -31,7 +34,7 @@ impl LayoutBook {
         LayoutBook {
             view: ArcSwap::from_pointee(layouts.view()),
             known: Mutex::new(layouts),
-            earlier: Mutex::default(),
+            earlier_views: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             fetch_from: Mutex::default(),
             changed: Notify::new(),
@@ -42,22 +45,22 @@ impl LayoutBook {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What to go by now. Whoever serves a request holds on to it for as long as the request is open.
+    /// Returns the current view. A request keeps its view until it ends.
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
 
-    /// What is known now.
+    /// Returns a copy of the layouts that are known now.
     pub(crate) fn known(&self) -> Layouts {
         self.lock().clone()
     }
 
-    /// Reads the layouts that are known now.
+    /// Reads the layouts that are known now, without copying them.
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Layouts) -> T) -> T {
         read(&self.lock())
     }
 
-    /// Goes by what is known now, if that says anything else than before.
+    /// Replaces the view by that of the layouts known now, if the two differ.
     pub(super) fn renew_view(&self, known: &Layouts) {
         let next = known.view();
         let digests = |view: &View| -> Vec<u64> {
@@ -72,49 +75,50 @@ impl LayoutBook {
         if same {
             return;
         }
-        let before = self.view.swap(Arc::new(next));
-        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-        earlier.push(Arc::downgrade(&before));
-        drop(before);
-        earlier.retain(|view| view.strong_count() > 0);
+        let previous = self.view.swap(Arc::new(next));
+        let mut earlier_views = self.earlier_views.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier_views.push(Arc::downgrade(&previous));
+        drop(previous);
+        earlier_views.retain(|view| view.strong_count() > 0);
     }
 
-    /// True if no request is open that goes by an earlier view.
+    /// True if no open request uses an earlier view.
     pub(crate) fn is_quiet(&self) -> bool {
-        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-        earlier.retain(|view| view.strong_count() > 0);
-        earlier.is_empty()
+        let mut earlier_views = self.earlier_views.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier_views.retain(|view| view.strong_count() > 0);
+        earlier_views.is_empty()
     }
 
-    /// Takes in a peer's news. What it says of others' progress need not be stored: they say it again.
-    pub(crate) fn merge_summary(&self, from: NodeId, news: &LayoutSummary) -> SummaryMerge {
-        let heard = {
+    /// Merges a peer's summary of layouts and phases. The phases of third nodes stay in memory,
+    /// because each node repeats its own.
+    pub(crate) fn merge_summary(&self, from: NodeId, summary: &LayoutSummary) -> SummaryMerge {
+        let merged = {
             let mut known = self.lock();
-            let heard = known.merge_summary(news);
-            if heard.changed {
+            let merged = known.merge_summary(summary);
+            if merged.changed {
                 self.renew_view(&known);
             }
-            heard
+            merged
         };
-        if heard.fetch {
+        if merged.fetch {
             self.fetch_from.lock().unwrap_or_else(PoisonError::into_inner).insert(from);
         }
-        if heard.changed || heard.fetch {
+        if merged.changed || merged.fetch {
             self.changed.notify_waiters();
         }
-        heard
+        merged
     }
 
-    /// Whose layouts are to be fetched.
+    /// Takes the list of peers whose layouts this node has to fetch.
     pub(crate) fn take_fetches(&self) -> BTreeSet<NodeId> {
         std::mem::take(&mut *self.fetch_from.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// What an engine's start has of layouts.
+/// Reads the layouts that an engine stores. `None`: it stores none.
 ///
 /// # Errors
-/// If it can't be read, or is none.
+/// If the record cannot be read, or does not contain layouts.
 pub fn stored_layouts(this: NodeId, engine: &dyn StorageEngine) -> Result<Option<Layouts>, StorageError> {
     let Some(bytes) = engine.get(&layouts_key())? else { return Ok(None) };
     let layouts = Layouts::decode(this, &bytes)

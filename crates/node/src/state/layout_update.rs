@@ -1,4 +1,4 @@
-//! Changing the layouts that a node knows: stored first, and used only then.
+//! Changes of the layouts that a node knows. A change is stored first, and used only then.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,36 +14,40 @@ use super::node_metadata::{layouts_key, store};
 use super::shared::Shared;
 
 impl Shared {
-    /// Changes what is known of layouts: on a copy, which is stored before anybody goes by it. `change` says whether there
-    /// is anything to store; it may be called again, if something was heard meanwhile.
+    /// Changes the layouts that this node knows. `change` works on a copy, which is stored before
+    /// any request uses it.
+    ///
+    /// `change` returns true if it changed the copy. It is called again if a peer's summary was
+    /// merged while the copy was being stored.
     ///
     /// # Errors
-    /// What `change` refuses, or the engine's failure.
+    /// The error of `change`, or of the engine.
     pub(crate) async fn change_layouts<E: From<StorageError>>(
         &self,
         mut change: impl FnMut(&mut Layouts) -> Result<bool, E>,
     ) -> Result<(), E> {
-        let _one = self.layouts.changing.lock().await;
+        let _guard = self.layouts.changing.lock().await;
         let mut stored = false;
         loop {
             let before = self.layouts.known();
             let mut next = before.clone();
             match change(&mut next) {
                 Ok(true) => {}
-                nothing => {
+                unchanged => {
                     if stored {
-                        // What was stored and not gone by is taken back.
+                        // An earlier round stored a copy that is not used after all: store the
+                        // layouts that are still in use.
                         self.store_layouts(&before).await?;
-                        self.regroup(before.newest().buckets()).await;
+                        self.use_buckets(before.newest().buckets()).await;
                     }
-                    return nothing.map(drop);
+                    return unchanged.map(drop);
                 }
             }
             stored = true;
             if !planted(Bug::LayoutNotStored) {
                 self.store_layouts(&next).await?;
             }
-            self.regroup(next.newest().buckets()).await;
+            self.use_buckets(next.newest().buckets()).await;
             let mut known = self.layouts.lock();
             if *known != before {
                 continue;
@@ -65,27 +69,28 @@ impl Shared {
         }
     }
 
-    /// Goes by these definitions of buckets from here on: keys of buckets whose n is another one are in other trees then.
-    async fn regroup(&self, buckets: &Arc<Buckets>) {
-        let moved: Vec<String> = buckets.with_other_n(&self.buckets.load()).map(str::to_owned).collect();
-        let hold_some = || -> BTreeSet<PartitionId> {
+    /// Uses these definitions of buckets from now on. Keys of a bucket whose n changes belong to
+    /// other hash trees then, so the trees of the partitions that hold such keys are built again.
+    async fn use_buckets(&self, buckets: &Arc<Buckets>) {
+        let redefined: Vec<String> = buckets.with_other_n(&self.buckets.load()).map(str::to_owned).collect();
+        let affected_partitions = || -> BTreeSet<PartitionId> {
             let holds =
-                |partition: &PartitionId| moved.iter().any(|bucket| self.holds_any(*partition, bucket));
+                |partition: &PartitionId| redefined.iter().any(|bucket| self.holds_any(*partition, bucket));
             self.all_partitions().filter(holds).collect()
         };
-        if moved.is_empty() {
+        if redefined.is_empty() {
             self.buckets.store(buckets.clone());
             return;
         }
-        let mut resorted = hold_some();
+        let mut affected = affected_partitions();
         self.buckets.store(buckets.clone());
-        // What was applied before is found, once it is committed.
+        // Keys that were applied under the old definitions are found once they are committed.
         all_committed(&*self.engine).await;
-        resorted.extend(hold_some());
-        resorted.into_iter().for_each(|partition| self.trees.reset(partition));
+        affected.extend(affected_partitions());
+        affected.into_iter().for_each(|partition| self.trees.reset(partition));
     }
 
-    /// True if there is a key of the bucket in the partition on this node's disk; also if that can't be told.
+    /// True if this node stores keys of the bucket in the partition, or cannot read the engine.
     fn holds_any(&self, partition: PartitionId, bucket: &str) -> bool {
         self.is_any_under(&StorageKey::prefix_start(partition, bucket, b""))
     }
@@ -96,17 +101,18 @@ impl Shared {
         self.engine.scan(range).map_or(true, |page| !page.records.is_empty())
     }
 
-    /// A partition that this node begins to hold, or holds again, has a new actor here.
+    /// Drops the actors of partitions whose replicas change to a list that includes this node. The
+    /// next write that this node coordinates there draws a new actor.
     fn renew_actors(&self, before: &Layouts, next: &Layouts) {
         if before.newest().digest() == next.newest().digest() || planted(Bug::ActorReusedAfterStart) {
             return;
         }
         let redefined = next.newest().buckets().with_other_n(before.newest().buckets()).next().is_some();
         for partition in self.all_partitions() {
-            // Its place matters, too: buckets with smaller n lie on the first ones.
+            // The order of the replicas matters too: a bucket with a smaller n has the first ones.
             let replicas = |layouts: &Layouts| layouts.newest().replicas_of(partition, u8::MAX).to_vec();
-            let then = replicas(next);
-            if then.contains(&self.node()) && (redefined || then != replicas(before)) {
+            let new_replicas = replicas(next);
+            if new_replicas.contains(&self.node()) && (redefined || new_replicas != replicas(before)) {
                 self.actors.forget(partition);
             }
         }
@@ -116,14 +122,14 @@ impl Shared {
         store(&*self.engine, layouts_key(), layouts.encode().into()).await
     }
 
-    /// True if there are objects or hints on this node's disk; also if that can't be told.
+    /// True if this node stores objects or hints, or if the engine cannot be read.
     pub(crate) fn holds_data(&self) -> bool {
         [Table::Objects, Table::Hints].iter().any(|table| self.is_any_under(&[*table as u8]))
     }
 
-    /// Runs something while no change of layout is stored.
+    /// Runs `work` while no change of the layouts is being stored.
     pub(crate) async fn without_change<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
-        let _one = self.layouts.changing.lock().await;
+        let _guard = self.layouts.changing.lock().await;
         work().await
     }
 }

@@ -1,4 +1,4 @@
-//! Records in which a node keeps what it knows about itself, beside the objects.
+//! The node metadata that this crate stores beside the objects.
 
 use bytes::Bytes;
 use quorate_core::StorageKey;
@@ -6,22 +6,23 @@ use quorate_core::key::Table;
 use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
-/// The record that is there while this node may have forgotten data and has not recovered.
+/// Returns the key of the mark that this node has to recover. The record exists until it has
+/// recovered.
 pub fn recovering_key() -> StorageKey {
     StorageKey::of_table(Table::NodeMetadata, b"recovering")
 }
 
-/// The record of the layouts that this node knows.
+/// Returns the key of the record with the layouts that this node knows.
 pub fn layouts_key() -> StorageKey {
     StorageKey::of_table(Table::NodeMetadata, b"layouts")
 }
 
-/// Notes on disk that this node may have forgotten data. Nobody waits for the commit.
+/// Stores the mark that this node may have forgotten data. Does not wait for the commit.
 pub(crate) fn mark_recovering(engine: &dyn StorageEngine) {
     engine.update(vec![Box::new(Store { key: recovering_key(), value: Some("1".into()), done: None })]);
 }
 
-/// Removes the note of [`mark_recovering`].
+/// Removes the mark of [`mark_recovering`]. Does not wait for the commit.
 pub(crate) fn unmark_recovering(engine: &dyn StorageEngine) {
     engine.update(vec![Box::new(Store { key: recovering_key(), value: None, done: None })]);
 }
@@ -42,7 +43,7 @@ pub(crate) async fn store(
     stored.await.unwrap_or_else(|_| Err(dropped()))
 }
 
-/// Stores one metadata record, or removes it.
+/// An update that stores one metadata record, or removes it.
 struct Store {
     key: StorageKey,
     value: Option<Bytes>,

@@ -5,17 +5,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quorate_core::report::{RepairStatus, TransferReport};
 
-/// Counters and requests that the node's tasks share.
+/// Counters and flags that the node's tasks share.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// Raised to ask for a round of anti-entropy with every peer.
+    /// Number of times that an operator asked for a round of anti-entropy with every peer.
     pub(crate) repairs_requested: AtomicU64,
     repair: Mutex<RepairProgress>,
     tombstone_gc: Mutex<TombstoneGcProgress>,
     transfer: Mutex<TransferProgress>,
-    /// Clients are sent to other nodes, because an operator is about to stop this one.
+    /// True if clients' requests are refused, because an operator is about to stop this node.
     pub(crate) drained: AtomicBool,
-    /// Requests of clients that are being served, on all workers.
+    /// Number of clients' requests that are being served, on all workers.
     pub(crate) in_flight: AtomicUsize,
 }
 
@@ -37,17 +37,20 @@ impl Progress {
 #[derive(Default)]
 pub(crate) struct RepairProgress {
     pub(crate) status: RepairStatus,
+    /// End of the last round, in milliseconds of the monotonic clock.
     pub(crate) last_ended_ms: Option<u64>,
 }
 
 /// The progress of tombstone collection.
 #[derive(Default)]
 pub(crate) struct TombstoneGcProgress {
+    /// Number of tombstones that were collected on this node's orders since it started.
     pub(crate) collected: u64,
+    /// The reason why the last round could not collect some tombstones.
     pub(crate) blocked_by: Option<String>,
 }
 
-/// The progress of the copies, or of the handoff, in a layout change.
+/// The progress of the transfer, or of the range handoff, of a layout change.
 #[derive(Default)]
 pub(crate) struct TransferProgress {
     partitions: u32,

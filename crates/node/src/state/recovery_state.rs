@@ -1,25 +1,26 @@
-//! The data that this node may have forgotten: after a start with an empty or volatile disk, or when
+//! The data that this node may have forgotten, after a start with an empty or volatile disk or when
 //! it finds a damaged record.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quorate_core::PartitionId;
 
-/// What this node may have forgotten and has not asked enough other nodes for yet.
+/// The data that this node may have forgotten and has not merged from enough other nodes yet.
 pub(crate) struct RecoveryState {
-    /// Not all that was forgotten at the start was asked for yet.
+    /// True until this node has recovered all data that it may have forgotten at its start.
     forgot: AtomicBool,
-    /// Enough other nodes were asked about layouts. Until then this node takes nothing from a peer,
-    /// because a peer that it takes for a member may have been removed.
+    /// True once this node has compared layouts with enough other nodes. Until then it accepts
+    /// nothing from a peer, because a peer that seems to be a member may have been removed.
     layouts_confirmed: AtomicBool,
-    /// Per partition: this node may have forgotten records, and has not asked enough replicas yet.
+    /// Per partition: true if this node may have forgotten records, and has not merged with enough
+    /// replicas yet.
     recovering: Vec<AtomicBool>,
-    /// Per partition: the number of records that were found lost.
+    /// Per partition: the number of lost records that were found.
     losses: Vec<AtomicU64>,
 }
 
 impl RecoveryState {
-    /// `recovering`: per partition, whether it must recover.
+    /// Creates the state at a node's start. `recovering`: per partition, true if it must recover.
     pub(crate) fn new(
         forgot: Amnesia,
         layouts_confirmed: Confirmation,
@@ -33,20 +34,20 @@ impl RecoveryState {
         }
     }
 
-    /// A layout change gave this node a partition. If it forgot data at its start, it may have
-    /// forgotten that partition too.
+    /// Records that a layout change gave this node a partition. If the node may have forgotten data
+    /// at its start, it may have forgotten that partition too, so the partition recovers.
     pub(crate) fn gained(&self, partition: PartitionId) {
         if self.forgot.load(Ordering::Acquire) {
             self.recovering[partition.0 as usize].store(true, Ordering::Release);
         }
     }
 
-    /// Records that all that was forgotten at the start has been asked for.
+    /// Records that all data that may have been forgotten at the start has been recovered.
     pub(crate) fn start_is_recovered(&self) {
         self.forgot.store(false, Ordering::Release);
     }
 
-    /// True once enough other nodes were asked about layouts, if this node may have forgotten those.
+    /// True if this node cannot have lost its layouts, or has compared them with enough nodes.
     pub(crate) fn are_layouts_confirmed(&self) -> bool {
         self.layouts_confirmed.load(Ordering::Acquire)
     }
@@ -60,30 +61,30 @@ impl RecoveryState {
         self.recovering[partition.0 as usize].store(false, Ordering::Release);
     }
 
-    /// True if this node may have forgotten records of the partition: it answers no reads of it.
+    /// True if this node may have forgotten records of the partition. It then refuses reads of it.
     pub(crate) fn is_recovering(&self, partition: PartitionId) -> bool {
         self.recovering.get(partition.0 as usize).is_some_and(|flag| flag.load(Ordering::Acquire))
     }
 
-    /// The partitions of which this node may have forgotten records.
+    /// Returns the partitions of which this node may have forgotten records.
     pub(crate) fn partitions(&self) -> Vec<PartitionId> {
         let numbered = self.recovering.iter().enumerate();
         let recovering = numbered.filter(|(_, flag)| flag.load(Ordering::Acquire));
         recovering.map(|(number, _)| PartitionId(number as u16)).collect()
     }
 
-    /// Counts a lost record. Starts the recovery of its partition, unless this node is its only replica.
+    /// Counts a lost record. Starts the recovery of its partition if there are other replicas.
     pub(crate) fn lost_record(&self, partition: PartitionId, copies: Copies) {
         self.losses[partition.0 as usize].fetch_add(1, Ordering::AcqRel);
         self.recovering[partition.0 as usize].store(copies == Copies::Several, Ordering::Release);
     }
 
-    /// The number of records of the partition that were found lost.
+    /// Returns the number of lost records that were found in the partition.
     pub(crate) fn losses(&self, partition: PartitionId) -> u64 {
         self.losses[partition.0 as usize].load(Ordering::Acquire)
     }
 
-    /// Ends the recovery of the partition, unless another record was lost since `losses` were counted.
+    /// Ends the recovery of the partition, unless its losses are no longer `losses`.
     pub(crate) fn recovered(&self, partition: PartitionId, losses: u64) {
         self.recovering[partition.0 as usize].store(false, Ordering::Release);
         if self.losses(partition) != losses {
@@ -92,14 +93,14 @@ impl RecoveryState {
     }
 }
 
-/// Whether this node may have forgotten data when it started.
+/// Possible loss of data before this node's start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Amnesia {
     Possible,
     None,
 }
 
-/// Whether enough nodes were asked about layouts.
+/// Agreement of enough other nodes on the layouts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Confirmation {
     Given,

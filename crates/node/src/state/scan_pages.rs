@@ -15,8 +15,9 @@ pub(crate) struct PageBounds {
 pub(crate) struct ScanPages {
     /// The prefix before the first page, then the last key that was read.
     start: Vec<u8>,
-    /// `start` itself was read.
+    /// True if `start` itself was read.
     after: bool,
+    /// First key beyond the prefix. `None`: the prefix has no end.
     end: Option<Vec<u8>>,
     bounds: PageBounds,
     ended: bool,
@@ -30,7 +31,8 @@ impl ScanPages {
     /// Reads the next page. `None` after the last one.
     ///
     /// # Errors
-    /// If the engine cannot read. The position stays, so the same page can be tried again.
+    /// If the engine cannot read. The position does not move, so the caller can read the same page
+    /// again.
     pub(crate) fn next(&mut self, engine: &dyn StorageEngine) -> Result<Option<Page>, StorageError> {
         if self.ended {
             return Ok(None);
@@ -60,7 +62,7 @@ mod tests {
 
     use super::*;
 
-    /// Records of one byte, and every second scan fails.
+    /// An engine in which every second scan fails.
     struct Flaky {
         records: Vec<Bytes>,
         scans: std::sync::atomic::AtomicUsize,
@@ -98,7 +100,7 @@ mod tests {
         }
     }
 
-    /// Every record under the prefix comes once and in order, also when a page has to be read again.
+    /// Every record under the prefix is returned once and in order, also when a page is read again.
     #[test]
     fn pages_go_on_after_an_error_and_end() {
         let key = |byte: u8| Bytes::copy_from_slice(&[1, byte]);

@@ -1,35 +1,36 @@
-//! Turns for scans of many records.
+//! A scheduler that runs the scans of one worker in turns.
 //!
-//! Peers may ask for many pages at once. An event loop that read all of them in one turn would let
-//! clients wait for milliseconds, so the scans of one worker take turns.
+//! Peers may ask for many pages at once. Clients would wait for milliseconds if an event loop read
+//! all pages without a pause, so other tasks run between the scans.
 
 use std::cell::Cell;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-/// Bytes that are scanned before other tasks run: a page of large records, or some hundred small ones.
+/// Bytes that are scanned before other tasks run: one page of large records, or a few hundred small
+/// records.
 const BYTES_A_TURN: usize = 128 * 1024;
-/// Cost of a record besides its bytes, and of a scan besides its records.
+/// Extra cost, in bytes, of each record and of each scan.
 const BYTES_A_RECORD: usize = 256;
 
 /// The scans of one worker.
 pub(crate) struct ScanScheduler {
-    one: Semaphore,
+    turns: Semaphore,
     /// Bytes that were scanned since other tasks last ran.
     scanned: Cell<usize>,
 }
 
 impl Default for ScanScheduler {
     fn default() -> ScanScheduler {
-        ScanScheduler { one: Semaphore::new(1), scanned: Cell::new(0) }
+        ScanScheduler { turns: Semaphore::new(1), scanned: Cell::new(0) }
     }
 }
 
 impl ScanScheduler {
     /// Runs `scan` when its turn comes. `scan` returns its result and its cost in bytes.
     pub(crate) async fn run<T>(&self, scan: impl FnOnce() -> Scanned<T>) -> T {
-        let _turn = self.one.acquire().await;
+        let _turn = self.turns.acquire().await;
         let Scanned { found, cost } = scan();
         self.scanned.set(self.scanned.get() + cost);
         if self.scanned.get() >= BYTES_A_TURN {

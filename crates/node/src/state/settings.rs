@@ -1,19 +1,20 @@
-//! What an operator can set about how a node behaves.
+//! The operator's settings for the behaviour of a node.
 
 use serde::Deserialize;
 
-/// `[coordinator]`: how requests are served.
+/// Section `[coordinator]`: limits of requests.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CoordinatorConfig {
-    /// Deadline of a request that names none, milliseconds. Default 1000.
+    /// Timeout of a request that names none, in milliseconds. Default 1000.
     pub request_timeout_ms: u64,
-    /// Longest deadline a request may have, milliseconds. Default 30,000.
+    /// Longest timeout that a request may have, in milliseconds. Default 30,000.
     pub max_request_timeout_ms: u64,
-    /// Most requests under way on one worker; beyond it, `Overloaded`. Default 16,384.
+    /// Most open requests on one worker. Further ones get `Overloaded`. Default 16,384.
     pub max_in_flight: usize,
-    /// How far a clock may be from this node's, milliseconds: a context from further ahead is refused, and a node that is
-    /// further from most of its peers coordinates nothing. Default 60,000.
+    /// Largest allowed difference between two clocks, in milliseconds. A context from further ahead
+    /// is refused. A node whose clock differs more from most of its peers' coordinates no writes.
+    /// Default 60,000.
     pub max_clock_skew_ms: u64,
 }
 
@@ -28,11 +29,11 @@ impl Default for CoordinatorConfig {
     }
 }
 
-/// `[hints]`: what this node keeps for replicas that can't be reached.
+/// Section `[hints]`: hints that this node keeps for replicas that cannot be reached.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HintsConfig {
-    /// Most MiB of hints for one replica; beyond it they are refused, never dropped. Default 1024.
+    /// Most MiB of hints for one replica. Further hints are refused, never dropped. Default 1024.
     pub max_mib_per_target: u64,
 }
 
@@ -42,16 +43,17 @@ impl Default for HintsConfig {
     }
 }
 
-/// `[repair]`: anti-entropy.
+/// Section `[repair]`: anti-entropy.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RepairConfig {
-    /// Whether rounds begin by themselves, and not only by `quorate repair start`. Default true.
+    /// True if rounds begin by themselves. Otherwise only `quorate repair start` begins one.
+    /// Default true.
     pub enabled: bool,
-    /// How often each peer's hash trees are compared with this node's, milliseconds; also at once when a peer returns.
-    /// Default 600,000 (ten minutes).
+    /// Time between two comparisons of hash trees with a peer, in milliseconds. A peer that returns
+    /// is compared with at once. Default 600,000 (ten minutes).
     pub interval_ms: u64,
-    /// Most keys a second that are exchanged. Default 20,000.
+    /// Most keys that a round exchanges per second. Default 20,000.
     pub max_keys_per_second: u64,
 }
 
@@ -61,16 +63,17 @@ impl Default for RepairConfig {
     }
 }
 
-/// `[tombstone_gc]`: when tombstones go.
+/// Section `[tombstone_gc]`: tombstone collection.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TombstoneGcConfig {
-    /// Whether they do. Default true.
+    /// True if this node collects tombstones. Default true.
     pub enabled: bool,
-    /// How often this node looks for some, milliseconds. Default 60,000.
+    /// Time between two searches for tombstones to collect, in milliseconds. Default 60,000.
     pub interval_ms: u64,
-    /// How long all replicas must have agreed, milliseconds. More than `max_request_timeout_ms` of `[coordinator]` plus
-    /// twice its `max_clock_skew_ms`, five seconds, and the storage engine's commit interval. Default 300,000.
+    /// Time for which all replicas must have agreed, in milliseconds. At least the sum of
+    /// `max_request_timeout_ms` and twice `max_clock_skew_ms` of `[coordinator]` and five seconds.
+    /// Default 300,000.
     pub grace_ms: u64,
 }
 
@@ -80,12 +83,12 @@ impl Default for TombstoneGcConfig {
     }
 }
 
-/// What an operator can set about changes of layout; in `[cluster]`.
+/// Settings of layout changes, from section `[cluster]`.
 #[derive(Debug, Clone)]
 pub struct TransferConfig {
-    /// Most bytes a second that this node copies from others. Default 16 MiB.
+    /// Most bytes per second that this node copies from others. Default 16 MiB.
     pub bytes_per_s: u64,
-    /// A node that is found and has no part in the layout yet is made a member at once.
+    /// True if a node that is found and is no member yet becomes a member without an operator.
     pub auto_commit: bool,
 }
 
@@ -95,33 +98,36 @@ impl Default for TransferConfig {
     }
 }
 
-/// All of it.
+/// All settings of a node's behaviour.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Changes of layout.
+    /// Layout changes.
     pub transfer: TransferConfig,
-    /// How requests are served.
+    /// Limits of requests.
     pub coordinator: CoordinatorConfig,
-    /// What is kept for others.
+    /// Hints for other nodes.
     pub hints: HintsConfig,
     /// Anti-entropy.
     pub repair: RepairConfig,
-    /// When tombstones go.
+    /// Tombstone collection.
     pub tombstone_gc: TombstoneGcConfig,
 }
 
 impl Settings {
-    /// How long a message that carries an object is good after the object was read: the longest deadline, and what a
-    /// coordinator takes to find a fallback for a replica that did not answer.
+    /// Returns the milliseconds for which a message with an object is valid after the object was
+    /// read: the longest timeout, plus the time in which a coordinator finds fallbacks for silent
+    /// replicas.
     pub fn message_life_ms(&self) -> u64 {
         self.coordinator.max_request_timeout_ms + AFTERMATH_MS
     }
 
-    /// The shortest grace period in which no message can be under way any more that was sent before it.
+    /// Returns the shortest allowed grace period, in milliseconds. A message that was sent before a
+    /// grace period of this length is void after it.
     pub fn shortest_grace_ms(&self) -> u64 {
         self.message_life_ms() + 2 * self.coordinator.max_clock_skew_ms + 3_000
     }
 }
 
-/// What a coordinator may still send after a request's deadline: hints for those that did not answer.
+/// Milliseconds after a request's deadline in which its coordinator may still send hints for
+/// replicas that did not answer.
 pub(crate) const AFTERMATH_MS: u64 = 2_000;

@@ -44,7 +44,7 @@ pub struct Shared {
     resolvers: BTreeMap<String, Arc<dyn ConflictResolver>>,
     /// The storage engine.
     pub engine: Arc<dyn StorageEngine>,
-    /// The engine's name and durability, for people.
+    /// The engine's name and durability, as reports show them.
     pub storage_name: String,
     /// Clocks and randomness.
     pub environment: Arc<dyn Environment>,
@@ -68,30 +68,30 @@ pub struct Shared {
 
 /// The parts that a node is made of.
 pub struct Parts {
-    /// Who this node is.
+    /// This node's cluster, id and name.
     pub identity: Identity,
-    /// What it knows of layouts.
+    /// The layouts that this node knows.
     pub layouts: Layouts,
     /// All conflict resolvers by name.
     pub resolvers: BTreeMap<String, Arc<dyn ConflictResolver>>,
-    /// Where its records are.
+    /// The storage engine.
     pub engine: Arc<dyn StorageEngine>,
-    /// For people: the engine's name and durability.
+    /// The engine's name and durability, as reports show them.
     pub storage_name: String,
-    /// Wall clock and randomness.
+    /// Clocks and randomness.
     pub environment: Arc<dyn Environment>,
-    /// Where events go.
+    /// The sink of all events.
     pub events: Arc<dyn EventSink>,
-    /// Who is in the cluster. Whoever looks for seeds shares it.
+    /// The membership plugin. The task that searches for seeds shares it.
     pub membership: Arc<Mutex<Box<dyn Membership>>>,
-    /// What an operator can set.
+    /// The operator's settings.
     pub settings: Settings,
-    /// The engine held nothing when this node opened it: it is new, or was wiped.
+    /// True if the engine was empty at the start: the node is new, or its disk was wiped.
     pub is_empty: bool,
 }
 
 impl Shared {
-    /// Creates the state of a node that starts now: with new actors, whatever its engine holds.
+    /// Creates the state of a node that starts now. Its actors are new, whatever its engine holds.
     ///
     /// # Errors
     /// If the engine cannot be read.
@@ -113,11 +113,12 @@ impl Shared {
         let partitions = view.read.partitions();
         let hints = HintLedger::load(&*engine, environment.wall_ms())?;
         let marked = engine.get(&recovering_key())?.is_some();
-        let forgot = is_empty || marked || !engine.capability().durable;
-        if forgot && !marked {
-            // The mark is stored before anything else. A node that is stopped before it has recovered
-            // has not recovered. A node whose engine forgets never has: started with another
-            // durability, it may hold the remains of a kill.
+        let may_have_lost_data = is_empty || marked || !engine.capability().durable;
+        if may_have_lost_data && !marked {
+            // The mark is stored before anything else, so that a node that stops before it has
+            // recovered still recovers at its next start. If the engine is not durable, the mark
+            // stays for good: started with another durability, the node may hold the remains of a
+            // kill.
             mark_recovering(&*engine);
         }
         let may_forget = |p: u32| {
@@ -126,9 +127,13 @@ impl Shared {
             holds.into_iter().any(|layout| layout.replicas() > 1)
         };
         let recovery = RecoveryState::new(
-            if forgot { Amnesia::Possible } else { Amnesia::None },
-            if !forgot || view.participants.len() <= 1 { Confirmation::Given } else { Confirmation::Missing },
-            (0..partitions as usize).map(|p| forgot && may_forget(p as u32)),
+            if may_have_lost_data { Amnesia::Possible } else { Amnesia::None },
+            if !may_have_lost_data || view.participants.len() <= 1 {
+                Confirmation::Given
+            } else {
+                Confirmation::Missing
+            },
+            (0..partitions as usize).map(|p| may_have_lost_data && may_forget(p as u32)),
         );
         let max_skew_ms = settings.coordinator.max_clock_skew_ms;
         Ok(Arc::new(Shared {
@@ -155,43 +160,44 @@ impl Shared {
         }))
     }
 
-    /// This node's id.
+    /// Returns this node's id.
     pub fn node(&self) -> NodeId {
         self.identity.node
     }
 
-    /// Milliseconds since the node started.
+    /// Returns the milliseconds since the node started.
     pub fn uptime_ms(&self) -> u64 {
         self.environment.monotonic_ms().saturating_sub(self.started_ms)
     }
 
-    /// The layouts as requests see them now. A request keeps its view for as long as it is open.
+    /// Returns the layouts as a request that begins now sees them. The request keeps this view
+    /// until it ends.
     pub fn view(&self) -> Arc<View> {
         self.layouts.view()
     }
 
-    /// Q, the ring's number of partitions: the same in all layouts.
+    /// Returns Q, the ring's number of partitions. It is the same in all layouts.
     pub fn partitions(&self) -> u32 {
         self.partitions
     }
 
-    /// All partitions of the ring.
+    /// Returns all partitions of the ring.
     pub(crate) fn all_partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {
         (0..self.partitions).map(|partition| PartitionId(partition as u16))
     }
 
-    /// True if the ring has this partition. A peer may name any.
+    /// True if the ring has this partition. A peer's request may name one that it does not have.
     pub(crate) fn has_partition(&self, partition: PartitionId) -> bool {
         u32::from(partition.0) < self.partitions
     }
 
-    /// The time after which a message that is sent now is void, in milliseconds since 1970. The
-    /// receiver may apply the message within `timeout`.
+    /// Returns the time after which a message that is sent now is void, in milliseconds since 1970.
+    /// The receiver may apply the message within `timeout`.
     pub(crate) fn valid_until_ms(&self, timeout: Duration) -> u64 {
         self.environment.wall_ms() + (timeout.as_millis() as u64).min(self.settings.message_life_ms())
     }
 
-    /// True if a message's time is over, by any clock that is within the allowed skew.
+    /// True if a message is void, even by the slowest clock within the allowed skew.
     pub(crate) fn is_void(&self, valid_until_ms: u64) -> bool {
         self.environment.wall_ms()
             > valid_until_ms.saturating_add(self.settings.coordinator.max_clock_skew_ms)
@@ -210,15 +216,15 @@ impl Shared {
         self.gc_guard.note_hint_deleted(partition, self.environment.monotonic_ms());
     }
 
-    /// True if this node deleted a hint of the partition within the last `period_ms`, or may have
-    /// before it started.
+    /// True if this node deleted a hint of the partition within the last `period_ms`, or if it
+    /// started within that time and may have deleted one before.
     pub(crate) fn deleted_hint_within(&self, partition: PartitionId, period_ms: u64) -> bool {
         let now = self.environment.monotonic_ms();
         self.gc_guard.deleted_hint_within(partition, now, period_ms)
             || now.saturating_sub(self.started_ms) <= period_ms
     }
 
-    /// Remembers that these states of keys were collected, or are about to be, until the order is void.
+    /// Remembers the states of keys that are being collected, until the order for it is void.
     pub(crate) fn note_collected(&self, entries: &[(StorageKey, Digest)], valid_until_ms: u64) {
         let now = self.environment.wall_ms();
         let skew = self.settings.coordinator.max_clock_skew_ms;
@@ -227,68 +233,71 @@ impl Shared {
         self.gc_guard.note_collected(entries, until, now.saturating_sub(skew));
     }
 
-    /// True if this state of a key was collected lately. It must be neither offered nor taken.
+    /// True if this state of a key was collected recently. Such a state must be neither offered to
+    /// a peer nor accepted from one.
     pub(crate) fn was_collected(&self, key: &StorageKey, digest: Digest) -> bool {
         self.gc_guard.collected_until(key, digest).is_some_and(|until| !self.is_void(until))
     }
 
-    /// The progress of the copies, or of the handoff, in the layout change under way.
+    /// Reports the progress of the transfer, or of the range handoff, of the current layout change.
     pub fn transfer_report(&self) -> TransferReport {
         self.progress.transfer().report(self.environment.monotonic_ms())
     }
 
-    /// Sends clients to other nodes from now on.
+    /// Refuses clients' requests from now on, so that clients use other nodes.
     pub(crate) fn drain(&self) {
         self.progress.drained.store(true, Ordering::Release);
     }
 
-    /// True if clients are sent to other nodes.
+    /// True if clients' requests are refused, so that clients use other nodes.
     pub fn is_drained(&self) -> bool {
         self.progress.drained.load(Ordering::Acquire)
     }
 
-    /// True if this node may have forgotten records of the partition: it answers no reads of it.
+    /// True if this node may have forgotten records of the partition. It then refuses reads of it.
     pub fn is_recovering(&self, partition: PartitionId) -> bool {
         self.recovery.is_recovering(partition)
     }
 
-    /// The partitions of which this node may have forgotten records.
+    /// Returns the partitions of which this node may have forgotten records.
     pub fn recovering(&self) -> Vec<PartitionId> {
         self.recovery.partitions()
     }
 
-    /// Counts a lost record. Its partition recovers from the other replicas, and the partition's hash
-    /// trees are built again.
+    /// Counts a lost record. Its partition recovers from the other replicas, and the partition's
+    /// hash trees are built again.
     pub(crate) fn lost_record_of(&self, partition: PartitionId) {
         self.trees.reset(partition);
         let alone = self.view().active.iter().all(|layout| layout.replicas() == 1);
         self.recovery.lost_record(partition, if alone { Copies::One } else { Copies::Several });
     }
 
-    /// Notes on disk that this node recovers.
+    /// Stores the mark that this node has to recover.
     pub(crate) fn mark_recovering(&self) {
         mark_recovering(&*self.engine);
     }
 
-    /// Notes on disk that this node has recovered. A node whose engine forgets never has.
+    /// Removes the mark that this node has to recover. If the engine is not durable, the mark
+    /// stays: the node has to recover at every start.
     pub(crate) fn unmark_recovering(&self) {
         if self.engine.capability().durable {
             unmark_recovering(&*self.engine);
         }
     }
 
-    /// The reason why this node stamps no writes and collects no tombstones, if its clock is far from
-    /// those of most of its peers.
+    /// Returns the reason why this node stamps no writes and collects no tombstones, if its clock
+    /// is far from those of most of its peers.
     pub(crate) fn clock_problem(&self) -> Option<String> {
         self.clock_guard.problem(|| self.view().participants.len())
     }
 
-    /// The number of replicas of a bucket's keys; 255: as many as a layout has.
+    /// Returns the number of replicas of a bucket's keys. 255: as many as the layout has.
     pub(crate) fn n_of(&self, bucket: &str) -> u8 {
         self.buckets.load().get(bucket).n
     }
 
-    /// The numbers of replicas that buckets have; 255: as many as the layout has.
+    /// Returns the distinct numbers of replicas that buckets have, in ascending order. 255: as many
+    /// as the layout has.
     pub(crate) fn sizes(&self) -> Vec<u8> {
         let mut sizes: Vec<u8> = self.buckets.load().iter().map(|(_, bucket)| bucket.n).collect();
         sizes.sort_unstable();
@@ -296,7 +305,8 @@ impl Shared {
         sizes
     }
 
-    /// How many others a recovering replica must have merged with, for buckets of size `n`, in a layout with so many replicas.
+    /// Returns the number of other replicas that a recovering replica must have merged with, for
+    /// buckets with `n` replicas in a layout with `replicas`.
     pub(crate) fn others_needed(&self, n: u8, replicas: u8) -> usize {
         let buckets = self.buckets.load();
         let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
@@ -308,14 +318,14 @@ impl Shared {
         needed.max().unwrap_or(usize::from(n))
     }
 
-    /// The fewest acks that a write to a bucket of size `n` waits for, in a layout with so many replicas.
+    /// Returns the smallest W of all buckets with `n` replicas, in a layout with `replicas`.
     pub(crate) fn smallest_w(&self, n: u8, replicas: u8) -> u8 {
         let buckets = self.buckets.load();
         let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
         of_n.map(|(_, bucket)| bucket.definition.w.of(n.min(replicas))).min().unwrap_or(1)
     }
 
-    /// How replicas merge objects of a bucket.
+    /// Returns the rule by which replicas merge objects of a bucket.
     pub(crate) fn merge_rule(&self, bucket: &str) -> MergeRule {
         if planted(Bug::ResolverInMerges) {
             return MergeRule::KeepNewest;
@@ -325,16 +335,16 @@ impl Shared {
         self.resolvers.get(name).map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
     }
 
-    /// What decides which versions a client is shown.
+    /// Returns the conflict resolver with this name. It decides which versions a client is shown.
     ///
     /// # Errors
-    /// `InvalidRequest` if this node was built without it.
+    /// `InvalidRequest` if this node was built without that resolver.
     pub(crate) fn resolver(&self, name: &str) -> Result<&Arc<dyn ConflictResolver>, RequestError> {
         self.resolvers.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.resolvers.keys().map(String::as_str).collect();
             let (node, known) = (&self.identity.name, known.join(", "));
             RequestError::invalid(format!(
-                "resolver {name:?}: node {node} has none of this name, but {known}"
+                "resolver {name:?}: node {node} does not have it; use one of {known}"
             ))
         })
     }

@@ -1,9 +1,10 @@
 @0xf7967d3eb8d7ac52;
-# What clients and nodes say to each other, once a connection's preamble (schema/preamble.md) has been answered.
+# The protocol between clients and nodes, after the preamble of the connection (schema/preamble.md).
 #
-# Everything is batched. A call carries the operations that gathered on the sender while earlier calls were under way,
-# and is answered as soon as any operation of this connection has a result: with all results that are ready, whichever
-# call brought their operations. A call without operations collects more. So no batch waits for its slowest operation.
+# All operations are batched. A call carries the operations that gathered at the sender while
+# earlier calls were under way. It is answered as soon as any operation of the connection has a
+# result. The answer has all results that are ready, also those of operations from other calls. A
+# call without operations only collects results. So no batch waits for its slowest operation.
 
 interface Node {
   exchange @0 (operations :List(Operation)) -> (results :List(Result));
@@ -11,13 +12,13 @@ interface Node {
 
 struct Operation {
   id @0 :UInt64;
-  # Chosen by the sender, unique on the connection.
+  # A number that the sender chooses, unique on the connection.
   timeoutMs @1 :UInt32;
-  # What is left of the operation's deadline.
+  # The time until the operation's deadline, in milliseconds.
   bucket @2 :Text;
   key @3 :Data;
   quorum @4 :Int16;
-  # r or w: 0 the bucket's, -1 more than half, -2 all.
+  # R or W: 1 to 255 replicas, 0 as the bucket's definition says, -1 more than half, -2 all.
 
   union {
     ping @5 :Void;
@@ -29,9 +30,10 @@ struct Operation {
     layout @11 :Void;
     fingerprint @12 :Void;
     faults @13 :List(Text);
-    # Names of the nodes to be cut off from, both ways or (">name") in what this one sends. Refused unless the node's configuration turns faults on.
+    # The names of the peers to cut this node off from. With ">" before a name, only bytes to that
+    # peer are lost. The node refuses this unless its configuration enables faults.
     repair @14 :Bool;
-    # True: begin a round with every peer.
+    # True if the node begins a round of anti-entropy with every peer now.
     cluster @15 :Cluster;
   }
 }
@@ -39,7 +41,8 @@ struct Operation {
 struct Cluster {
   verb @0 :Verb;
   change @1 :Data;
-  # With stage, apply and createBucket: schema/layout.md. With commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
+  # For stage and apply: an id and a change (schema/layout.md). For createBucket: a change. For
+  # commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
 
   enum Verb {
     show @0;
@@ -49,30 +52,30 @@ struct Cluster {
     clear @4;
     drain @5;
     createBucket @6;
-    # Answered once every node goes by it, or when the request's time is up.
+    # The reply is sent once every node uses the definition, or when the deadline passes.
     buckets @7;
     apply @8;
-    # Stage this change and commit it alone, whatever else is staged.
+    # Commits this change at once, without the staged changes.
   }
 }
 
 struct Put {
   value @0 :Data;
   tombstone @1 :Bool;
-  # A delete: value is empty.
+  # True for a delete, whose value is empty.
   context @2 :Data;
-  # What the client has seen of the key, or nothing.
+  # The context that the client last saw of the key, or nothing.
   mode @3 :WriteMode;
   requestId @4 :UInt64;
   attempt @5 :UInt16;
-  # 0 for the first one; later ones ask whether the write was applied before.
+  # The number of the attempt, from 0. A later attempt checks first that no earlier one was applied.
   sloppy @6 :Choice;
 
   enum WriteMode {
     overwrite @0;
-    # Overwrite: what the coordinator holds, and what the context contains.
+    # Replaces the versions that the coordinator holds, and those in the context.
     exactly @1;
-    # What the context contains, no more.
+    # Replaces exactly the versions in the context.
   }
   enum Choice {
     bucket @0;
@@ -96,9 +99,9 @@ struct Result {
     written @3 :Written;
     page @4 :Page;
     report @5 :Text;
-    # A JSON document: explain, status and repair.
+    # A JSON document: the reply to explain, status, repair and cluster.
     layout @6 :Data;
-    # schema/layout.md
+    # An encoded layout: schema/layout.md.
     fingerprint @7 :List(Fingerprint);
     done @8 :Void;
     failure @9 :Failure;
@@ -122,7 +125,7 @@ struct Receipt {
 struct Got {
   siblings @0 :List(Sibling);
   context @1 :Data;
-  # schema/object.md
+  # An encoded context: schema/object.md.
   receipt @2 :Receipt;
 }
 
@@ -136,7 +139,7 @@ struct Written {
 struct Page {
   entries @0 :List(Entry);
   cursor @1 :Data;
-  # Where the next page begins; empty at the end.
+  # The start of the next page; empty after the last page.
 
   struct Entry {
     key @0 :Data;
@@ -151,16 +154,16 @@ struct Fingerprint {
   records @1 :UInt64;
   digest @2 :UInt64;
   replicas @3 :UInt8;
-  # Of keys of buckets with this many replicas.
+  # The fingerprint covers only keys of buckets with this number of replicas.
 }
 
 struct Failure {
-  # One of the errors of docs/errors.md; fields that an error does not have are zero.
+  # One of the errors of docs/errors.md. Fields that an error does not have are zero.
   kind @0 :Kind;
   needed @1 :UInt8;
   received @2 :UInt8;
   number @3 :UInt64;
-  # A limit, a count of siblings or milliseconds.
+  # A number of siblings, or milliseconds.
   limit @4 :UInt64;
   detail @5 :Text;
 

@@ -1,5 +1,5 @@
 @0xc82c1f8dce4c551d;
-# What nodes say to each other. Batched as in client.capnp.
+# The protocol between nodes. Operations are batched as in client.capnp.
 
 using Client = import "client.capnp";
 
@@ -19,9 +19,9 @@ struct Operation {
     forward @6 :Client.Operation;
     # A client's request, from a node that is no replica of its key.
     readHints @7 :Data;
-    # A storage key: what hints for its replicas hold.
+    # A storage key. The reply merges the hints that the peer holds for the key's replicas.
     fetch @8 :Data;
-    # A storage key: also from a replica that is recovering.
+    # A storage key. A replica that recovers answers this read too.
     roots @9 :List(TreeRoot);
     leaves @10 :Tree;
     digests @11 :DigestsOf;
@@ -32,23 +32,23 @@ struct Operation {
     gossip @16 :Data;
     # A message of the membership plugin.
     layoutSummary @18 :Data;
-    # schema/layout.md
+    # An encoded summary: schema/layout.md.
     layouts @19 :Void;
   }
   layout @17 :UInt64;
-  # With read, write, scan and mayCollect: the digest of the layout that the sender goes by.
+  # For read, write, scan and mayCollect: the digest of the layout that the sender uses.
 }
 
 struct Write {
   key @0 :Data;
   object @1 :Data;
-  # schema/object.md
+  # An encoded object: schema/object.md.
   hintFor @2 :UInt64;
-  # Not 0: keep the object as a hint for this node.
+  # If not 0, the receiver keeps the object as a hint for the node with this id.
   handOff @3 :Bool;
-  # Ack once it is durable.
+  # True if the receiver acks only once the object is durable.
   validUntilMs @4 :UInt64;
-  # Milliseconds since 1970.
+  # The time after which the receiver refuses the write, in milliseconds since 1970.
 }
 
 struct Tree {
@@ -77,7 +77,7 @@ struct DigestsOf {
   partition @0 :UInt16;
   n @1 :UInt8;
   leaves @2 :UInt64;
-  # A bit for each leaf wanted.
+  # One bit for each leaf: bit i is set if the sender wants leaf number i.
   after @3 :Data;
 }
 
@@ -118,7 +118,7 @@ struct Result {
     leaves @9 :List(UInt64);
     digests @10 :DigestPage;
     durableDigests @11 :List(UInt64);
-    # Digests; 0: absent.
+    # One digest for each key; 0 if the object is absent.
     mayCollect @12 :List(Bool);
     clock @13 :UInt64;
     layoutSummary @14 :Data;

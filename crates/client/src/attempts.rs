@@ -1,7 +1,9 @@
-//! One operation: attempts at node after node, until one succeeds, nothing can help, or the time is up.
+//! One operation: attempts at one node after the other, until one succeeds, an error cannot be
+//! retried, or the deadline passes.
 //!
-//! A write keeps its request id over all attempts. Each attempt has a deadline of its own, and after one that may have
-//! been applied the next begins only when that deadline is over: two attempts are never under way together.
+//! A write keeps its request id over all attempts. Each attempt has a deadline of its own. After an
+//! attempt that may have been applied, the next one begins only when that deadline has passed, so
+//! that two attempts are never under way together.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,12 +22,13 @@ use crate::routes::{Route, Routes};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// A write that may have been applied is repeated no longer than this: nodes recognise its id for 30 s (their
-/// `max_request_timeout_ms`), and the last attempt takes its time, too.
+/// Time after the first attempt in which a write that may have been applied is repeated. Nodes
+/// recognise its request id for 30 s (their `max_request_timeout_ms`), and the last attempt needs a
+/// part of that time.
 const RETRY_WINDOW: Duration = Duration::from_secs(15);
-/// How much of an attempt's time the node gets; the rest is for the way there and back.
+/// Share of an attempt's time that the node gets as its timeout. The rest is for the network.
 const NODE_SHARE: f64 = 0.9;
-/// The first attempt takes no longer than this, the next ones twice as long each.
+/// Longest time of the first attempt. The limit doubles with each attempt.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(50);
 
@@ -34,23 +37,24 @@ pub(crate) struct Attempts<'a> {
     pub(crate) network: &'a Rc<dyn Network>,
     pub(crate) environment: &'a dyn Environment,
     pub(crate) deadline: Instant,
-    /// The whole time allowed, for messages.
+    /// Whole time of the operation, for error messages.
     pub(crate) timeout: Duration,
 }
 
-/// What one attempt came to.
+/// Result of one attempt.
 enum Outcome {
     Answered(ClientResult),
-    /// Sent, and nothing heard: it may have been done.
+    /// The request was sent and no answer arrived: it may have been applied.
     Lost,
-    /// Not sent.
+    /// The request was not sent, for this reason.
     Unreachable(String),
 }
 
-/// What is known after the attempts so far.
+/// Results of the attempts so far.
 #[derive(Default)]
 struct Known {
-    /// An attempt of a write may have been applied: its acks, at most.
+    /// Set if an attempt of a write may have been applied. The numbers are the acks needed and the
+    /// acks received, each the largest of all such attempts.
     maybe_written: Option<(u8, u8)>,
     last: Option<RequestError>,
     unreachable: Vec<String>,
@@ -112,7 +116,8 @@ impl Attempts<'_> {
         Err(self.final_error(known, is_write))
     }
 
-    /// The best node that was not tried yet, or the best of all once each was; and whether no other is left then.
+    /// Returns the best node that was not tried yet, and true if it is the last such node. Once all
+    /// nodes were tried, begins again with the best of all.
     fn next_route(&self, key_hash: Option<u64>, tried: &mut Vec<Rc<Route>>) -> Option<(Rc<Route>, bool)> {
         if tried.is_empty()
             && let Some(route) = key_hash.and_then(|hash| self.routes.first(hash))
@@ -131,7 +136,8 @@ impl Attempts<'_> {
         Some((route.clone(), tried.len() == candidates.len()))
     }
 
-    /// Between half the pause and all of it, so that clients that were refused together do not come back together.
+    /// Sleeps for a random time between half of `pause` and all of it, and doubles `pause`. The
+    /// random time keeps clients that were refused together from returning together.
     async fn rest(&self, pause: &mut Duration) {
         let jitter = (self.environment.random() % 1024) as f64 / 2048.0;
         tokio::time::sleep(pause.mul_f64(0.5 + jitter).min(self.left())).await;
@@ -142,8 +148,9 @@ impl Attempts<'_> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Half of what is left, so that there is time for another attempt, and at first not long, so that a node that died
-    /// with a write is not waited for; `None` when there is no time for an attempt.
+    /// Returns the deadline of the next attempt, or `None` if no time is left. An attempt gets half
+    /// of the time that is left, so that another attempt is possible. It gets at most `longest`, so
+    /// that the client does not wait long for a node that died during a write.
     fn next_deadline(&self, longest: Duration) -> Option<Instant> {
         let left = self.left();
         (!left.is_zero()).then(|| Instant::now() + (left / 2).min(longest).max(SHORTEST_ATTEMPT).min(left))
@@ -158,7 +165,8 @@ impl Attempts<'_> {
         let reply = ReplyTo::call(move |answer| {
             let _ = arrived.send(answer);
         });
-        // The node's deadline is a little earlier than ours, so that its own word (who acked, who did not) arrives.
+        // The node's deadline is a little earlier than the client's, so that the node's own error
+        // still arrives: it contains the number of acks.
         let timeout = deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
         sender.send(request.clone(), timeout, reply);
         match tokio::time::timeout_at(deadline, answer).await {

@@ -25,38 +25,39 @@ use crate::config::{ClientConfig, ClientError};
 use crate::routes::Routes;
 use crate::system::{System, Tcp};
 
-/// How to read.
+/// Options of a read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadOptions {
-    /// Replicas that must answer. Default: the bucket's.
+    /// Replicas that must answer. Default: the bucket's R.
     pub r: QuorumSize,
-    /// How long the operation may take, retries included. Default: the client's.
+    /// Longest time of the operation, retries included. Default: the client's.
     pub timeout: Option<Duration>,
 }
 
-/// How to write.
+/// Options of a write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteOptions {
-    /// Replicas that must ack. Default: the bucket's.
+    /// Replicas that must ack. Default: the bucket's W.
     pub w: QuorumSize,
-    /// Whether fallbacks may stand in. Default: the bucket's.
+    /// True if the ack of a fallback counts for the replica that it stands in for. Default: the
+    /// bucket's setting.
     pub sloppy: Option<bool>,
-    /// How long the operation may take, retries included. Default: the client's.
+    /// Longest time of the operation, retries included. Default: the client's.
     pub timeout: Option<Duration>,
 }
 
-/// Which page of a bucket to read.
+/// Selection of one page of a bucket.
 #[derive(Clone, Debug, Default)]
 pub struct ScanOptions {
-    /// Only keys that begin with these bytes.
+    /// Prefix of the keys to return.
     pub prefix: Bytes,
-    /// Where the page before ended; empty: at the start.
+    /// Cursor that the previous page returned; empty for the first page.
     pub cursor: Bytes,
-    /// Most entries; 0: as many as fit a page.
+    /// Most entries of the page; 0: as many as fit.
     pub limit: u32,
-    /// Leave the values out.
+    /// True if the values are left out.
     pub keys_only: bool,
-    /// How to read.
+    /// Options of the read of each partition.
     pub read: ReadOptions,
 }
 
@@ -70,12 +71,14 @@ pub struct Client {
     last_change: Cell<u64>,
 }
 
-/// Numbers for this client's writes, which nobody else's are likely to have: begun at random, one step further each.
-/// (A client is not used on in a forked process: its event loop cannot be.)
+/// Request ids of this client's writes: the first is random, each next one is a fixed step further.
+/// Another client is unlikely to use the same ids. (A forked process would repeat them, but it
+/// cannot use the client, because it cannot use the client's event loop.)
 struct RequestIds(Cell<u64>);
 
 impl RequestIds {
-    /// An odd step visits all 2^64 numbers before it repeats one, and is far from those of clients begun nearby.
+    /// Returns the next id. The step is odd, so that all 2^64 ids are used before one repeats. It
+    /// is large, so that the ids of two clients with nearby first ids are far apart.
     fn next(&self) -> RequestId {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         RequestId(self.0.replace(self.0.get().wrapping_add(STEP)))
@@ -86,7 +89,7 @@ impl Client {
     /// Connects over TCP.
     ///
     /// # Errors
-    /// `Unreachable`, naming each address and what happened there.
+    /// `Unreachable`, with each address and its error.
     pub async fn connect(config: ClientConfig) -> Result<Rc<Client>, ClientError> {
         Client::connect_with(config, Rc::new(Tcp), Arc::new(System::new())).await
     }
@@ -113,7 +116,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Reads a key. No siblings: it is absent or deleted.
+    /// Reads a key. The reply has no siblings if the key is absent or deleted.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -141,7 +144,7 @@ impl Client {
     ) -> Result<PutReply, ClientError> {
         if payload.len() > MAX_VALUE_BYTES {
             let detail = format!(
-                "value of {} bytes: no bucket takes more than {MAX_VALUE_BYTES}; split it",
+                "value of {} bytes: no bucket accepts more than {MAX_VALUE_BYTES}; split it",
                 payload.len()
             );
             return Err(RequestError::InvalidRequest { detail }.into());
@@ -164,8 +167,9 @@ impl Client {
         }
     }
 
-    /// Deletes a key: with a context exactly what that contains, without one what R replicas show. The context is fixed
-    /// once, here, so that a retry deletes nothing that was written meanwhile.
+    /// Deletes a key: with a context exactly the versions in it, without one the versions that a
+    /// read of R replicas returns. The context is fixed before the first attempt, so that a retry
+    /// deletes nothing that was written meanwhile.
     ///
     /// # Errors
     /// [`ClientError`]; `Indeterminate` if the delete may take effect later.
@@ -205,7 +209,7 @@ impl Client {
         }
     }
 
-    /// Where a key lies and what each replica holds.
+    /// Returns a key's partition and replicas, and the versions that each replica holds.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -213,7 +217,7 @@ impl Client {
         self.report(Some(key.hash()), ClientRequest::Explain(key.clone())).await
     }
 
-    /// A node's view of the cluster.
+    /// Returns the cluster as one node sees it.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -221,7 +225,8 @@ impl Client {
         self.report(None, ClientRequest::Status).await
     }
 
-    /// What anti-entropy of the first node that answers is doing; `start`: have it begin a round with every peer.
+    /// Returns the state of anti-entropy on the first node that answers. With `start`, that node
+    /// begins a round with each of its peers.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -229,8 +234,9 @@ impl Client {
         self.report(None, ClientRequest::Repair { start }).await
     }
 
-    /// Asks about the cluster's layout, or changes it. The answer is a JSON document: a
-    /// [`quorate_core::report::ClusterReport`], or, of a plan, a [`quorate_core::report::PlanReport`].
+    /// Sends a request that shows or changes the cluster's layout. Returns a JSON document: a
+    /// [`quorate_core::report::PlanReport`] for a plan, a [`quorate_core::report::BucketsReport`]
+    /// for buckets, and a [`quorate_core::report::ClusterReport`] otherwise.
     ///
     /// # Errors
     /// [`ClientError`]; `InvalidRequest` if a change does not fit.
@@ -238,7 +244,8 @@ impl Client {
         self.cluster_within(request, None).await
     }
 
-    /// Names a change of the layout, once for all attempts: one that is asked for again is not made again.
+    /// Gives a layout change an id, once for all attempts. Nodes do not apply a change again that
+    /// is sent again.
     pub fn staged(&self, change: LayoutChange) -> StagedChange {
         let id = change_id(self.environment.wall_ms(), self.environment.random(), self.last_change.get());
         self.last_change.set(id);
@@ -256,10 +263,12 @@ impl Client {
         }
     }
 
-    /// Gives a bucket a definition of its own, for good, and waits until all nodes go by it. Repeating it is fine.
+    /// Gives a bucket a permanent definition of its own, and waits until all nodes use it. The call
+    /// may be repeated with the same definition.
     ///
     /// # Errors
-    /// [`ClientError`]; `InvalidRequest` if it does not fit, `Indeterminate` if not all nodes have taken it in time.
+    /// [`ClientError`]; `InvalidRequest` if the definition is refused, `Indeterminate` if not all
+    /// nodes use it in time.
     pub async fn create_bucket(
         &self,
         name: &str,
@@ -271,7 +280,7 @@ impl Client {
         report_of(&self.cluster_within(request, Some(timeout)).await?)
     }
 
-    /// What buckets' keys are held to, as one node knows it.
+    /// Returns the definitions of all buckets, as one node knows them.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -279,7 +288,7 @@ impl Client {
         self.cluster_as(ClusterRequest::Buckets).await
     }
 
-    /// As [`Client::cluster`], taken apart.
+    /// Sends a request as [`Client::cluster`] does, and parses the JSON document.
     ///
     /// # Errors
     /// As [`Client::cluster`].
@@ -290,7 +299,8 @@ impl Client {
         report_of(&self.cluster(request).await?)
     }
 
-    /// A coordinator that goes by a newer layout has answered: follow it, too. A client that can't goes on as before.
+    /// Fetches the layout if layout `number`, which the coordinator of a reply used, is newer than
+    /// the client's. If that fails, the client keeps its layout.
     async fn follow(&self, number: u64) {
         if !self.config.follow || !self.routes.is_newer(number) {
             return;
@@ -304,19 +314,20 @@ impl Client {
         }
     }
 
-    /// The layout that a node acts on.
+    /// Returns the layout by which a node reads.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn layout(&self) -> Result<Layout, ClientError> {
         match self.run(None, ClientRequest::Layout, None).await? {
-            ClientReply::Layout(bytes) => Layout::decode(&bytes)
-                .map_err(|error| RequestError::invalid(format!("the node's layout: {error}")).into()),
+            ClientReply::Layout(bytes) => Layout::decode(&bytes).map_err(|error| {
+                RequestError::invalid(format!("cannot decode the node's layout: {error}")).into()
+            }),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// One round trip to a node.
+    /// Measures one round trip to a node.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -326,7 +337,8 @@ impl Client {
         Ok(begun.elapsed())
     }
 
-    /// A digest of all that the connected node holds. For a client that does not follow: which node answers matters.
+    /// Returns fingerprints of all records that the connected node holds, by partition. Use a
+    /// client with `follow = false`, because the result depends on the node that answers.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -337,7 +349,8 @@ impl Client {
         }
     }
 
-    /// Cuts the connected node off from others, by name. Refused unless its configuration turns faults on.
+    /// Cuts the connected node off from these nodes, given by name; an empty list ends all cuts.
+    /// The node refuses this unless its configuration enables faults.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -356,8 +369,9 @@ impl Client {
         request: ClientRequest,
     ) -> Result<T, ClientError> {
         match self.run(key_hash, request, None).await? {
-            ClientReply::Report(json) => serde_json::from_str(&json)
-                .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into()),
+            ClientReply::Report(json) => serde_json::from_str(&json).map_err(|error| {
+                RequestError::invalid(format!("cannot parse the node's report: {error}")).into()
+            }),
             other => Err(unexpected(&other)),
         }
     }
@@ -383,9 +397,9 @@ impl Client {
 
 fn report_of<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, ClientError> {
     serde_json::from_str(json)
-        .map_err(|error| RequestError::invalid(format!("the node's report: {error}")).into())
+        .map_err(|error| RequestError::invalid(format!("cannot parse the node's report: {error}")).into())
 }
 
 fn unexpected(reply: &ClientReply) -> ClientError {
-    RequestError::invalid(format!("the node answered with something else: {reply:?}")).into()
+    RequestError::invalid(format!("the node's reply does not fit the request: {reply:?}")).into()
 }

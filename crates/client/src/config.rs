@@ -1,25 +1,26 @@
-//! How to find a cluster, and what can go wrong besides what a node answers.
+//! The client's configuration, and its error type.
 
 use std::time::Duration;
 
 use quorate_core::RequestError;
 
-/// Where a cluster is and how long to wait for it.
+/// Addresses of a cluster, and the timeout of its operations.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Nodes to begin with, "host:port" each.
+    /// Addresses of the nodes to contact first, "host:port" each.
     pub nodes: Vec<String>,
-    /// Learn the other nodes and route by key; otherwise only talk to the named ones.
+    /// True if the client learns the other nodes and routes by key. Otherwise it only contacts the
+    /// named nodes.
     pub follow: bool,
-    /// How long an operation may take, retries included. Default 2 s.
+    /// Longest time of an operation, retries included. Default 2 s.
     pub timeout: Duration,
 }
 
 impl ClientConfig {
-    /// The default configuration for "host:port,host:port,…".
+    /// Creates the default configuration for "host:port,host:port,…".
     ///
     /// # Errors
-    /// `InvalidRequest` naming the part that is no address.
+    /// `InvalidRequest`, with the part that is no address.
     pub fn new(nodes: &str) -> Result<ClientConfig, ClientError> {
         let nodes: Vec<String> =
             nodes.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect();
@@ -39,16 +40,16 @@ impl ClientConfig {
     }
 }
 
-/// Why an operation failed.
+/// Error of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// What a node answered, or what is known after several attempts.
+    /// The error that a node returned, or the one that follows from several attempts.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// No node could be connected to: nothing was sent.
+    /// No node accepted a connection; nothing was sent.
     #[error("no node can be reached: {detail}")]
     Unreachable {
-        /// Each address and what happened there.
+        /// Addresses, each with its error.
         detail: String,
     },
 }

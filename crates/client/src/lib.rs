@@ -1,7 +1,8 @@
-//! The Rust client: sends each request to the first live replica of its key, and tries again where that is safe.
+//! The Rust client: sends each request to the first live replica of its key, and retries it where
+//! that is safe.
 //!
-//! A [`Client`] belongs to one thread (Cap'n Proto's connections do) and runs in a tokio `LocalRuntime`. Requests that are
-//! awaited together travel together.
+//! A [`Client`] belongs to one thread, because Cap'n Proto's connections do. It runs in a tokio
+//! `LocalRuntime`. Requests that are awaited together travel in one call.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), quorate_client::ClientError> {
@@ -25,6 +26,6 @@ pub mod system;
 
 pub use client::{Client, ReadOptions, ScanOptions, WriteOptions};
 pub use config::{ClientConfig, ClientError};
-/// The vocabulary of requests and replies.
+/// Types of requests and replies.
 pub use quorate_core as core;
 pub use quorate_core::request::EncodedWriteMode;

@@ -1,4 +1,4 @@
-//! Which node to send a request to, and the connections to them.
+//! The choice of a node for each request, and the connections to the nodes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,21 +15,23 @@ use quorate_rpc::{ClientAnswer, ClientProtocol};
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 
-/// How long a connection attempt may take.
+/// Longest time of a connection attempt, and of a probe.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long after a failure a node is looked for again: this at first, doubled up to the second.
+/// Time from a node's first failure to the probe that follows it. Each further failure doubles it.
 const FIRST_AVOIDANCE: Duration = Duration::from_millis(100);
+/// Longest time from a failure to the next probe.
 const LONGEST_AVOIDANCE: Duration = Duration::from_secs(2);
 
 /// A node as this client knows it.
 pub(crate) struct Route {
     pub(crate) address: String,
     sender: RefCell<Option<Rc<BatchSender<ClientProtocol>>>>,
-    /// Set when it did not answer, until it does again: no request goes to it while another node is there. From this
-    /// moment on it may be looked for.
-    look_again_at: Cell<Option<Instant>>,
+    /// Time from which the node may be probed. Set from a failure until the node answers again.
+    /// Meanwhile requests go to other nodes, if there are any.
+    probe_at: Cell<Option<Instant>>,
     avoidance: Cell<Duration>,
-    /// One connection attempt at a time: requests that find none wait for it together.
+    /// Held by the one connection attempt that is under way. Requests without a connection wait for
+    /// that attempt together.
     connecting: Mutex<()>,
 }
 
@@ -38,7 +40,7 @@ impl Route {
         Rc::new(Route {
             address,
             sender: RefCell::new(None),
-            look_again_at: Cell::new(None),
+            probe_at: Cell::new(None),
             avoidance: Cell::new(FIRST_AVOIDANCE),
             connecting: Mutex::new(()),
         })
@@ -48,7 +50,7 @@ impl Route {
         self.sender.borrow().clone().filter(|sender| sender.closed().is_none())
     }
 
-    /// The open connection, or a new one. Nothing has been sent if this fails.
+    /// Returns the open connection, or opens one. If this fails, nothing has been sent.
     pub(crate) async fn sender(
         &self,
         network: &dyn Network,
@@ -81,35 +83,37 @@ impl Route {
         }
     }
 
-    /// Passes this node over: it did not answer. A connection that is still open stays: others may be answered on it.
+    /// Avoids this node, because it did not answer. An open connection stays open, because other
+    /// requests may still be answered on it.
     pub(crate) fn avoid(&self) {
         let pause = self.avoidance.get();
-        self.look_again_at.set(Some(Instant::now() + pause));
+        self.probe_at.set(Some(Instant::now() + pause));
         self.avoidance.set((pause * 2).min(LONGEST_AVOIDANCE));
     }
 
-    /// It answered.
+    /// Stops avoiding this node, because it answered.
     pub(crate) fn answered(&self) {
-        if self.look_again_at.get().is_some() {
-            self.look_again_at.set(None);
+        if self.probe_at.get().is_some() {
+            self.probe_at.set(None);
             self.avoidance.set(FIRST_AVOIDANCE);
         }
     }
 
-    /// A look that is long overdue found no event loop to run on, as between the calls of a synchronous client: then a
-    /// request has to be the one to find out.
+    /// True while requests avoid this node. False again if its probe is long overdue: then the
+    /// event loop did not run, as between the calls of a synchronous client, and a request must
+    /// serve as the probe.
     fn is_avoided(&self, now: Instant) -> bool {
-        self.look_again_at.get().is_some_and(|at| at + CONNECT_TIMEOUT > now)
+        self.probe_at.get().is_some_and(|at| at + CONNECT_TIMEOUT > now)
     }
 
-    /// Looks, in the background, whether a node that is passed over is back: a frozen one takes connections and answers
-    /// nothing, so that no request should be the one to find out.
-    fn look_again(self: &Rc<Self>, network: &Rc<dyn Network>, now: Instant) {
-        if self.look_again_at.get().is_none_or(|at| at > now) {
+    /// Probes an avoided node in the background, once its probe is due. A frozen node accepts
+    /// connections and answers nothing, so that a request sent to it would lose time.
+    fn probe(self: &Rc<Self>, network: &Rc<dyn Network>, now: Instant) {
+        if self.probe_at.get().is_none_or(|at| at > now) {
             return;
         }
         let until = now + CONNECT_TIMEOUT;
-        self.look_again_at.set(Some(until));
+        self.probe_at.set(Some(until));
         let (route, network) = (self.clone(), network.clone());
         tokio::task::spawn_local(async move {
             let Some(sender) = route.open_sender() else {
@@ -150,19 +154,20 @@ impl Routes {
         }
     }
 
-    /// True if a layout of this number is newer than the one that is followed.
+    /// True if a layout of this number is newer than the one that this client uses.
     pub(crate) fn is_newer(&self, number: u64) -> bool {
         self.layout.borrow().as_ref().is_some_and(|layout| layout.number() < number)
     }
 
+    /// Routes by this layout from now on.
     pub(crate) fn follow(&self, layout: Layout) {
         let mut known = self.known.borrow_mut();
-        // Who is no member any more is asked only if it was named to this client.
-        let still = |address: &String| {
+        // Forget nodes that left the cluster, except the seeds that the user named.
+        let is_member_or_seed = |address: &String| {
             layout.members().iter().any(|member| member.address == *address)
                 || self.seeds.iter().any(|seed| seed.address == *address)
         };
-        known.retain(|address, _| still(address));
+        known.retain(|address, _| is_member_or_seed(address));
         for member in layout.members() {
             known.entry(member.address.clone()).or_insert_with(|| Route::new(member.address.clone()));
         }
@@ -176,18 +181,19 @@ impl Routes {
         *self.layout.borrow_mut() = Some(layout);
     }
 
-    /// The node to try first for a key: its first replica, if that is connected and answered last time. The usual case,
-    /// without looking at any other.
+    /// Returns the key's first replica, if it is connected and not avoided. This is the usual case,
+    /// and needs no list of candidates.
     pub(crate) fn first(&self, key_hash: u64) -> Option<Rc<Route>> {
         let first = self.first_replicas.borrow();
         let layout = self.layout.borrow();
         let partition = layout.as_ref()?.partition_of(key_hash);
         let route = first.get(partition.0 as usize)?.as_ref()?;
-        (route.look_again_at.get().is_none() && route.open_sender().is_some()).then(|| route.clone())
+        (route.probe_at.get().is_none() && route.open_sender().is_some()).then(|| route.clone())
     }
 
-    /// The nodes to try for a key (or for anything), best first: its replicas in order, then the others; those that did
-    /// not answer lately last. Begins to look for those again when it is time.
+    /// Returns the nodes to try, best first. They are the replicas of the key in order, if there is
+    /// a key, and then the other nodes. Avoided nodes come last. Probes avoided nodes whose probe
+    /// is due, if another node is available.
     pub(crate) fn candidates(&self, key_hash: Option<u64>, network: &Rc<dyn Network>) -> Vec<Rc<Route>> {
         let known = self.known.borrow();
         let mut candidates: Vec<Rc<Route>> = Vec::with_capacity(known.len());
@@ -205,7 +211,7 @@ impl Routes {
         let now = Instant::now();
         candidates.sort_by_key(|route| route.is_avoided(now));
         if candidates.first().is_some_and(|best| !best.is_avoided(now)) {
-            candidates.iter().for_each(|route| route.look_again(network, now));
+            candidates.iter().for_each(|route| route.probe(network, now));
         }
         candidates
     }

@@ -1,4 +1,5 @@
-//! The operating system's clocks, randomness and TCP: the one module that reads them. A simulation brings its own.
+//! The operating system's clocks, randomness and TCP. No other module uses them directly; a
+//! simulation supplies its own.
 #![allow(clippy::disallowed_methods)]
 
 use std::io;
@@ -16,7 +17,7 @@ pub struct System {
 }
 
 impl System {
-    /// Begins to count monotonic time.
+    /// Creates the environment. Its monotonic time counts from now.
     #[allow(clippy::new_without_default)]
     pub fn new() -> System {
         System { started: Instant::now() }
@@ -32,9 +33,10 @@ impl Environment for System {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Read afresh from the kernel each time: a forked child never repeats its parent's numbers.
+    /// Reads each number from the kernel, so that a forked child never repeats its parent's
+    /// numbers.
     fn random(&self) -> u64 {
-        getrandom::u64().expect("the operating system has random numbers")
+        getrandom::u64().expect("the operating system supplies random numbers")
     }
 }
 
@@ -48,10 +50,10 @@ impl Network for Tcp {
     }
 }
 
-/// The two directions of a TCP stream, without Nagle's delay.
+/// Splits a TCP stream into its two directions, and turns Nagle's delay off.
 ///
 /// # Errors
-/// If the socket is gone.
+/// If the socket is closed.
 pub fn duplex(stream: TcpStream) -> io::Result<Duplex> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();

@@ -1,7 +1,9 @@
-//! The ceiling of one hop: bare capnp-rpc between two processes over loopback, with nothing of Quorate but its schema.
+//! Upper bound for one hop: bare capnp-rpc between two processes over loopback. Of Quorate, only
+//! the schema is used.
 //!
-//! `cargo bench -p quorate-rpc --bench hop` prints one JSON object: the round trip of a call with one put in it (median,
-//! one call at a time), and puts a second when 32 travel in a call and two calls are under way on one connection.
+//! `cargo bench -p quorate-rpc --bench hop` prints one JSON object with two numbers. The first is
+//! the median round trip of a call with one put, one call at a time. The second is the puts per
+//! second on one connection, with 32 puts in a call and two calls under way.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -21,12 +23,12 @@ const CALLS_UNDER_WAY: usize = 2;
 const MEASURED: Duration = Duration::from_secs(3);
 
 fn main() {
-    // Cargo adds flags of its own, which mean nothing here.
+    // Cargo passes flags of its own, which are ignored.
     let serving = std::env::args().any(|argument| argument == "serve");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
-        .expect("an event loop can be started");
+        .expect("the event loop starts");
     runtime.block_on(async { if serving { serve().await } else { measure().await } });
 }
 
@@ -50,7 +52,7 @@ impl node::Server for Acks {
 }
 
 fn network(stream: TcpStream, side: Side) -> Box<twoparty::VatNetwork<impl futures::io::AsyncRead + Unpin>> {
-    stream.set_nodelay(true).expect("the socket is there");
+    stream.set_nodelay(true).expect("the socket is open");
     let (read, write) = stream.into_split();
     let read = futures::io::BufReader::with_capacity(64 * 1024, read.compat());
     let write = futures::io::BufWriter::with_capacity(64 * 1024, write.compat_write());
@@ -59,7 +61,7 @@ fn network(stream: TcpStream, side: Side) -> Box<twoparty::VatNetwork<impl futur
 
 async fn serve() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    println!("{}", listener.local_addr().expect("it is bound"));
+    println!("{}", listener.local_addr().expect("the listener is bound"));
     let (stream, _) = listener.accept().await.expect("the measuring side connects");
     let acks: node::Client = capnp_rpc::new_client(Acks);
     let _ = RpcSystem::new(network(stream, Side::Server), Some(acks.client)).await;
@@ -71,12 +73,12 @@ async fn measure() {
         .arg("serve")
         .stdout(Stdio::piped())
         .spawn()
-        .expect("the other side can be started");
+        .expect("the serving process starts");
     let mut address = String::new();
     BufReader::new(server.stdout.take().expect("piped"))
         .read_line(&mut address)
-        .expect("it says where it is");
-    let stream = TcpStream::connect(address.trim()).await.expect("it listens");
+        .expect("the serving process prints its address");
+    let stream = TcpStream::connect(address.trim()).await.expect("the serving process listens");
     let mut system = RpcSystem::new(network(stream, Side::Client), None);
     let port: node::Client = system.bootstrap(Side::Server);
     tokio::task::spawn_local(system);
@@ -92,7 +94,7 @@ async fn measure() {
     trips.sort_unstable();
 
     let begun = Instant::now();
-    let lanes = (0..CALLS_UNDER_WAY).map(|_| async {
+    let senders = (0..CALLS_UNDER_WAY).map(|_| async {
         let mut done = 0_u64;
         while begun.elapsed() < MEASURED {
             call(&port, BATCH).await;
@@ -100,7 +102,7 @@ async fn measure() {
         }
         done
     });
-    let done: u64 = futures::future::join_all(lanes).await.into_iter().sum();
+    let done: u64 = futures::future::join_all(senders).await.into_iter().sum();
     let per_second = done as f64 / begun.elapsed().as_secs_f64();
     let median_us = trips[trips.len() / 2] as f64 / 1000.0;
     println!("{{\"round_trip_p50_us\": {median_us:.1}, \"ops_per_s_in_batches_of_32\": {per_second:.0}}}");

@@ -1,8 +1,10 @@
-//! The sending side of a connection: operations gather here while earlier ones are under way.
+//! The sending side of a connection: operations gather here while earlier calls are under way.
 //!
-//! No timers and no waiting for company: an operation that finds the sender idle is sent at the end of the event loop's
-//! turn; under load, what gathers while two calls are under way makes the next call (while up to eight are, once there is
-//! enough of it, or it has a read, and both are writes that wait for their commit).
+//! No timer delays an operation. If the sender is idle, the operation is sent at the end of the
+//! event loop's turn. Under load, the operations that gather while two calls are under way make the
+//! next call. Up to eight calls are under way in two cases. In the first, enough operations have
+//! gathered. In the second, a quick operation (a read) would otherwise wait behind slow ones
+//! (writes that wait for their commit).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -21,36 +23,41 @@ use crate::stream::SignsOfLife;
 
 /// Calls under way at a time: one that the other side works on, one on the wire.
 const USUAL_CALLS: usize = 2;
-/// Calls under way where the other side takes long (a commit) and this many operations have gathered behind it.
+/// Most calls under way at a time, used while the other side answers slowly (a commit).
 const MAX_CALLS: usize = 8;
-const WORTH_A_CALL: usize = 8;
-/// Most operations of a call.
+/// Queued operations that justify a call beyond [`USUAL_CALLS`].
+const EXTRA_CALL_OPERATIONS: usize = 8;
+/// Most operations in one call.
 pub const MAX_BATCH_OPERATIONS: usize = 1024;
-/// A call is full when its operations make this many bytes; a single larger one travels alone.
+/// Most bytes of operations in one call. A single larger operation travels alone.
 pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Most operations that may wait for an answer on one sender.
+/// Most operations of one sender that wait for an answer.
 pub const MAX_OUTSTANDING: usize = 16_384;
-/// Most bytes that may wait to be sent on one sender.
+/// Most bytes of one sender that wait to be sent.
 pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
-/// The other side answers a call within [`crate::reply_buffer::LONGEST_HOLD`], be it with nothing. After this many of these
-/// looks in which nothing came from it, and nothing went to it that it had to make room for, it is taken for dead.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
-const SILENT_LOOKS: u32 = 5;
-/// An idle sender that is to notice a dead peer asks for a sign of life after this many looks.
-const IDLE_LOOKS: u32 = 2;
+/// Interval at which a sender checks for signs of life from the other side. A live side answers a
+/// call within [`crate::reply_buffer::LONGEST_HOLD`], even if it has no results.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Checks in a row without a sign of life (see [`SignsOfLife`]) after which the other side counts
+/// as dead.
+const MAX_SILENT_CHECKS: u32 = 5;
+/// Checks in a row without a call under way after which a sender between nodes sends an empty call.
+/// Without it, an idle sender would not notice a dead peer.
+const IDLE_CHECKS: u32 = 2;
 
-/// How many operations wait for each peer's answer, on all lanes to it, for people: as of each sender's last look.
+/// Number of operations that wait for each peer's answer, over all senders to that peer. For
+/// display only: each sender updates its share at its checks for signs of life.
 #[derive(Clone, Default)]
 pub struct PeerQueues(Arc<Mutex<BTreeMap<NodeId, usize>>>);
 
 impl PeerQueues {
-    /// Peers and operations.
+    /// Returns the number of waiting operations for each peer.
     pub fn depths(&self) -> BTreeMap<NodeId, usize> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// One sender's part of it.
+/// One sender's share of [`PeerQueues`].
 pub(crate) struct Waits {
     queues: PeerQueues,
     peer: NodeId,
@@ -83,49 +90,51 @@ pub trait Protocol: 'static {
     type Request: 'static;
     /// Its result.
     type Reply: 'static;
-    /// The Cap'n Proto capability that takes batches.
+    /// The Cap'n Proto capability that accepts batches.
     type Port: capnp::capability::FromClientHook + Clone + 'static;
 
-    /// True if the operation usually waits for no commit: it is not to wait behind others that do.
+    /// True if the operation usually waits for no commit. Such an operation must not wait behind
+    /// operations that do.
     fn is_quick(request: &Self::Request) -> bool;
 
-    /// About how many bytes the operation takes on the wire.
+    /// Estimates the operation's size on the wire, in bytes.
     fn bytes_of(request: &Self::Request) -> usize;
 
-    /// Sends a batch and takes its answer apart.
+    /// Sends a batch. Returns results with the numbers of their operations, which may be of earlier
+    /// batches.
     fn exchange(
         port: &Self::Port,
         batch: Vec<Queued<Self::Request>>,
     ) -> impl Future<Output = Result<Vec<(u64, Self::Reply)>, capnp::Error>> + 'static;
 
-    /// What an operation is answered with if the connection is gone.
+    /// Returns the reply to an operation whose connection is lost.
     fn disconnected() -> Self::Reply;
 
-    /// What an operation is answered with whose deadline passed before it was sent.
+    /// Returns the reply to an operation whose deadline passed before it was sent.
     fn expired() -> Self::Reply;
 
-    /// What an operation is answered with if the sender is full.
+    /// Returns the reply to an operation that the sender refuses, because `what` is at its `limit`.
     fn overloaded(what: &str, limit: usize) -> Self::Reply;
 }
 
 /// An operation with its number on this connection.
 pub struct Queued<Q> {
-    /// Its number.
+    /// Number of the operation, unique on this connection.
     pub id: u64,
-    /// When it is too late for it.
+    /// Deadline of the operation. An operation that is still queued then is not sent.
     pub deadline: Instant,
-    /// What to do.
+    /// The operation itself.
     pub request: Q,
 }
 
 impl<Q> Queued<Q> {
-    /// What is left of its deadline.
+    /// Returns the time from `now` to the deadline; zero if it has passed.
     pub fn timeout(&self, now: Instant) -> Duration {
         self.deadline.saturating_duration_since(now)
     }
 }
 
-/// Who waits for an operation's result.
+/// An operation that has no result yet.
 struct WaitingOperation<A> {
     reply: ReplyTo<A>,
     is_quick: bool,
@@ -138,8 +147,9 @@ pub struct BatchSender<P: Protocol> {
     queue: RefCell<VecDeque<Queued<P::Request>>>,
     queued_bytes: Cell<usize>,
     waiting: RefCell<BTreeMap<u64, WaitingOperation<P::Reply>>>,
-    /// Quick operations in the queue, and those sent and not answered.
+    /// Number of quick operations in the queue.
     quick: Cell<usize>,
+    /// Number of quick operations that were sent and not answered.
     quick_under_way: Cell<usize>,
     next_id: Cell<u64>,
     calls: Cell<usize>,
@@ -149,8 +159,9 @@ pub struct BatchSender<P: Protocol> {
 }
 
 impl<P: Protocol> BatchSender<P> {
-    /// Opens a sender on a stream that has passed its preamble. The connection lives as long as the sender, or until it
-    /// fails. Between nodes, an idle sender asks for signs of life, and `waits` is where it shows how much waits.
+    /// Opens a sender between nodes, on a stream that has passed its preamble. The connection lives
+    /// until the sender is dropped or the connection fails. An idle sender asks for signs of life.
+    /// The sender reports its number of waiting operations to `waits`.
     pub(crate) fn open_between_nodes(duplex: Duplex, waits: Waits) -> Rc<BatchSender<P>> {
         BatchSender::start(duplex, Some(waits))
     }
@@ -193,7 +204,7 @@ impl<P: Protocol> BatchSender<P> {
         sender
     }
 
-    /// Queues an operation; `reply` gets its result, or that there will be none.
+    /// Queues an operation. `reply` receives its result, or the reason why there is none.
     pub fn send(self: &Rc<Self>, request: P::Request, timeout: Duration, reply: ReplyTo<P::Reply>) {
         if self.closed.borrow().is_some() {
             return reply.send(P::disconnected());
@@ -220,12 +231,12 @@ impl<P: Protocol> BatchSender<P> {
         }
     }
 
-    /// Why the sender is closed, if it is.
+    /// Returns the reason why the sender is closed; `None` while it is open.
     pub fn closed(&self) -> Option<String> {
         self.closed.borrow().clone()
     }
 
-    /// Waits until the sender is closed, and says why.
+    /// Waits until the sender is closed. Returns the reason.
     pub async fn until_closed(&self) -> String {
         loop {
             let notified = self.on_close.notified();
@@ -236,7 +247,7 @@ impl<P: Protocol> BatchSender<P> {
         }
     }
 
-    /// Answers everything that waits with "disconnected", and takes nothing more.
+    /// Closes the sender: answers all waiting operations, and all later ones, as disconnected.
     pub fn close(&self, reason: &str) {
         if self.closed.borrow().is_some() {
             return;
@@ -249,7 +260,8 @@ impl<P: Protocol> BatchSender<P> {
         self.on_close.notify_waiters();
     }
 
-    /// Sends what has gathered, as far as calls are free; keeps one call out while results are owed.
+    /// Sends the queued operations, as far as calls are free. Keeps one call under way while
+    /// results are outstanding, because results travel in answers to calls.
     fn pump(self: &Rc<Self>) {
         while self.closed.borrow().is_none() && self.may_call() {
             let batch = self.take_batch();
@@ -263,9 +275,9 @@ impl<P: Protocol> BatchSender<P> {
 
     fn may_call(&self) -> bool {
         let calls = self.calls.get();
-        let only_slow_ones = self.quick.get() > 0 && self.quick_under_way.get() == 0;
-        let is_worth_it = only_slow_ones || self.queue.borrow().len() >= WORTH_A_CALL;
-        calls < USUAL_CALLS || (calls < MAX_CALLS && is_worth_it)
+        let quick_waits_for_slow = self.quick.get() > 0 && self.quick_under_way.get() == 0;
+        let needs_extra = quick_waits_for_slow || self.queue.borrow().len() >= EXTRA_CALL_OPERATIONS;
+        calls < USUAL_CALLS || (calls < MAX_CALLS && needs_extra)
     }
 
     fn call(self: &Rc<Self>, batch: Vec<Queued<P::Request>>) {
@@ -313,7 +325,7 @@ impl<P: Protocol> BatchSender<P> {
             if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
-                // One that was answered before it was sent is owed nothing more.
+                // An operation that was answered before it was sent has no waiting reply.
                 let is_owed = self.waiting.borrow().contains_key(&next.id);
                 self.quick_under_way.set(self.quick_under_way.get() + quick * usize::from(is_owed));
                 batch.push(next);
@@ -330,18 +342,19 @@ impl<P: Protocol> BatchSender<P> {
         batch
     }
 
-    /// Returns when the other side has been silent for too long. Counts looks, not time: a process that was stopped,
-    /// or a client that does not run between its calls, must not take its own absence for the other side's.
+    /// Returns, with the reason, once the other side has been silent for too long. Counts checks
+    /// and not time. A process that was stopped, or a client whose event loop does not run between
+    /// its calls, must not mistake its own pause for the other side's silence.
     async fn watch(
         sender: std::rc::Weak<BatchSender<P>>,
         signs: SignsOfLife,
         mut waits: Option<Waits>,
     ) -> String {
-        let mut every = tokio::time::interval(WATCH_EVERY);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut checks = tokio::time::interval(WATCH_INTERVAL);
+        checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut seen, mut silent, mut idle) = (0, 0, 0);
         loop {
-            every.tick().await;
+            checks.tick().await;
             let Some(sender) = sender.upgrade() else {
                 return "dropped".into();
             };
@@ -352,15 +365,16 @@ impl<P: Protocol> BatchSender<P> {
                 seen = signs.count();
                 silent = 0;
                 idle = if sender.calls.get() == 0 { idle + 1 } else { 0 };
-                if waits.is_some() && idle >= IDLE_LOOKS {
+                if waits.is_some() && idle >= IDLE_CHECKS {
                     idle = 0;
                     sender.call(Vec::new());
                 }
                 continue;
             }
             silent += 1;
-            if silent >= SILENT_LOOKS {
-                return format!("no answer for {} ms", WATCH_EVERY.as_millis() * u128::from(SILENT_LOOKS));
+            if silent >= MAX_SILENT_CHECKS {
+                let silent_ms = WATCH_INTERVAL.as_millis() * u128::from(MAX_SILENT_CHECKS);
+                return format!("no answer for {silent_ms} ms");
             }
         }
     }
@@ -379,9 +393,10 @@ mod tests {
     use super::*;
     use crate::convert::client::{ClientAnswer, ClientProtocol};
 
-    /// A peer that never says anything: what waits is answered, and nothing of the connection is kept.
+    /// The peer never sends a byte. The sender then answers its waiting operation, and dropping it
+    /// frees the connection.
     #[tokio::test]
-    async fn nothing_is_left_of_a_connection_to_a_silent_peer() {
+    async fn a_connection_to_a_silent_peer_is_closed_and_freed() {
         let local = tokio::task::LocalSet::new();
         let (ours, _theirs) = tokio::io::duplex(1024);
         let (read, write) = tokio::io::split(ours);
@@ -408,6 +423,6 @@ mod tests {
             })
             .await;
         assert_eq!(*answers.borrow(), [ClientAnswer::ConnectionLost]);
-        assert!(sender.upgrade().is_none(), "something still holds it");
+        assert!(sender.upgrade().is_none(), "a reference to the dropped sender is left");
     }
 }

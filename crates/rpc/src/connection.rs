@@ -1,5 +1,5 @@
-//! One Cap'n Proto connection over a byte stream that has passed its preamble: `capnp-rpc`'s network of two, on
-//! [`stream`](crate::stream)'s inbox and outbox.
+//! One Cap'n Proto connection over a byte stream that has passed its preamble. It is a two-party
+//! network of `capnp-rpc` that uses the inbox and outbox of [`stream`](crate::stream).
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -18,16 +18,18 @@ use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNe
 use crate::network::Duplex;
 use crate::stream::{Flusher, Inbox, Message, Outbox, SignsOfLife};
 
-/// Largest message that is read. A batch is bounded far below it, one operation with the largest value is too.
+/// Largest message that is read. A batch is bounded far below it, and so is one operation with the
+/// largest value.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 const MAX_NESTING: i32 = 32;
-/// `capnp-rpc` asks for so many words where it can't know how many a call or its results will take; for less where it does.
+/// Size that `capnp-rpc` requests, in words, for a call or results of unknown size. It requests
+/// less for a message of known size.
 const UNKNOWN_WORDS: u32 = 100;
-/// What they take besides operations or results.
+/// Words of a message besides its operations or results.
 const FRAME_WORDS: usize = 64;
 
-/// How large the next call, or the next results, will be: a message that has its room from the beginning is one piece, and no
-/// more is zeroed for it than it needs.
+/// Expected size of the next call, or of the next results, in words. A message that is allocated at
+/// its final size is one segment, and no more memory is zeroed for it than it needs.
 #[derive(Clone)]
 pub(crate) struct SizeHint(Rc<Cell<u32>>);
 
@@ -38,7 +40,7 @@ impl Default for SizeHint {
 }
 
 impl SizeHint {
-    /// Operations or results of so many bytes come next.
+    /// Announces operations or results of `bytes` bytes as the next message.
     pub(crate) fn expect(&self, bytes: usize) {
         self.0.set((bytes / 8 + FRAME_WORDS) as u32);
     }
@@ -50,14 +52,15 @@ fn reader_options() -> ReaderOptions {
     options
 }
 
-/// The two sides of one stream, as `capnp-rpc` sees them. There is one connection, however often it is asked for.
-struct Two {
+/// The two sides of one stream, as `capnp-rpc` sees them. Every call of `connect` returns the same
+/// connection.
+struct TwoPartyNetwork {
     side: Side,
     connection: Connection,
     accepted: bool,
 }
 
-impl VatNetwork<Side> for Two {
+impl VatNetwork<Side> for TwoPartyNetwork {
     fn connect(&mut self, side: Side) -> Option<Box<dyn capnp_rpc::Connection<Side>>> {
         (side != self.side).then(|| Box::new(self.connection.clone()) as Box<_>)
     }
@@ -70,7 +73,8 @@ impl VatNetwork<Side> for Two {
     }
 
     fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
-        // The flusher runs beside it: a task of its own puts itself behind all others that are ready.
+        // `Connected::run` drives the flusher, in the connection's own task. There, the flusher can
+        // queue the task behind all other ready tasks before it writes.
         Promise::from_future(std::future::pending())
     }
 }
@@ -78,7 +82,7 @@ impl VatNetwork<Side> for Two {
 #[derive(Clone)]
 struct Connection {
     side: Side,
-    /// Elsewhere while somebody waits for a message.
+    /// `None` while a receive is in progress, which then owns the inbox.
     inbox: Rc<RefCell<Option<Inbox>>>,
     outbox: Outbox,
     size_hint: SizeHint,
@@ -97,27 +101,28 @@ impl capnp_rpc::Connection<Side> for Connection {
 
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, Error> {
         let Some(mut inbox) = self.inbox.borrow_mut().take() else {
-            return Promise::err(Error::failed("a message is waited for already".into()));
+            return Promise::err(Error::failed("another receive on this connection is in progress".into()));
         };
-        let place = self.inbox.clone();
-        // Who asks and does not read the answers is asked to wait. Who asks always reads, or two could wait for each other.
-        let held_up = (self.side == Side::Server && self.outbox.is_full()).then(|| self.outbox.clone());
-        if held_up.is_none()
-            && let Some(came) = inbox.take().transpose()
+        let slot = self.inbox.clone();
+        // Backpressure: a server stops reading from a client that does not read its replies. A
+        // client always reads, because otherwise both sides could wait for each other.
+        let full_outbox = (self.side == Side::Server && self.outbox.is_full()).then(|| self.outbox.clone());
+        if full_outbox.is_none()
+            && let Some(received) = inbox.take().transpose()
         {
-            *place.borrow_mut() = Some(inbox);
-            return match came.and_then(incoming) {
+            *slot.borrow_mut() = Some(inbox);
+            return match received.and_then(incoming) {
                 Ok(message) => Promise::ok(Some(message)),
                 Err(error) => Promise::err(error),
             };
         }
         Promise::from_future(async move {
-            if let Some(outbox) = held_up {
+            if let Some(outbox) = full_outbox {
                 outbox.has_room().await;
             }
-            let came = inbox.next().await?;
-            *place.borrow_mut() = Some(inbox);
-            came.map(incoming).transpose()
+            let received = inbox.next().await?;
+            *slot.borrow_mut() = Some(inbox);
+            received.map(incoming).transpose()
         })
     }
 
@@ -170,7 +175,7 @@ impl OutgoingMessage for MessageToSend {
     }
 }
 
-/// Both run together until one of them ends.
+/// RPC system and flusher of one connection. Both run until one of them ends.
 struct Connected {
     system: RpcSystem<Side>,
     flusher: Flusher,
@@ -187,11 +192,13 @@ fn start(
     let inbox = Inbox::new(duplex.read, MAX_MESSAGE_BYTES, signs.clone());
     let flusher = Flusher::new(duplex.write, outbox.clone(), signs);
     let inbox = Rc::new(RefCell::new(Some(inbox)));
-    let network = Two { side, connection: Connection { side, inbox, outbox, size_hint }, accepted: false };
+    let connection = Connection { side, inbox, outbox, size_hint };
+    let network = TwoPartyNetwork { side, connection, accepted: false };
     Connected { system: RpcSystem::new(Box::new(network), bootstrap), flusher }
 }
 
-/// Serves `bootstrap` until the other side is gone. Returns why, if it was not a plain end.
+/// Serves `bootstrap` until the connection ends. Returns the error, unless the other side merely
+/// closed the connection.
 pub(crate) async fn serve(
     duplex: Duplex,
     bootstrap: capnp::capability::Client,
@@ -200,7 +207,8 @@ pub(crate) async fn serve(
     start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), size_hint).run().await
 }
 
-/// Opens the client's side: the port to call, and the future that drives the connection until it ends.
+/// Opens the client's side. Returns the port to call, and the future that drives the connection
+/// until it ends.
 pub(crate) fn dial<C: FromClientHook>(
     duplex: Duplex,
     signs: SignsOfLife,
@@ -211,12 +219,13 @@ pub(crate) fn dial<C: FromClientHook>(
     (port, connected.run())
 }
 
-/// Lets go of calls that are not answered, which otherwise keep each other and their connection.
+/// Guard that disconnects the RPC system when it is dropped. Without it, unanswered calls would
+/// keep each other and their connection in memory.
 struct Disconnects(Disconnector<Side>);
 
 impl Drop for Disconnects {
     fn drop(&mut self) {
-        // It does so when it is first asked; that it is done is of no interest.
+        // The first poll disconnects; its result is not needed.
         let _ = Pin::new(&mut self.0).poll(&mut Context::from_waker(Waker::noop()));
     }
 }
@@ -239,9 +248,9 @@ mod tests {
 
     use super::*;
 
-    /// A call whose size is foretold is one piece; the next one knows nothing of it.
+    /// A call of announced size is one segment. The announcement does not apply to the next call.
     #[test]
-    fn a_message_has_its_room_from_the_beginning() {
+    fn a_message_of_announced_size_is_one_segment() {
         let size_hint = SizeHint::default();
         let mut connection = Connection {
             side: Side::Client,

@@ -1,11 +1,14 @@
-//! The only crate that names Cap'n Proto: conversions, serving, dialling, and batches of operations.
+//! The only crate that names Cap'n Proto: conversions, serving, dialling, and batches of
+//! operations.
 //!
-//! Generic over the byte streams ([`network::Network`]), the clock (tokio's, which a simulation drives) and the
-//! randomness ([`quorate_core::environment::Environment`]) it is given, so that a simulation runs it as it is.
+//! The caller supplies the byte streams ([`network::Network`]) and the randomness
+//! ([`quorate_core::environment::Environment`]). The clock is tokio's, which a simulation drives.
+//! A simulation therefore runs this crate unchanged.
 //!
-//! How a request travels: [`batch_sender`] gathers operations into calls; [`serve`] takes a call apart at the
-//! receiver and hands the operations to the node; [`reply_buffer`] answers with the results that are ready. [`serve`] and [`peers`] open the
-//! connections; [`preamble`] is what is said before Cap'n Proto begins.
+//! The path of a request: [`batch_sender`] gathers operations into calls. At the receiver,
+//! [`serve`] splits a call into operations and passes them to the node. [`reply_buffer`] answers
+//! with the results that are ready. [`serve`] accepts connections and [`peers`] dials them;
+//! [`preamble`] holds the introductions that both sides exchange before Cap'n Proto begins.
 
 pub mod batch_sender;
 mod connection;

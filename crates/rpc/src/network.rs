@@ -1,4 +1,4 @@
-//! What a connection is made of.
+//! Byte streams under a connection, and the trait that opens them.
 
 use std::io;
 
@@ -8,19 +8,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// The two directions of a byte stream.
 pub struct Duplex {
-    /// What the other side sends.
+    /// Bytes from the other side.
     pub read: Box<dyn AsyncRead + Unpin>,
-    /// What goes to the other side.
+    /// Bytes to the other side.
     pub write: Box<dyn AsyncWrite + Unpin>,
 }
 
-/// Opens connections: TCP in the real node, something simulated in a simulation.
+/// Source of connections: TCP in a real node, simulated streams in a simulation.
 #[async_trait(?Send)]
 pub trait Network: 'static {
-    /// Connects to "host:port"; `peer` is the node expected there, if it is known.
+    /// Connects to "host:port". `peer` is the node expected there, if it is known.
     async fn connect(&self, address: &str, peer: Option<NodeId>) -> io::Result<Duplex>;
 
-    /// A node has introduced itself on an accepted connection: the place to put a fault into its stream.
+    /// Wraps an accepted connection after `peer` has introduced itself on it. A simulation, or a
+    /// node with fault injection, adds its faults to the stream here.
     fn accepted(&self, _peer: NodeId, duplex: Duplex) -> Duplex {
         duplex
     }

@@ -1,4 +1,5 @@
-//! This node's connections to its peers: kept open, dialled again with growing pauses, and the way out for requests.
+//! Connections of one worker to the node's peers. They are dialled again after growing pauses, and
+//! carry all requests to peers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -23,10 +24,10 @@ use crate::preamble::introduce;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Replies before a peer's usual latency is trusted.
+/// Timed replies of a peer before its latency estimate is used.
 const MIN_SAMPLES: u32 = 50;
 
-/// The open connections of one worker to all peers.
+/// Connections of one worker to all peers.
 pub struct Peers {
     links: RefCell<BTreeMap<NodeId, Rc<Link>>>,
     dialler: Rc<Dialler>,
@@ -35,7 +36,7 @@ pub struct Peers {
 struct Link {
     member: RefCell<Member>,
     sender: RefCell<Option<Rc<BatchSender<PeerProtocol>>>>,
-    /// The peer has a layout: without one it is no replica of anything.
+    /// True if the peer has a layout. A node without one is not yet a replica.
     serves: Cell<bool>,
     last_error: RefCell<Option<String>>,
     hurry: Notify,
@@ -43,7 +44,8 @@ struct Link {
 }
 
 impl Peers {
-    /// Begins to connect to `peers`, and keeps at it for as long as this value lives. `queues`: where it shows how much waits.
+    /// Starts to connect to `peers`, and keeps the connections open for as long as this value
+    /// lives. Each connection reports its number of waiting operations to `queues`.
     pub fn start(
         peers: Vec<Member>,
         ours: Identity,
@@ -58,7 +60,8 @@ impl Peers {
         this
     }
 
-    /// A peer has just connected to us: if we are waiting to dial it again, now is the time.
+    /// Ends the pause before `peer` is dialled again. Called when that peer has just connected to
+    /// this node, and therefore runs.
     pub fn hurry(&self, peer: NodeId) {
         if let Some(link) = self.link(peer) {
             link.hurry.notify_one();
@@ -132,8 +135,8 @@ impl PeerTransport for Peers {
     }
 }
 
-/// A running estimate of the latency that 95 of 100 replies keep: each sample above it raises it by 19 parts, each
-/// below lowers it by one, which balances at that share.
+/// Running estimate of the latency that 95 of 100 replies do not exceed. Each sample above the
+/// estimate raises it by 19 parts, each other sample lowers it by one. The two balance at 95 %.
 #[derive(Default)]
 struct Latency {
     samples: Cell<u32>,
@@ -198,7 +201,7 @@ impl Dialler {
                     }
                 }
             }
-            // Between half the pause and all of it, so that nodes do not dial in step.
+            // A random wait between half the pause and all of it keeps nodes from dialling in step.
             let jitter = self.environment.random() % 1024;
             let Some(strong) = link.upgrade() else { return };
             let wait = pause.mul_f64(0.5 + jitter as f64 / 2048.0);
@@ -222,7 +225,10 @@ impl Dialler {
             .await
             .map_err(|error| format!("{}: {error}", member.address))?;
         if theirs.node != member.id {
-            return Err(format!("{} answers as {:?}, not as {:?}", member.address, theirs.name, member.name));
+            return Err(format!(
+                "{} is the address of node {:?}, not of {:?}: check [node] advertise of both nodes",
+                member.address, theirs.name, member.name
+            ));
         }
         link.serves.set(theirs.layout_digest != 0);
         Ok(BatchSender::open_between_nodes(duplex, Waits::new(self.queues.clone(), member.id)))

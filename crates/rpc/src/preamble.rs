@@ -1,7 +1,9 @@
-//! What is said on a connection before Cap'n Proto begins: who we are, and whether we belong together.
+//! Introductions that both sides of a connection exchange before Cap'n Proto begins: role, identity
+//! and protocol versions. Each side then admits or refuses the other.
 //!
-//! Short, bounded, under a deadline of its own, and before any byte is given to a library: strangers are refused cheaply.
-//! `schema/preamble.md` describes the bytes.
+//! An introduction is bounded, has a deadline of its own, and is read before any library sees a
+//! byte. A program that speaks another protocol is refused cheaply. `schema/preamble.md` describes
+//! the bytes.
 
 use std::io;
 use std::time::Duration;
@@ -19,33 +21,34 @@ const NODE: u8 = 1;
 const WELCOME: u8 = 0;
 const REFUSED: u8 = 1;
 
-/// How long either side waits for the other's part.
+/// Longest time for which either side waits for the other's introduction.
 pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why a connection was not opened.
+/// Reason why a connection was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PreambleError {
     /// The stream failed or ended.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The other side said nothing in time.
+    /// The other side did not introduce itself in time.
     #[error("no answer within {} s", PREAMBLE_TIMEOUT.as_secs())]
     Timeout,
-    /// What came is not our protocol.
+    /// The other side speaks another protocol.
     #[error("the other side does not speak Quorate's protocol (it sent {sent:?}); is this the right port?")]
     Stranger {
-        /// Its first bytes.
+        /// First bytes that it sent, escaped as ASCII.
         sent: String,
     },
-    /// One side will not have the other.
+    /// One side refused the other, for this reason.
     #[error("{0}")]
     Refused(String),
 }
 
-/// Introduces this side on a connection it opened, and learns who answered.
+/// Introduces this side on a connection that it opened. Returns the identity of the node that
+/// answered. `ours` is `None` for a client.
 ///
 /// # Errors
-/// [`PreambleError`]; `Refused` by either side.
+/// [`PreambleError`]; `Refused` if either side refuses the other.
 pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<Identity, PreambleError> {
     let exchange = async {
         let role = ours.map_or(Role::Client, |identity| Role::Node(identity.clone()));
@@ -69,10 +72,10 @@ pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<I
     tokio::time::timeout(PREAMBLE_TIMEOUT, exchange).await.unwrap_or(Err(PreambleError::Timeout))
 }
 
-/// Hears out whoever opened a connection, and admits or refuses them.
+/// Reads the introduction of the side that opened a connection, and admits or refuses it.
 ///
 /// # Errors
-/// [`PreambleError`]; the other side has been told where it speaks our protocol.
+/// [`PreambleError`]. With `Refused`, the reason has also been sent to the other side.
 pub async fn welcome(duplex: &mut Duplex, ours: &Identity) -> Result<Role, PreambleError> {
     let exchange = async {
         read_magic(duplex).await?;
@@ -106,7 +109,8 @@ async fn write_frame(duplex: &mut Duplex, status: Option<u8>, body: &[u8]) -> io
 async fn read_magic(duplex: &mut Duplex) -> Result<(), PreambleError> {
     let mut magic = [0; 8];
     let mut have = 0;
-    // A stranger may send less than eight bytes and wait: the first wrong byte is enough.
+    // A program that speaks another protocol may send fewer than eight bytes and then wait. The
+    // first wrong byte is enough to refuse it.
     while have < magic.len() {
         let count = duplex.read.read(&mut magic[have..]).await?;
         if count == 0 {
@@ -185,7 +189,7 @@ fn decode(bytes: &[u8]) -> Result<Introduction, PreambleError> {
         }),
         _ => return Err(malformed()),
     };
-    // A newer version may say more: what follows is not ours to understand.
+    // A newer protocol version may append fields, which this version ignores.
     Ok(Introduction { oldest, newest, role })
 }
 
@@ -193,7 +197,7 @@ fn decode(bytes: &[u8]) -> Result<Introduction, PreambleError> {
 mod tests {
     use super::*;
 
-    /// What one side encodes the other decodes, and no truncation of it is taken for an introduction of a node.
+    /// An encoded introduction decodes to itself, and each truncation of it is refused.
     #[test]
     fn introductions_round_trip_and_truncations_are_refused() {
         let identity =

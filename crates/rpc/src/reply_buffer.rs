@@ -1,4 +1,5 @@
-//! The receiving side of a connection: takes calls apart, hands operations to the node, and answers with what is ready.
+//! The receiving side of a connection: admits operations within limits, keeps their results, and
+//! answers calls with the results that are ready.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,18 +11,19 @@ use tokio::sync::Notify;
 
 use crate::batch_sender::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
 
-/// A call that nothing is ready for is answered after this long, with nothing: a sign of life.
+/// Longest time for which a call waits for results. Then it is answered without any, as a sign of
+/// life.
 pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
-/// One call waits that long to bring results back. What is held besides it is given back soon, so that operations which
-/// take long (a quorum that misses a node) do not keep the sender from sending others.
+/// Longest time for which a call waits while another call of the connection already waits. The
+/// sender has few calls, and slow operations (a quorum that misses a node) must not block them all.
 const SURPLUS_HOLD: Duration = Duration::from_millis(5);
-/// Calls of one connection that may wait for results at a time; further ones are answered at once.
+/// Calls of one connection that may wait for results at a time. Further calls are answered at once.
 const MAX_HELD_CALLS: usize = 8;
-/// Operations under way of one connection, and results that it has not collected, may take this many bytes together:
-/// beyond it, new operations are refused.
+/// Most bytes of one connection's operations under way and uncollected results together. Beyond
+/// this, new operations are refused.
 const MAX_OUTSTANDING_BYTES: usize = 128 * 1024 * 1024;
 
-/// What a connection owes: results that are ready, and operations under way.
+/// Results of one connection that are ready, and the number and size of its operations under way.
 pub struct ReplyBuffer<A> {
     ready: RefCell<VecDeque<(u64, A)>>,
     outstanding: Cell<usize>,
@@ -33,14 +35,16 @@ pub struct ReplyBuffer<A> {
     bytes_of: fn(&A) -> usize,
 }
 
-/// Where one operation's result goes. Returns the operation's bytes to the budget when it is answered.
+/// Reply sink of one operation. It returns the operation's bytes to the budget when the operation
+/// is answered.
 struct BufferedReply<A> {
     buffer: Rc<ReplyBuffer<A>>,
     bytes: usize,
 }
 
 impl<A: 'static> ReplyBuffer<A> {
-    /// A buffer whose operations, if nobody answers them, are answered with `abandoned`.
+    /// Returns an empty buffer. An operation whose sink is dropped unused is answered with
+    /// `abandoned`. `bytes_of` estimates the size of a result.
     pub fn new(abandoned: fn() -> A, bytes_of: fn(&A) -> usize) -> Rc<ReplyBuffer<A>> {
         Rc::new(ReplyBuffer {
             ready: RefCell::default(),
@@ -54,7 +58,8 @@ impl<A: 'static> ReplyBuffer<A> {
         })
     }
 
-    /// Admits an operation of `bytes`: where its result goes, or the limit that it would pass.
+    /// Admits an operation of `bytes` bytes. Returns the sink for its result, or the limit that it
+    /// would exceed.
     pub fn admit(self: &Rc<Self>, id: u64, bytes: usize) -> Result<ReplyTo<A>, usize> {
         if self.outstanding.get() + self.ready.borrow().len() >= MAX_OUTSTANDING {
             return Err(MAX_OUTSTANDING);
@@ -67,7 +72,7 @@ impl<A: 'static> ReplyBuffer<A> {
         Ok(ReplyTo::new(Rc::new(BufferedReply { buffer: self.clone(), bytes }), id))
     }
 
-    /// Puts a result where the next call finds it.
+    /// Stores a result for the next call to collect.
     pub fn push(&self, id: u64, result: A) {
         self.ready_bytes.set(self.ready_bytes.get() + (self.bytes_of)(&result));
         let first = {
@@ -80,7 +85,8 @@ impl<A: 'static> ReplyBuffer<A> {
         }
     }
 
-    /// Results that are ready, as many as fit an answer: waits for the first one, while any is owed.
+    /// Removes and returns results that are ready, as many as fit one answer. If none is ready and
+    /// operations are under way, it waits for the first result, at most [`LONGEST_HOLD`].
     pub async fn collect(&self) -> Vec<(u64, A)> {
         let waits = || self.ready.borrow().is_empty() && self.outstanding.get() > 0;
         if waits() && self.held.get() < MAX_HELD_CALLS {
@@ -110,7 +116,8 @@ impl<A: 'static> ReplyBuffer<A> {
         }
         self.ready_bytes.set(self.ready_bytes.get() - bytes);
         if ready.is_empty() && self.outstanding.get() == 0 && self.held.get() > 0 {
-            // Nothing is owed any more: who waits for it would only keep the sender from sending.
+            // No result is outstanding any more. Calls that still wait would only keep the sender
+            // from sending.
             self.arrived.notify_waiters();
         }
         results
@@ -141,10 +148,11 @@ mod tests {
 
     use super::*;
 
-    /// Two calls wait, both results come in one turn, the first call takes them: the second must not go on waiting, or
-    /// the sender, which has two calls at a time, could send nothing until the hold is over.
+    /// Two calls wait, both results arrive in one turn, and the first call collects both. The
+    /// second call must then return at once. The sender has two calls at a time, and could
+    /// otherwise send nothing until the hold ends.
     #[test]
-    fn no_call_is_held_when_nothing_is_owed() {
+    fn no_call_waits_when_no_result_is_outstanding() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build_local(tokio::runtime::LocalOptions::default())

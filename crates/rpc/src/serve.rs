@@ -20,7 +20,8 @@ use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};
 use crate::reply_buffer::ReplyBuffer;
 
-/// Serves a connection until it ends. What is worth telling is returned; nothing a stranger sends does more harm.
+/// Serves a connection until it ends. Returns the event to log, if the connection was refused.
+/// Bytes that are not Quorate's protocol have no other effect.
 pub async fn serve_connection(
     mut duplex: Duplex,
     from: &str,
@@ -51,7 +52,7 @@ pub async fn serve_connection(
             None
         }
         Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused { peer: from.to_owned(), reason }),
-        // Opened and closed without a word: a port check.
+        // The stream failed or ended within the introduction, as it does after a port check.
         Err(PreambleError::Io(_)) => None,
         Err(error) => {
             Some(EventKind::StrangerRefused { address: from.to_owned(), reason: error.to_string() })
@@ -63,7 +64,7 @@ fn abandoned_by_client_side() -> ClientResult {
     Err(RequestError::Indeterminate { needed: 0, received: 0 })
 }
 
-/// A sender keeps to a bound, too: one that does not is no sender of ours.
+/// Fails a call with more operations than Quorate's own sender puts into one.
 fn check_length(operations: u32) -> Result<(), Error> {
     if operations as usize > MAX_BATCH_OPERATIONS {
         return Err(Error::failed(format!(
@@ -74,7 +75,8 @@ fn check_length(operations: u32) -> Result<(), Error> {
 }
 
 struct ClientPort {
-    /// Not kept alive by it: what Cap'n Proto does not let go of at a connection's sudden end must not be the node.
+    /// Weak, because Cap'n Proto may not free this port when a connection ends suddenly. The node
+    /// must not stay in memory with it.
     service: Weak<dyn NodeService>,
     replies: Rc<ReplyBuffer<ClientResult>>,
     size_hint: SizeHint,
@@ -108,13 +110,13 @@ impl client_capnp::node::Server for ClientPort {
                     batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
-                    let what = "requests under way on this connection".to_owned();
+                    let what = "the number or the bytes of requests under way on this connection".to_owned();
                     self.replies.push(id, Err(RequestError::Overloaded { what, limit: limit as u64 }));
                 }
             }
         }
         drop(params);
-        // Without a node, those that would answer tell so as they are dropped.
+        // If the node is gone, dropping the batch answers its operations as abandoned.
         if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
             service.client(batch);
         }
@@ -128,13 +130,14 @@ impl client_capnp::node::Server for ClientPort {
     }
 }
 
+/// True if a node without a layout may send this request.
 fn needs_no_layout(request: &PeerRequest) -> bool {
     matches!(request, PeerRequest::Gossip(_) | PeerRequest::LayoutSummary(_) | PeerRequest::Layouts)
 }
 
 struct PeerPort {
     from: NodeId,
-    /// The peer has no layout yet: it may gossip, and ask for one.
+    /// True if the peer has no layout yet. It may only gossip and ask for layouts.
     only_gossip: bool,
     service: Weak<dyn NodeService>,
     replies: Rc<ReplyBuffer<PeerResult>>,
@@ -154,7 +157,7 @@ impl peer_capnp::peer::Server for PeerPort {
             let id = operation.get_id();
             let request = match peer_wire::read_operation(operation)? {
                 Ok(Some(request)) if self.only_gossip && !needs_no_layout(&request) => {
-                    let detail = "a node without a layout may only gossip".to_owned();
+                    let detail = "a node without a layout may only gossip and ask for layouts".to_owned();
                     self.replies.push(id, Err(PeerError::Refused { detail }));
                     continue;
                 }
@@ -174,7 +177,7 @@ impl peer_capnp::peer::Server for PeerPort {
                     batch.push(Incoming { request, timeout, reply });
                 }
                 Err(limit) => {
-                    let what = "requests under way from this peer".to_owned();
+                    let what = "the number or the bytes of requests under way from this peer".to_owned();
                     self.replies.push(id, Err(PeerError::Overloaded { what, limit: limit as u64 }));
                 }
             }

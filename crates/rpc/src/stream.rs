@@ -1,7 +1,9 @@
-//! Cap'n Proto's messages on a byte stream: those that come lie where the stream's bytes were read to, and those that go are
-//! written together at the end of the event loop's turn, large ones from where they were built.
+//! Cap'n Proto's messages on a byte stream. A received message stays in the buffer that the stream
+//! was read into, without a copy. Messages to send are written together at the end of the event
+//! loop's turn; large ones are written from the memory in which they were built.
 //!
-//! Source: the stream framing of Cap'n Proto's encoding specification (a table of segment sizes, then the segments).
+//! Source: the stream framing of Cap'n Proto's encoding specification (a table of segment sizes,
+//! then the segments).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,28 +17,31 @@ use capnp::Error;
 use capnp::message::{Builder, HeapAllocator};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-/// A message that goes.
+/// A message to send.
 pub(crate) type Message = Builder<HeapAllocator>;
 
-/// What is read at a time, and how much of it must be free for another read.
+/// Smallest growth of the read buffer, in bytes.
 const READ_BYTES: usize = 64 * 1024;
-const LEAST_ROOM: usize = 8 * 1024;
-/// A message that claims to be larger gets room as it comes.
-const MOST_ROOM: usize = 1024 * 1024;
-/// Most segments of a message: the library reads no more either.
+/// Bytes that must be free in the read buffer before each read.
+const MIN_FREE_BYTES: usize = 8 * 1024;
+/// Largest reservation for a message of which no bytes have arrived. A message that claims to be
+/// larger gets more memory as its bytes arrive.
+const MAX_RESERVED_BYTES: usize = 1024 * 1024;
+/// Most segments of a message. The Cap'n Proto library has the same limit.
 const MAX_SEGMENTS: usize = 511;
-/// A message of this size is written from where it was built. Smaller ones are put together.
+/// Smallest message that is written from the memory in which it was built. Smaller messages are
+/// copied into one buffer.
 const LARGE_BYTES: usize = 8 * 1024;
-/// Pieces written by one system call.
+/// Most slices in one system call.
 const MAX_SLICES: usize = 64;
-/// Who serves reads nothing more while so much waits to be written to the other side.
-const MOST_WAITING: usize = 16 * 1024 * 1024;
-/// A buffer that grew larger than this is given back when it is empty.
+/// Unwritten bytes above which a server reads nothing more from its client.
+const MAX_UNWRITTEN_BYTES: usize = 16 * 1024 * 1024;
+/// Largest buffer that is kept when it is empty. A larger one is freed.
 const KEEP_BYTES: usize = 256 * 1024;
 const WORD_BYTES: usize = 8;
 
-/// Counts what shows that the other side is there: bytes that came from it, and bytes that it made room for after the
-/// stream had been full. (What merely fits the local buffers shows nothing.)
+/// Counter of the signs that the other side is alive: reads that returned bytes, and writes that
+/// succeeded after the stream had been full. A write that fits the local buffers proves nothing.
 #[derive(Clone, Default)]
 pub(crate) struct SignsOfLife(Rc<Cell<u64>>);
 
@@ -50,7 +55,7 @@ impl SignsOfLife {
     }
 }
 
-/// Takes a stream apart into messages.
+/// Reader that splits a stream into messages.
 pub(crate) struct Inbox {
     stream: Box<dyn AsyncRead + Unpin>,
     buffer: BytesMut,
@@ -67,10 +72,10 @@ impl Inbox {
         Inbox { stream, buffer: BytesMut::new(), max_message_bytes, signs }
     }
 
-    /// The next message, table of segments and all, if it is here as a whole.
+    /// Returns the next message, including its segment table, if it has arrived completely.
     ///
     /// # Errors
-    /// What came is no message, or one that is too large.
+    /// The received bytes are no message, or the message is too large.
     pub(crate) fn take(&mut self) -> Result<Option<Bytes>, Error> {
         match message_bytes(&self.buffer, self.max_message_bytes)? {
             Some(whole) if self.buffer.len() >= whole => {
@@ -84,10 +89,10 @@ impl Inbox {
         }
     }
 
-    /// Waits for the next message. `None`: the stream ended after the last one.
+    /// Waits for the next message. Returns `None` if the stream ended after a whole message.
     ///
     /// # Errors
-    /// Those of [`Inbox::take`], and the stream's.
+    /// Those of [`Inbox::take`], and errors of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(message) = self.take()? {
@@ -96,10 +101,10 @@ impl Inbox {
             let have = self.buffer.len();
             let missing =
                 message_bytes(&self.buffer, self.max_message_bytes)?.unwrap_or(0).saturating_sub(have);
-            // Nobody gets much memory for a claim alone.
-            let room = missing.min(MOST_ROOM.max(have)).max(LEAST_ROOM);
-            if self.buffer.capacity() - have < room {
-                self.buffer.reserve(room.max(READ_BYTES));
+            // The claimed size alone reserves little memory.
+            let wanted = missing.min(MAX_RESERVED_BYTES.max(have)).max(MIN_FREE_BYTES);
+            if self.buffer.capacity() - have < wanted {
+                self.buffer.reserve(wanted.max(READ_BYTES));
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return match have {
@@ -112,7 +117,8 @@ impl Inbox {
     }
 }
 
-/// How long the message is that these bytes begin with, if they tell yet.
+/// Returns the length in bytes of the message that begins with `bytes`; `None` if its segment table
+/// has not arrived completely.
 fn message_bytes(bytes: &[u8], max: usize) -> Result<Option<usize>, Error> {
     let Some(count) = number(bytes, 0) else { return Ok(None) };
     let count = count.saturating_add(1);
@@ -137,8 +143,8 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
     Some(u32::from_le_bytes(*four) as usize)
 }
 
-/// The message at an address that its words can be read from. Buffers are allocated at such addresses, and messages are
-/// whole words: it is there already, unless the allocator does as it likes.
+/// Returns the message at an address that is aligned to a word, as its reader requires. A copy is
+/// rare: allocators align buffers, and messages are whole words.
 fn aligned(message: Bytes) -> Bytes {
     if message.as_ptr().align_offset(WORD_BYTES) == 0 {
         return message;
@@ -150,11 +156,11 @@ fn aligned(message: Bytes) -> Bytes {
     Bytes::from(copy).slice(skipped..)
 }
 
-/// Takes messages; [`Flusher`] brings them to the stream.
+/// Queue of messages to send, which [`Flusher`] writes to the stream.
 #[derive(Clone, Default)]
 pub(crate) struct Outbox(Rc<RefCell<OutboxState>>);
 
-/// Brings what was sent to the stream, once an event loop's turn.
+/// Writer of the outbox's messages to the stream, once per turn of the event loop.
 pub(crate) struct Flusher {
     outbox: Outbox,
     stream: Box<dyn AsyncWrite + Unpin>,
@@ -164,50 +170,51 @@ pub(crate) struct Flusher {
 #[derive(Default)]
 struct OutboxState {
     pieces: Pieces,
-    /// Bytes sent and not written yet.
-    waiting: usize,
-    /// Nothing more is sent: the flusher's outcome.
+    /// Bytes that are queued and not yet written.
+    unwritten: usize,
+    /// Result that the flusher returns, set by [`Outbox::end`].
     end: Option<Result<(), Error>>,
-    /// Nobody writes any more.
+    /// True if the flusher was dropped.
     is_gone: bool,
     flusher: Option<Waker>,
-    /// Who waits for less to wait.
-    held_up: Option<Waker>,
+    /// Waker of the task that waits in [`Outbox::has_room`].
+    waiting_task: Option<Waker>,
 }
 
 impl Outbox {
-    /// Takes a message.
+    /// Queues a message. Drops it if the outbox was ended or the flusher was dropped.
     pub(crate) fn send(&self, message: &Rc<Message>) {
         let mut outgoing = self.0.borrow_mut();
         if !outgoing.is_gone && outgoing.end.is_none() {
-            outgoing.waiting += outgoing.pieces.add(message);
+            outgoing.unwritten += outgoing.pieces.add(message);
             wake(&mut outgoing.flusher);
         }
     }
 
-    /// Nothing more is sent. The flusher returns this once everything is written, or the stream takes no more at once: who
-    /// ends has been told by the other side that it is gone.
+    /// Ends the outbox: later messages are dropped. The flusher returns `outcome` once everything
+    /// is written, or as soon as the stream is full. It does not wait for a full stream, because
+    /// the caller has learned that the other side is gone.
     pub(crate) fn end(&self, outcome: Result<(), Error>) {
         let mut outgoing = self.0.borrow_mut();
         outgoing.end.get_or_insert(outcome);
         wake(&mut outgoing.flusher);
     }
 
-    /// Waits while too much waits to be written. For one task.
+    /// Waits until at most `MAX_UNWRITTEN_BYTES` are unwritten. Only one task may wait at a time.
     pub(crate) async fn has_room(&self) {
         std::future::poll_fn(|cx| {
             let mut outgoing = self.0.borrow_mut();
-            if outgoing.waiting <= MOST_WAITING || outgoing.is_gone {
+            if outgoing.unwritten <= MAX_UNWRITTEN_BYTES || outgoing.is_gone {
                 return Poll::Ready(());
             }
-            outgoing.held_up = Some(cx.waker().clone());
+            outgoing.waiting_task = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.0.borrow().waiting > MOST_WAITING
+        self.0.borrow().unwritten > MAX_UNWRITTEN_BYTES
     }
 }
 
@@ -218,24 +225,24 @@ fn wake(waker: &mut Option<Waker>) {
 }
 
 enum Piece {
-    /// Small messages, and tables of large ones.
+    /// Small messages, and segment tables of large messages.
     Copied(Vec<u8>),
-    /// A large message's segments.
+    /// Segments of one large message.
     Large(Rc<Message>),
 }
 
-/// What is to be written.
+/// Queue of bytes to write.
 #[derive(Default)]
 struct Pieces {
     queue: VecDeque<Piece>,
-    /// How much of the first one is written.
+    /// Bytes of the first piece that are already written.
     written: usize,
-    /// For the next piece that is copied.
+    /// Empty buffer that the next [`Piece::Copied`] reuses.
     spare: Vec<u8>,
 }
 
 impl Pieces {
-    /// Adds a message; returns how many bytes it takes.
+    /// Adds a message. Returns its length on the stream, in bytes.
     fn add(&mut self, message: &Rc<Message>) -> usize {
         let segments = message.get_segments_for_output();
         let spare = &mut self.spare;
@@ -261,7 +268,7 @@ impl Pieces {
         table + length
     }
 
-    /// What to write next.
+    /// Returns the bytes to write next, in at most [`MAX_SLICES`] slices.
     fn slices(&self) -> Vec<IoSlice<'_>> {
         let mut slices = Vec::new();
         let mut skip = self.written;
@@ -281,7 +288,7 @@ impl Pieces {
         slices
     }
 
-    /// So many bytes more are written.
+    /// Records that `count` more bytes are written, and removes pieces that are complete.
     fn advance(&mut self, count: usize) {
         self.written += count;
         while let Some(first) = self.queue.front_mut() {
@@ -304,7 +311,8 @@ impl Pieces {
     }
 }
 
-/// Adds what is left of these bytes, if there is something left and room for it.
+/// Adds the part of `bytes` behind the first `skip` ones, unless it is empty or the list is full.
+/// Reduces `skip` by the bytes that were skipped here.
 fn add_slice<'a>(slices: &mut Vec<IoSlice<'a>>, skip: &mut usize, bytes: &'a [u8]) {
     let rest = &bytes[(*skip).min(bytes.len())..];
     *skip -= bytes.len() - rest.len();
@@ -313,10 +321,10 @@ fn add_slice<'a>(slices: &mut Vec<IoSlice<'a>>, skip: &mut usize, bytes: &'a [u8
     }
 }
 
-/// Lets every task that is ready now run first, by standing in the queue behind them.
+/// Waits until every task that is ready now has run, by queuing this task behind them.
 ///
-/// Not `tokio::task::yield_now`: that parks the wake-up in the runtime's `block_on`, and loses it if that returns first,
-/// as a synchronous client's does all the time.
+/// This is not `tokio::task::yield_now`, which defers the wake-up to the runtime's `block_on`. The
+/// wake-up is lost if `block_on` returns first, as it does after each call of a synchronous client.
 async fn end_of_turn() {
     let mut waited = false;
     std::future::poll_fn(|cx| {
@@ -334,10 +342,10 @@ impl Flusher {
         Flusher { outbox, stream, signs }
     }
 
-    /// Runs until [`Outbox::end`], or the stream fails.
+    /// Writes messages until [`Outbox::end`] is called or the stream fails.
     ///
     /// # Errors
-    /// The stream's, or that which the outbox was ended with.
+    /// The error of the stream, or the one that was passed to [`Outbox::end`].
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         let mut pieces = Pieces::default();
         loop {
@@ -364,7 +372,8 @@ impl Flusher {
         }
     }
 
-    /// Writes all of these. The end, if it comes while the stream is full.
+    /// Writes all pieces. If the outbox is ended while the stream is full, returns the result that
+    /// the outbox was ended with.
     async fn write_out(&mut self, pieces: &mut Pieces) -> io::Result<Option<Result<(), Error>>> {
         while !pieces.queue.is_empty() {
             let mut was_full = false;
@@ -399,9 +408,9 @@ impl Flusher {
             }
             pieces.advance(written);
             let mut outgoing = self.outbox.0.borrow_mut();
-            outgoing.waiting -= written;
-            if outgoing.waiting <= MOST_WAITING {
-                wake(&mut outgoing.held_up);
+            outgoing.unwritten -= written;
+            if outgoing.unwritten <= MAX_UNWRITTEN_BYTES {
+                wake(&mut outgoing.waiting_task);
             }
         }
         std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_flush(cx)).await?;
@@ -410,13 +419,13 @@ impl Flusher {
 }
 
 impl Drop for Flusher {
-    /// What is not written never will be; whoever still sends sends to nobody.
+    /// Discards the messages that are not written. Later messages are dropped as well.
     fn drop(&mut self) {
         let mut outgoing = self.outbox.0.borrow_mut();
         outgoing.is_gone = true;
         outgoing.pieces = Pieces::default();
-        outgoing.waiting = 0;
-        wake(&mut outgoing.held_up);
+        outgoing.unwritten = 0;
+        wake(&mut outgoing.waiting_task);
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Blocks of the tree that are kept in memory, MiB. Default 64.
+    /// Size of the cache for blocks of the tree, in MiB. Default 64.
     pub cache_mib: u64,
 }
 

@@ -1,16 +1,19 @@
-//! A worked example of a storage plugin: durable storage on [fjall], a log-structured merge tree in pure Rust.
+//! A worked example of a storage plugin: durable storage on [fjall], a log-structured merge tree in
+//! pure Rust.
 //!
-//! A commit is one append to a journal and one flush, however many records are in it and wherever they belong in the
-//! tree, which is sorted later and in the background. A B+ tree such as LMDB's writes a page a record. So this engine
-//! commits small batches of scattered keys faster, and pays for it when it reads and when it merges: docs/benchmarks.md.
+//! A commit is one append to a journal and one flush, for any number of records anywhere in the
+//! tree. The tree is sorted later, in the background. A B+ tree such as LMDB's writes a page for
+//! each record. This engine therefore commits small batches of scattered keys faster, but reads and
+//! background merges cost more: docs/benchmarks.md.
 //!
-//! - [`Config`]: what stands beside `engine = "fjall"` in `[storage]`.
-//! - `store.rs`: reading, scanning and committing, all of fjall's API.
-//! - `writer.rs`: how updates are applied and gathered into commits.
-//! - `main.rs`: a node with this engine, and everything that comes with Quorate.
+//! - [`Config`]: the keys of `[storage]` besides `engine = "fjall"`.
+//! - `store.rs`: reads, scans and commits; all uses of fjall's API.
+//! - `writer.rs`: applies updates and gathers them into commits.
+//! - `main.rs`: a node with this engine, and with all plugins that come with Quorate.
 //!
-//! What is *not* here, and an engine for production must have: watching the free space of the disk. A disk that is full fails a
-//! commit, fjall takes no more writes after that, and so this engine takes none until the node is started again.
+//! An engine for production must also watch the free space of the disk; this one does not. A full
+//! disk fails a commit. After that fjall accepts no more writes, and so this engine accepts none
+//! until the node is restarted.
 
 mod config;
 mod store;

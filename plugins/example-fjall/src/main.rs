@@ -1,4 +1,4 @@
-//! A node with fjall beside the built-in engines: `[storage] engine = "fjall"`.
+//! A node with fjall, besides the built-in engines: `[storage] engine = "fjall"`.
 
 fn main() -> std::process::ExitCode {
     let mut registry = quorate_server::Registry::built_in();

@@ -12,10 +12,10 @@ use quorate_core::storage::{Page, Range, StorageError};
 use crate::config::Config;
 
 const RECORDS: &str = "records";
-/// Records of one commit of a checkpoint.
-const COPIED_TOGETHER: usize = 1_024;
+/// Records that a checkpoint copies in one commit.
+const COPY_BATCH: usize = 1_024;
 
-/// Changes by key; `None`: removed.
+/// Changes by key. `None` removes the record.
 pub(crate) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 
 pub(crate) struct Store {
@@ -41,7 +41,7 @@ impl Store {
 
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
         let value = self.records.get(key).map_err(io)?;
-        // Copied: a slice would keep its whole block in memory.
+        // A copy, because a slice would keep its whole block in memory.
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -53,7 +53,7 @@ impl Store {
         let start = if range.after { Bound::Excluded(range.start) } else { Bound::Included(range.start) };
         let end = range.end.map_or(Bound::Unbounded, Bound::Excluded);
         let mut bytes = 0;
-        // Of a snapshot: a range of the keyspace itself may show a batch half applied.
+        // A range of a snapshot, because a range of the keyspace itself may show half of a batch.
         for record in self.database.snapshot().range::<&[u8], _>(&self.records, (start, end)) {
             let (key, value) = record.into_inner().map_err(io)?;
             if page.records.len() >= range.limit || (bytes >= range.max_bytes && !page.records.is_empty()) {
@@ -66,7 +66,7 @@ impl Store {
         Ok(page)
     }
 
-    /// All changes or none, on the disk when this returns.
+    /// Commits all changes or none. They are durable when this returns.
     pub(crate) fn commit(&self, changes: &Changes) -> Result<(), StorageError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
         for (key, value) in changes {
@@ -78,7 +78,7 @@ impl Store {
         batch.commit().map_err(io)
     }
 
-    /// A copy of what is committed, as a database of its own.
+    /// Copies all committed records into an empty folder, as a database of its own.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
         let failed = |error: std::io::Error| StorageError::Io {
             detail: format!("checkpoint to {}: {error}", folder.display()),
@@ -92,7 +92,7 @@ impl Store {
         for record in self.database.snapshot().iter(&self.records) {
             let (key, value) = record.into_inner().map_err(io)?;
             gathered.insert(Bytes::copy_from_slice(&key), Some(Bytes::copy_from_slice(&value)));
-            if gathered.len() >= COPIED_TOGETHER {
+            if gathered.len() >= COPY_BATCH {
                 copy.commit(&std::mem::take(&mut gathered))?;
             }
         }

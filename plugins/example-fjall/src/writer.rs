@@ -1,8 +1,8 @@
-//! From updates to commits: an update is applied at once, over what is not committed yet, and a thread commits what has
-//! gathered while the commit before was under way.
+//! Updates and their commits. An update is applied at once, to changes that may not be committed
+//! yet. A thread then commits all changes that gathered during its previous commit.
 //!
-//! A commit that fails takes with it what was applied on top of it, and ends the engine's writes: what the journal holds
-//! then is known only after it is read again, at the next start.
+//! If a commit fails, the changes that were applied after it fail too, and the engine accepts no
+//! more writes. The contents of the journal are then unknown until the next start reads it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,9 +12,9 @@ use quorate_core::storage::{RecordAction, StorageError, Update};
 
 use crate::store::{Changes, Store};
 
-/// Most updates that wait for a commit; beyond it, `QueueFull`.
+/// Most updates that wait for a commit. Further ones fail with `QueueFull`.
 const MAX_QUEUED_UPDATES: usize = 65_536;
-/// Most bytes that wait for a commit.
+/// Most bytes that wait for a commit. Beyond it, updates fail with `QueueFull`.
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
 
 pub(crate) struct Writer {
@@ -30,14 +30,15 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Applied since the last commit began.
+    /// Changes that were applied since the last commit began.
     gathered: Changes,
+    /// Bytes of `gathered`: keys and values.
     bytes: usize,
-    /// What is being committed.
+    /// Changes that are being committed.
     committing: Arc<Changes>,
-    /// Updates in `gathered`.
+    /// Updates whose changes are in `gathered`.
     waiting: Vec<Box<dyn Update>>,
-    /// What a commit failed with.
+    /// Error of the commit that failed, after which the engine accepts no writes.
     broken: Option<StorageError>,
     closing: bool,
 }
@@ -49,7 +50,7 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("quorate-fjall".into())
             .spawn(move || while theirs.commit_next() {})
-            .expect("a thread can be started");
+            .expect("the operating system starts a thread");
         Writer { shared, thread: Some(thread) }
     }
 
@@ -88,7 +89,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock is held from the read to the write: that makes the update atomic.
+    /// Applies one update. The caller holds the lock from the read to the write, which makes the
+    /// update atomic.
     fn apply(&self, state: &mut State, update: &mut dyn Update) -> Result<(), StorageError> {
         if let Some(error) = &state.broken {
             return Err(error.clone());
@@ -113,7 +115,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits for updates and commits them. False when closing: after the last commit.
+    /// Waits for updates and commits them. Returns `false` after the last commit, once the writer
+    /// is dropped.
     fn commit_next(&self) -> bool {
         let idle = |state: &mut State| state.waiting.is_empty() && !state.closing;
         let mut state = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +136,8 @@ impl Shared {
                 finish(waiting, &Ok(()));
             }
             Err(error) => {
-                // All hear of it before the lock is given up, so that nothing later begins first.
+                // All failed updates are finished before the lock is released, so that no later
+                // update begins before that.
                 state.gathered.clear();
                 state.broken = Some(error.clone());
                 finish(waiting, &Err(error.clone()));

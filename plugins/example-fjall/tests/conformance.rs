@@ -1,4 +1,4 @@
-//! The example keeps the contract of storage engines, through the same suite as the built-in ones.
+//! The example engine passes the conformance suite of storage engines, as the built-in ones do.
 
 use std::sync::Arc;
 

@@ -4,16 +4,18 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where to find some members at first, "host:port" each. This node's own address among them is no harm, so all nodes
-    /// can have the same list. Default: none, which is right for a cluster of one.
+    /// Addresses of nodes through which this node finds the cluster, "host:port" each. The list may
+    /// contain this node's own address, so that all nodes can have the same list. Default: none,
+    /// which is right for a cluster of one node.
     pub seeds: Vec<String>,
-    /// How many nodes make up a new cluster: its first layout is made when exactly these have found each other. A node that
-    /// finds a cluster that has a layout takes that one instead. The same on all nodes. Default 1.
+    /// Number of nodes that begin a new cluster, the same on all of them. Its first layout is made
+    /// once exactly this number of nodes have found each other. A node that finds a cluster with a
+    /// layout adopts that layout instead. Default 1.
     pub expect: usize,
-    /// How often a node tells another what it knows, milliseconds. Default 500.
+    /// Interval of the gossip rounds, in milliseconds. Default 500.
     pub interval_ms: u64,
-    /// A member that was not heard of for so long, through anybody, is suspected to be down, milliseconds. It stays a
-    /// member. Default 5000.
+    /// Time without a new heartbeat of a member, from any node, after which it is suspected to be
+    /// down, in milliseconds. It stays a member. Default 5000.
     pub suspect_after_ms: u64,
 }
 

@@ -1,13 +1,18 @@
-//! Nodes find each other through seeds and tell each other whom they know, what those published, and that they are alive.
+//! Membership by gossip: nodes find each other through seeds. They pass on which members they know,
+//! the metadata that those published, and their heartbeats.
 //!
-//! Each round a node sends one other its *digest*: of every member, how new its own knowledge is. The other answers with
-//! what it knows better, and asks for what it knows worse. A member's *heartbeat* counts up by itself and travels in the
-//! digests; whose heartbeat stands still for long is suspected, never forgotten.
+//! In each round a node sends its *digest* to a few other nodes: for every member, the age of its
+//! own knowledge. The receiver answers with the members of which it has newer knowledge, and asks
+//! for those of which it has older knowledge. Each member increments its own *heartbeat*, which
+//! travels in the digests. A member whose heartbeat has not advanced for long is suspected, but
+//! never removed.
 //!
-//! What is *not* here: a connection, a clock, randomness from outside. The same calls give the same messages.
+//! This crate has no connections, no clock and no outside randomness: the same calls give the same
+//! messages.
 //!
-//! Source: van Renesse et al., *Efficient Reconciliation and Flow Control for Anti-Entropy Protocols* (Scuttlebutt), 2008;
-//! that a node answers rumours about itself with a higher incarnation is SWIM's (Das et al., 2002).
+//! Source: van Renesse et al., *Efficient Reconciliation and Flow Control for Anti-Entropy
+//! Protocols* (Scuttlebutt), 2008. SWIM (Das et al., 2002) is the source of one rule: a node
+//! answers old claims about itself with a higher incarnation.
 
 mod config;
 mod message;
@@ -24,12 +29,14 @@ use message::{Age, Card, MAX_METADATA, MAX_METADATA_BYTES, Message};
 /// This plugin's name in `[membership] plugin`.
 pub const NAME: &str = "gossip";
 
-/// Whom a node talks to in one round, besides a suspected member now and then.
-const TALKS_PER_ROUND: usize = 2;
+/// Members that are not suspected and receive a digest in one round. One suspected member receives
+/// it too, if there is any.
+const TARGETS_PER_ROUND: usize = 2;
+
 /// Opens the plugin.
 ///
 /// # Errors
-/// What is wrong with the configuration, and what to write.
+/// The key with an invalid value, and the remedy.
 pub fn open(config: Config, context: &PluginContext<'_>) -> Result<GossipMembership, OpenError> {
     let this = context.this;
     for (name, number) in [("interval_ms", config.interval_ms), ("suspect_after_ms", config.suspect_after_ms)]
@@ -47,13 +54,13 @@ pub fn open(config: Config, context: &PluginContext<'_>) -> Result<GossipMembers
     }
     if config.seeds.is_empty() && config.expect > 1 {
         return refused(
-            "without seeds, this node could find nobody; set seeds = [\"host:port\", …]".to_owned(),
+            "without seeds, this node cannot find the other nodes; set seeds = [\"host:port\", …]".to_owned(),
         );
     }
     if config.expect == 1 && config.seeds.iter().any(|seed| *seed != this.address) {
         return refused(
-            "with seeds, this node would found a cluster of its own; set expect to the number of \
-             nodes that found the cluster, the same on all of them"
+            "with seeds and expect = 1, this node would begin a cluster of its own; set expect to the \
+             number of nodes that begin the cluster, the same number on all of them"
                 .to_owned(),
         );
     }
@@ -61,14 +68,14 @@ pub fn open(config: Config, context: &PluginContext<'_>) -> Result<GossipMembers
     Ok(GossipMembership {
         this: this.id,
         config,
-        known: BTreeMap::from([(this.id, Known { card, heartbeat: 0, heard_ms: 0 })]),
+        known: BTreeMap::from([(this.id, Known { card, heartbeat: 0, advanced_ms: 0 })]),
         now_ms: 0,
         next_round_ms: 0,
         random: this.id.0,
     })
 }
 
-/// What one node knows of all members.
+/// One node's knowledge of all members.
 pub struct GossipMembership {
     this: NodeId,
     config: Config,
@@ -78,11 +85,12 @@ pub struct GossipMembership {
     random: u64,
 }
 
+/// One node's knowledge of one member.
 struct Known {
     card: Card,
     heartbeat: u64,
-    /// When the heartbeat was last seen to advance.
-    heard_ms: u64,
+    /// Monotonic time at which the heartbeat or the card last advanced, in milliseconds.
+    advanced_ms: u64,
 }
 
 impl Known {
@@ -92,7 +100,9 @@ impl Known {
 }
 
 impl GossipMembership {
-    /// SplitMix64, from this node's id: everybody draws others, each the same again.
+    /// Returns the next pseudo-random number below `bound`. The generator is SplitMix64, seeded
+    /// with this node's id: nodes draw different numbers, and each node the same numbers in each
+    /// run.
     fn draw(&mut self, bound: usize) -> usize {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -101,12 +111,12 @@ impl GossipMembership {
         ((z ^ (z >> 31)) % bound as u64) as usize
     }
 
-    fn local_phase(&mut self) -> &mut Known {
-        self.known.get_mut(&self.this).expect("this node knows itself")
+    fn own(&mut self) -> &mut Known {
+        self.known.get_mut(&self.this).expect("`known` always contains this node")
     }
 
     fn is_suspected(&self, known: &Known) -> bool {
-        known.card.member.id != self.this && self.now_ms > known.heard_ms + self.config.suspect_after_ms
+        known.card.member.id != self.this && self.now_ms > known.advanced_ms + self.config.suspect_after_ms
     }
 
     fn digest(&self) -> Message {
@@ -119,22 +129,23 @@ impl GossipMembership {
         self.known.contains_key(&to).then(|| OutgoingMessage { to, message: message.encode() })
     }
 
-    /// Takes over what is newer than what is known. A rumour about this node that is newer than what it says of itself is
-    /// from an earlier run: it is outbid.
-    fn learn(&mut self, card: Card, heartbeat: u64) {
+    /// Merges a card and a heartbeat, if they are newer than the known ones. A card of this node
+    /// that is newer than its own card is from an earlier run; a higher incarnation makes it
+    /// obsolete.
+    fn merge(&mut self, card: Card, heartbeat: u64) {
         let id = card.member.id;
         if id == self.this {
             let now_ms = self.now_ms;
-            let own = self.local_phase();
+            let own = self.own();
             if (card.incarnation, card.version) > (own.card.incarnation, own.card.version)
                 || (card.incarnation == own.card.incarnation && card != own.card)
             {
                 own.card.incarnation = card.incarnation + 1;
-                own.heard_ms = now_ms;
+                own.advanced_ms = now_ms;
             }
             return;
         }
-        let (now_ms, room) = (self.now_ms, self.known.len() < MAX_MEMBERS);
+        let (now_ms, has_space) = (self.now_ms, self.known.len() < MAX_MEMBERS);
         match self.known.get_mut(&id) {
             Some(known) => {
                 let newer = (card.incarnation, card.version) > (known.card.incarnation, known.card.version);
@@ -145,17 +156,18 @@ impl GossipMembership {
                 }
                 if newer || heartbeat > known.heartbeat {
                     known.heartbeat = heartbeat;
-                    known.heard_ms = now_ms;
+                    known.advanced_ms = now_ms;
                 }
             }
-            None if room => {
-                self.known.insert(id, Known { card, heartbeat, heard_ms: now_ms });
+            None if has_space => {
+                self.known.insert(id, Known { card, heartbeat, advanced_ms: now_ms });
             }
             None => {}
         }
     }
 
-    /// Answers a digest: what this node knows better, and of whom it wants to hear.
+    /// Answers a digest: sends the cards that are newer here, and asks for those that are older or
+    /// missing here.
     fn answer(&mut self, from: NodeId, digest: Vec<(u64, Age)>) -> Vec<OutgoingMessage> {
         let now_ms = self.now_ms;
         let mut wanted = Vec::new();
@@ -169,13 +181,13 @@ impl GossipMembership {
                 {
                     wanted.push(id.0);
                 }
-                // Only the heart has beaten: the digest says it all.
+                // Only the heartbeat is newer, and the digest contains it.
                 Some(known)
                     if age.incarnation == known.card.incarnation && age.heartbeat > known.heartbeat =>
                 {
                     if id != self.this {
                         known.heartbeat = age.heartbeat;
-                        known.heard_ms = now_ms;
+                        known.advanced_ms = now_ms;
                     }
                 }
                 Some(_) => {}
@@ -198,9 +210,9 @@ impl Membership for GossipMembership {
         }
         self.next_round_ms = self.now_ms + self.config.interval_ms;
         let now_ms = self.now_ms;
-        let own = self.local_phase();
+        let own = self.own();
         own.heartbeat += 1;
-        own.heard_ms = now_ms;
+        own.advanced_ms = now_ms;
         let others = |suspected: bool| -> Vec<NodeId> {
             let wanted = |known: &&Known| {
                 !known.card.left && known.card.member.id != self.this && self.is_suspected(known) == suspected
@@ -208,17 +220,17 @@ impl Membership for GossipMembership {
             self.known.values().filter(wanted).map(|known| known.card.member.id).collect()
         };
         let (mut alive, suspected) = (others(false), others(true));
-        let mut talks = Vec::new();
-        while talks.len() < TALKS_PER_ROUND && !alive.is_empty() {
+        let mut targets = Vec::new();
+        while targets.len() < TARGETS_PER_ROUND && !alive.is_empty() {
             let at = self.draw(alive.len());
-            talks.push(alive.swap_remove(at));
+            targets.push(alive.swap_remove(at));
         }
-        // Who is suspected may be back, or have been cut off with others.
+        // A suspected member may be back, or may be connected to other members only.
         if !suspected.is_empty() {
-            talks.push(suspected[self.draw(suspected.len())]);
+            targets.push(suspected[self.draw(suspected.len())]);
         }
         let digest = self.digest();
-        talks.into_iter().filter_map(|to| self.send(to, &digest)).collect()
+        targets.into_iter().filter_map(|to| self.send(to, &digest)).collect()
     }
 
     fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<OutgoingMessage> {
@@ -226,14 +238,14 @@ impl Membership for GossipMembership {
         match Message::decode(message) {
             Some(Message::Digest { own: (card, heartbeat), ages }) => {
                 if card.is_sound() && card.member.id == from {
-                    self.learn(card, heartbeat);
+                    self.merge(card, heartbeat);
                 }
                 self.answer(from, ages)
             }
             Some(Message::News { cards, wanted }) => {
                 for (card, heartbeat) in cards.into_iter().take(MAX_MEMBERS) {
                     if card.is_sound() {
-                        self.learn(card, heartbeat);
+                        self.merge(card, heartbeat);
                     }
                 }
                 let wanted: Vec<NodeId> = wanted.into_iter().take(MAX_MEMBERS).map(NodeId).collect();
@@ -261,7 +273,7 @@ impl Membership for GossipMembership {
     }
 
     fn publish(&mut self, name: &str, value: &[u8]) {
-        let own = self.local_phase();
+        let own = self.own();
         let value = value[..value.len().min(MAX_METADATA_BYTES)].to_vec();
         if own.card.metadata.len() >= MAX_METADATA && !own.card.metadata.contains_key(name) {
             return;
@@ -279,9 +291,9 @@ impl Membership for GossipMembership {
 
     fn join(&mut self, member: Member) -> Result<(), String> {
         if member.id != self.this && !self.known.contains_key(&member.id) {
-            // Older than anything it says of itself.
+            // Incarnation 0 is older than any card that the member itself sends.
             let card = Card { incarnation: 0, ..Card::of(member) };
-            self.learn(card, 0);
+            self.merge(card, 0);
         }
         Ok(())
     }
@@ -321,7 +333,8 @@ mod tests {
         nodes
     }
 
-    /// Lets time pass: all messages between those who are up arrive.
+    /// Runs all nodes for which `up` returns true, in steps of 100 milliseconds. All messages
+    /// between them arrive.
     fn run(nodes: &mut [GossipMembership], from_ms: u64, to_ms: u64, up: impl Fn(usize) -> bool) {
         let number = |nodes: &[GossipMembership], id: NodeId| nodes.iter().position(|node| node.this == id);
         for now in (from_ms..to_ms).step_by(100) {
@@ -346,9 +359,10 @@ mod tests {
         view.into_iter().map(|view| view.state).collect()
     }
 
-    /// Nodes that know one seed soon all know each other, and what each published.
+    /// Nodes that share one seed find each other within five seconds, and learn the metadata that
+    /// each published.
     #[test]
-    fn everybody_meets_everybody_through_one_seed() {
+    fn nodes_find_each_other_through_one_seed() {
         let mut nodes = nodes(7);
         nodes[3].publish("color", b"red");
         run(&mut nodes, 0, 5_000, |_| true);
@@ -358,9 +372,10 @@ mod tests {
         }
     }
 
-    /// A node that is paused for 30 s is suspected, not forgotten, and nobody else is; afterwards all is as before.
+    /// A node that is paused for 30 s is suspected and not removed; no other node is suspected.
+    /// After the pause all nodes are alive again.
     #[test]
-    fn a_pause_makes_nobody_forget() {
+    fn a_paused_node_is_suspected_and_not_removed() {
         let mut nodes = nodes(5);
         run(&mut nodes, 0, 5_000, |_| true);
         run(&mut nodes, 5_000, 35_000, |at| at != 2);
@@ -375,8 +390,8 @@ mod tests {
         }
     }
 
-    /// A node that starts again at another address is the same member, and all learn the new address, although its new run
-    /// knows nothing of the old one.
+    /// A node that restarts with another address is the same member. All nodes learn the new
+    /// address, although the new run knows nothing of the old one.
     #[test]
     fn a_restart_with_a_new_address_is_the_same_member() {
         let mut nodes = nodes(4);
@@ -391,13 +406,13 @@ mod tests {
             assert_eq!(view.len(), 4);
             let member = view.iter().find(|view| view.member.name == "n2").unwrap();
             assert_eq!(member.member.address, "elsewhere:1");
-            assert_eq!(node.metadata(member.member.id), [], "what the old run published is gone with it");
+            assert_eq!(node.metadata(member.member.id), [], "metadata of the old run is discarded");
         }
     }
 
-    /// Who was taken out stays out, whatever it says of itself.
+    /// A node that was removed from the cluster stays in state `Left` on all other nodes.
     #[test]
-    fn who_left_stays_out() {
+    fn a_node_that_left_stays_out() {
         let mut nodes = nodes(4);
         run(&mut nodes, 0, 5_000, |_| true);
         let gone = nodes[3].this;

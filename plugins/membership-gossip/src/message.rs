@@ -1,31 +1,34 @@
-//! What members say to each other, as JSON: a few hundred bytes a second, and readable in a dump.
+//! The messages between members, as JSON. They are a few hundred bytes a second, and readable in a
+//! dump of the traffic.
 
 use std::collections::BTreeMap;
 
 use quorate_core::member::Member;
 use serde::{Deserialize, Serialize};
 
-/// Most entries of a member's metadata, and most bytes of one.
+/// Most entries of a member's metadata.
 pub(crate) const MAX_METADATA: usize = 32;
+/// Most bytes of one metadata value.
 pub(crate) const MAX_METADATA_BYTES: usize = 1_024;
-/// Longest name, address and zone of a member.
+/// Most bytes of a member's name, address, zone, or metadata key.
 const MAX_TEXT_BYTES: usize = 256;
 
-/// What is known of a member, as it said it itself.
+/// One member's name, address, zone and metadata, as the member itself published them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Card {
     #[serde(with = "WireMember")]
     pub(crate) member: Member,
-    /// Counts the member's runs: raised when it hears of an earlier one.
+    /// Number of the member's run. The member raises it when it receives a card of an earlier run.
     pub(crate) incarnation: u64,
-    /// Counts the changes of this run.
+    /// Number of changes of the card in this run.
     pub(crate) version: u64,
+    /// True if the member was removed from the cluster.
     pub(crate) left: bool,
     pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 
-/// How new a piece of knowledge is: the larger, the newer.
+/// Age of the knowledge of one member: newer knowledge compares as greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(crate) struct Age {
     pub(crate) incarnation: u64,
@@ -35,13 +38,14 @@ pub(crate) struct Age {
 
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// Who the sender is, and of every member how new its knowledge is.
+    /// The sender's own card and heartbeat, and the age of its knowledge of every member, by node
+    /// id.
     Digest { own: (Card, u64), ages: Vec<(u64, Age)> },
-    /// Cards with heartbeats, and of whom the sender wants to hear.
+    /// Cards with heartbeats, and the ids of members whose cards the sender wants.
     News { cards: Vec<(Card, u64)>, wanted: Vec<u64> },
 }
 
-/// A member by name: its id follows from that.
+/// A member's form in messages. It has no id, because the id follows from the name.
 struct WireMember;
 
 #[derive(Serialize, Deserialize)]
@@ -69,7 +73,7 @@ impl Card {
         Card { member, incarnation: 1, version: 0, left: false, metadata: BTreeMap::new() }
     }
 
-    /// Within the bounds that every card keeps.
+    /// True if the card keeps the bounds that every valid card keeps.
     pub(crate) fn is_sound(&self) -> bool {
         let Member { name, address, zone, .. } = &self.member;
         let short = [name, address, zone].iter().all(|text| text.len() <= MAX_TEXT_BYTES);

@@ -1,4 +1,4 @@
-//! The membership contract, run by this plugin.
+//! The gossip membership passes the conformance suite of memberships.
 
 use quorate_membership_gossip::{Config, open};
 

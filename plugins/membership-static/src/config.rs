@@ -4,10 +4,11 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// All members, this node among them. Empty: this node alone.
+    /// List of all members, this node included. Empty: this node alone.
     pub members: Vec<MemberEntry>,
-    /// This node joins a cluster that the others are already: it asks them for their layout, and takes no part in it until an
-    /// operator commits that. Default false: the members listed are the cluster.
+    /// True if this node joins a cluster that the other members already form. It fetches their
+    /// layout, and holds no data until an operator commits a layout that contains it. Default
+    /// false: the listed members form the cluster.
     pub join: bool,
 }
 
@@ -15,11 +16,11 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberEntry {
-    /// Its `[node] name`.
+    /// Name of the member, its `[node] name`.
     pub name: String,
-    /// Where it listens, "host:port".
+    /// Address of the member, "host:port".
     pub address: String,
-    /// Its failure zone. Default: none.
+    /// Failure zone of the member. Default: none.
     #[serde(default)]
     pub zone: String,
 }

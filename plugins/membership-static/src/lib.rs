@@ -1,6 +1,7 @@
-//! The members are those of the configuration: the same list on every node, changed by editing it everywhere.
+//! Membership with a fixed list of members: the same list in the configuration of every node. It
+//! changes only by editing all of them.
 //!
-//! What is *not* here: failure detection. Whether a member answers is seen on the connections to it.
+//! This crate detects no failures: a node learns from its connections if a member answers.
 
 mod config;
 
@@ -15,10 +16,10 @@ pub use config::{Config, MemberEntry};
 /// This plugin's name in `[membership] plugin`.
 pub const NAME: &str = "static";
 
-/// Opens the list.
+/// Opens the plugin.
 ///
 /// # Errors
-/// If this node is not in the list, or a name is there twice: with what to write.
+/// If the list does not contain this node, or contains a name twice. The error has the remedy.
 pub fn open(config: Config, context: &PluginContext<'_>) -> Result<StaticMembership, OpenError> {
     let this = context.this;
     let mut members: Vec<Member> =
@@ -31,7 +32,7 @@ pub fn open(config: Config, context: &PluginContext<'_>) -> Result<StaticMembers
         return Err(OpenError::InvalidConfig {
             key: "members",
             value: names(&members),
-            remedy: format!("{:?} is there twice; names must differ", same[0].name),
+            remedy: format!("name {:?} is listed twice; give each member another name", same[0].name),
         });
     }
     if !members.iter().any(|member| member.id == this.id) {
@@ -40,14 +41,14 @@ pub fn open(config: Config, context: &PluginContext<'_>) -> Result<StaticMembers
             key: "members",
             value: names(&members),
             remedy: format!(
-                "the list does not list this node, {name:?} ([node] name): add {{ name = {name:?}, address = {address:?} }}"
+                "it does not list this node, {name:?} ([node] name): add {{ name = {name:?}, address = {address:?} }}"
             ),
         });
     }
     Ok(StaticMembership { this: this.id, members, joins: config.join, published: BTreeMap::new() })
 }
 
-/// The names of members, as a list for an error message.
+/// Formats the members' names as a list, for an error message.
 fn names(members: &[Member]) -> String {
     let names: Vec<String> = members.iter().map(|member| format!("{:?}", member.name)).collect();
     format!("[{}]", names.join(", "))
@@ -82,7 +83,8 @@ impl Membership for StaticMembership {
         self.published.insert(name.to_owned(), value.to_vec());
     }
 
-    /// Facts do not spread: only this node's own are known.
+    /// Returns this node's own metadata, and nothing for other nodes: this plugin sends no
+    /// messages.
     fn metadata(&self, of: NodeId) -> Vec<(String, Vec<u8>)> {
         if of == self.this { self.published.clone().into_iter().collect() } else { Vec::new() }
     }

@@ -1,4 +1,4 @@
-//! The static membership keeps the contract of memberships, and refuses lists without this node.
+//! The static membership passes the conformance suite of memberships, and refuses invalid lists.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ fn static_keeps_the_contract() {
     });
 }
 
-/// A list that leaves this node out, or names one twice, is refused with what to write.
+/// A list that leaves this node out, or names a node twice, is refused. The error has the remedy.
 #[test]
 fn wrong_lists_are_refused() {
     let this = Member::new("n1", "127.0.0.1:7401", "");

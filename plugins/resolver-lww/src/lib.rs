@@ -1,7 +1,9 @@
-//! Last write wins: the version with the greatest (stamp, actor) is shown, and is the only one that replicas keep.
+//! Last write wins: a read shows the version with the greatest (stamp, actor), and replicas keep
+//! only that version.
 //!
-//! Concurrent writes are lost, silently: for caches and for values of which any recent one will do. A write still never
-//! loses against one that it had seen, however wrong the clocks are, since it is stamped beyond everything it saw.
+//! Of concurrent writes all but one are lost, without an error. Use this resolver for caches, and
+//! for values of which any recent one is good enough. A write never loses against a version that it
+//! replaces, even if clocks are wrong, because its stamp is greater than all that it has seen.
 
 use quorate_core::object::{MergeRule, Version};
 use quorate_core::plugin::{OpenError, PluginContext};
@@ -11,7 +13,7 @@ use serde::Deserialize;
 /// This plugin's name in `[buckets.NAME] resolver`.
 pub const NAME: &str = "lww";
 
-/// Nothing to configure.
+/// Configuration of this resolver: it has no settings.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {}
@@ -24,7 +26,7 @@ pub fn open(_: Config, _: &PluginContext<'_>) -> Result<LastWriteWins, OpenError
     Ok(LastWriteWins)
 }
 
-/// Keeps the newest.
+/// The resolver: keeps the newest version.
 pub struct LastWriteWins;
 
 impl ConflictResolver for LastWriteWins {

@@ -1,4 +1,4 @@
-//! Last-write-wins keeps the contract of resolvers.
+//! The last-write-wins resolver passes the conformance suite of resolvers.
 
 #[test]
 fn lww_keeps_the_contract() {

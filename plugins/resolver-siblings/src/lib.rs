@@ -1,4 +1,4 @@
-//! Shows every concurrent version: the application merges. The default.
+//! The default resolver: a read shows every concurrent version, and the application merges them.
 
 use quorate_core::object::Version;
 use quorate_core::plugin::{OpenError, PluginContext};
@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// This plugin's name in `[buckets.NAME] resolver`.
 pub const NAME: &str = "siblings";
 
-/// Nothing to configure.
+/// Configuration of this resolver: it has no settings.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {}
@@ -21,7 +21,7 @@ pub fn open(_: Config, _: &PluginContext<'_>) -> Result<Siblings, OpenError> {
     Ok(Siblings)
 }
 
-/// Shows what there is.
+/// The resolver: shows all versions, in order of their stamps.
 pub struct Siblings;
 
 impl ConflictResolver for Siblings {

@@ -1,4 +1,4 @@
-//! Showing all siblings keeps the contract of resolvers.
+//! The siblings resolver passes the conformance suite of resolvers.
 
 #[test]
 fn siblings_keeps_the_contract() {

@@ -1,35 +1,45 @@
-//! Where records lie: one after the other in large chunks, so that a record costs its bytes and a few more. What is replaced or
-//! removed leaves a hole; chunks with many holes are emptied into others, so that holes take a bounded share.
+//! Memory for records: they lie one after the other in large chunks, so that a record needs few
+//! bytes besides its own. A replaced or removed record leaves a hole. Chunks with many holes are
+//! emptied into other chunks, which bounds the share of the holes.
 //!
 //! Source: log-structured memory as in RAMCloud (Rumble et al., FAST '14).
 
 use bytes::Bytes;
 
-/// How much memory is taken at a time, and emptied at a time, while others wait. (Little in tests, so that chunks are emptied.)
+/// Bytes of a chunk. Memory is allocated and emptied by whole chunks, while other threads wait for
+/// the lock. (Chunks are small in tests, so that tests empty some.)
 pub(crate) const CHUNK_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
-/// A larger value lies by itself, as does a longer key than a head has bits for: it is not copied by who reads it, nor when a chunk is emptied.
+/// Most bytes of a value in a chunk. A record with a larger value has its own allocation, and so
+/// has a record whose key is longer than [`MAX_KEY`]. Neither reads nor emptied chunks copy such a
+/// value.
 pub(crate) const LARGEST_IN_CHUNK: usize = 1_024;
-/// Holes may make one part in so many of what is used, and as many chunks besides.
-const HOLES_SHARE: usize = 3;
-/// Chunks looked at for the one with most holes.
-const LOOKED_AT: usize = 64;
-const HOLES_BESIDES: usize = 4 * CHUNK_BYTES;
-/// Two numbers, two bytes each, little-endian: the key's length (9 bits), how many bytes are free after the value (6), and
-/// whether it is a hole; and the value's length.
+/// Divisor of the used bytes: 1 / `HOLES_DIVISOR` of them may be holes, and [`EXTRA_HOLE_BYTES`]
+/// more.
+const HOLES_DIVISOR: usize = 3;
+const EXTRA_HOLE_BYTES: usize = 4 * CHUNK_BYTES;
+/// Chunks that one search for the chunk with the most holes checks at least.
+const CHECKED_CHUNKS: usize = 64;
+/// Bytes of a record's header: two little-endian `u16`. The first has the key's length (9 bits),
+/// the number of free bytes after the value (6 bits), and the mark of a hole (1 bit). The second is
+/// the value's length.
 const HEADER_BYTES: usize = 4;
 const HOLE: u16 = 1 << 15;
 const FREE_SHIFT: u32 = 9;
-const MOST_FREE: usize = (HOLE as usize >> FREE_SHIFT) - 1;
+/// Most free bytes that a header can describe.
+const MAX_FREE: usize = (HOLE as usize >> FREE_SHIFT) - 1;
+/// Longest key in a chunk, in bytes.
 const MAX_KEY: u16 = (1 << FREE_SHIFT) - 1;
 
-/// Where one record lies: its chunk and its place in it, or its number among the large ones. Five bytes: there is one for each
-/// record.
+/// Position of one record: its chunk and its offset in the chunk, or its number among the large
+/// records. Only five bytes long, because each record has one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Slot([u8; 5]);
 
+/// Bit of a [`Slot`] that marks a large record.
 const LARGE: u64 = 1 << 39;
-/// Chunks and large records that can be told apart.
+/// Most chunks that a [`Slot`] can number.
 const MAX_CHUNKS: usize = (LARGE as usize) / CHUNK_BYTES;
+/// Most large records.
 const MAX_LARGE: usize = u32::MAX as usize;
 
 impl Slot {
@@ -42,22 +52,25 @@ impl Slot {
         Slot::new((chunk * CHUNK_BYTES + at) as u64)
     }
 
-    fn spot(self) -> Spot {
+    fn location(self) -> Location {
         let [a, b, c, d, e] = self.0;
         let number = u64::from_le_bytes([a, b, c, d, e, 0, 0, 0]);
         match number & LARGE {
-            0 => Spot::Chunk(number as usize / CHUNK_BYTES, number as usize % CHUNK_BYTES),
-            _ => Spot::Large((number & !LARGE) as usize),
+            0 => Location::Chunk(number as usize / CHUNK_BYTES, number as usize % CHUNK_BYTES),
+            _ => Location::Large((number & !LARGE) as usize),
         }
     }
 }
 
-enum Spot {
+/// A decoded [`Slot`].
+enum Location {
+    /// Number of the chunk, and the record's offset in it.
     Chunk(usize, usize),
+    /// Number among the large records.
     Large(usize),
 }
 
-/// What a record begins with.
+/// A decoded record header. `key`, `value` and `free` are numbers of bytes.
 struct Head {
     key: usize,
     value: usize,
@@ -71,15 +84,16 @@ impl Head {
     }
 }
 
-/// Records one after the other.
+/// Records and holes, one after the other.
 #[derive(Default)]
 struct Chunk {
-    /// Never more than its first capacity.
+    /// Contents. They never grow beyond the first allocation.
     bytes: Vec<u8>,
-    /// How many of them are in use.
+    /// Bytes that belong to records, not to holes.
     live: usize,
 }
 
+/// A record with its own allocation.
 struct Large {
     key: Bytes,
     value: Bytes,
@@ -89,46 +103,48 @@ struct Large {
 #[derive(Default)]
 pub(crate) struct Arena {
     chunks: Vec<Chunk>,
+    /// Numbers of `chunks` without memory.
     empty: Vec<usize>,
-    /// The one that is being filled.
+    /// Number of the chunk that is being filled.
     open: usize,
     large: Vec<Option<Large>>,
     /// Numbers of `large` without a record.
     unused: Vec<usize>,
-    /// Where to look next for holes.
+    /// Number of the chunk at which the next search for holes begins.
     next: usize,
-    /// Bytes of all chunks that hold records, or once did.
+    /// Bytes of records and holes in all chunks.
     used: usize,
+    /// Bytes of records in all chunks.
     live: usize,
 }
 
 impl Arena {
-    /// The record's key.
+    /// Returns the record's key.
     pub(crate) fn key(&self, slot: Slot) -> &[u8] {
-        match slot.spot() {
-            Spot::Chunk(chunk, at) => self.parts(chunk, at).0,
-            Spot::Large(number) => &self.large(number).key,
+        match slot.location() {
+            Location::Chunk(chunk, at) => self.parts(chunk, at).0,
+            Location::Large(number) => &self.large(number).key,
         }
     }
 
-    /// The record's value.
+    /// Returns the record's value. A value in a chunk is copied.
     pub(crate) fn value(&self, slot: Slot) -> Bytes {
-        match slot.spot() {
-            Spot::Chunk(chunk, at) => Bytes::copy_from_slice(self.parts(chunk, at).1),
-            Spot::Large(number) => self.large(number).value.clone(),
+        match slot.location() {
+            Location::Chunk(chunk, at) => Bytes::copy_from_slice(self.parts(chunk, at).1),
+            Location::Large(number) => self.large(number).value.clone(),
         }
     }
 
-    /// The length of the record's value.
+    /// Returns the length of the record's value, in bytes.
     pub(crate) fn value_len(&self, slot: Slot) -> usize {
-        match slot.spot() {
-            Spot::Chunk(chunk, at) => self.head(chunk, at).value,
-            Spot::Large(number) => self.large(number).value.len(),
+        match slot.location() {
+            Location::Chunk(chunk, at) => self.head(chunk, at).value,
+            Location::Large(number) => self.large(number).value.len(),
         }
     }
 
     fn large(&self, number: usize) -> &Large {
-        self.large[number].as_ref().expect("a slot's record is there")
+        self.large[number].as_ref().expect("a slot in use has a record")
     }
 
     fn head(&self, chunk: usize, at: usize) -> Head {
@@ -151,7 +167,7 @@ impl Arena {
         self.chunks[chunk].bytes[at + HEADER_BYTES..at + HEADER_BYTES + key + value].split_at(key)
     }
 
-    /// Takes in a record. `None`: there is no number left for it.
+    /// Stores a record. Returns `None` if all slots are in use.
     pub(crate) fn add(&mut self, key: &[u8], value: &Bytes) -> Option<Slot> {
         if value.len() > LARGEST_IN_CHUNK || key.len() > usize::from(MAX_KEY) {
             let number =
@@ -171,7 +187,7 @@ impl Arena {
         if self.chunks.get(self.open).is_none_or(full) {
             let closed = self.open;
             if self.chunks.get(closed).is_some_and(|chunk| chunk.live == 0) {
-                self.give_back(closed);
+                self.free_chunk(closed);
             }
             self.open =
                 self.empty.pop().or_else(|| (self.chunks.len() < MAX_CHUNKS).then_some(self.chunks.len()))?;
@@ -193,14 +209,15 @@ impl Arena {
         Some(Slot::in_chunk(self.open, at))
     }
 
-    /// Gives a record another value, where it lies. False if it does not fit there.
+    /// Replaces a record's value in place. Returns `false` if the value does not fit, or would
+    /// leave too many free bytes.
     pub(crate) fn replace(&mut self, slot: Slot, value: &Bytes) -> bool {
-        match slot.spot() {
-            Spot::Chunk(chunk, at) => {
+        match slot.location() {
+            Location::Chunk(chunk, at) => {
                 let head = self.head(chunk, at);
                 let Some(free) = (head.value + head.free).checked_sub(value.len()) else { return false };
-                // More is a hole, which is counted.
-                if free > MOST_FREE.min((head.key + value.len()) / 4) {
+                // Free bytes are not counted as holes, so that they are kept few.
+                if free > MAX_FREE.min((head.key + value.len()) / 4) {
                     return false;
                 }
                 self.set_head(chunk, at, &Head { value: value.len(), free, ..head });
@@ -208,7 +225,7 @@ impl Arena {
                 self.chunks[chunk].bytes[begin..begin + value.len()].copy_from_slice(value);
                 true
             }
-            Spot::Large(number) => match &mut self.large[number] {
+            Location::Large(number) => match &mut self.large[number] {
                 Some(large) if value.len() > LARGEST_IN_CHUNK => {
                     large.value = value.clone();
                     true
@@ -218,56 +235,57 @@ impl Arena {
         }
     }
 
-    /// Lets go of a record.
+    /// Removes a record. In a chunk it becomes a hole.
     pub(crate) fn remove(&mut self, slot: Slot) {
-        match slot.spot() {
-            Spot::Chunk(chunk, at) => {
+        match slot.location() {
+            Location::Chunk(chunk, at) => {
                 let head = self.head(chunk, at);
                 let size = head.size();
                 self.set_head(chunk, at, &Head { is_hole: true, ..head });
                 self.chunks[chunk].live -= size;
                 self.live -= size;
                 if self.chunks[chunk].live == 0 && chunk != self.open {
-                    self.give_back(chunk);
+                    self.free_chunk(chunk);
                 }
             }
-            Spot::Large(number) => {
+            Location::Large(number) => {
                 self.large[number] = None;
                 self.unused.push(number);
             }
         }
     }
 
-    fn give_back(&mut self, chunk: usize) {
+    fn free_chunk(&mut self, chunk: usize) {
         self.used -= self.chunks[chunk].bytes.len();
         self.chunks[chunk] = Chunk::default();
         self.empty.push(chunk);
     }
 
-    /// The chunk to empty next, if there are too many holes: of some, that with the most.
+    /// Returns the chunk to empty next, or `None` if holes keep their bound. It is the chunk with
+    /// the most bytes of holes among those that the search checks.
     pub(crate) fn most_holes(&mut self) -> Option<usize> {
         let holes = self.used - self.live;
-        if holes <= self.used / HOLES_SHARE + HOLES_BESIDES {
+        if holes <= self.used / HOLES_DIVISOR + EXTRA_HOLE_BYTES {
             return None;
         }
         let count = self.chunks.len();
-        let of = |chunk: usize| self.chunks[chunk].bytes.len() - self.chunks[chunk].live;
+        let holes_of = |chunk: usize| self.chunks[chunk].bytes.len() - self.chunks[chunk].live;
         let others = (0..count).map(|step| (self.next + step) % count).filter(|&chunk| chunk != self.open);
         let mut most = self.open;
-        for (looked, chunk) in others.enumerate() {
-            if most == self.open || of(chunk) > of(most) {
+        for (checked, chunk) in others.enumerate() {
+            if most == self.open || holes_of(chunk) > holes_of(most) {
                 most = chunk;
             }
-            // As all of them together have as many, there is one.
-            if looked >= LOOKED_AT && of(most) >= self.chunks[most].bytes.len() / HOLES_SHARE {
+            // Some chunk passes this test, because all chunks together have this share of holes.
+            if checked >= CHECKED_CHUNKS && holes_of(most) >= self.chunks[most].bytes.len() / HOLES_DIVISOR {
                 break;
             }
         }
-        self.next = (self.next + LOOKED_AT) % count;
+        self.next = (self.next + CHECKED_CHUNKS) % count;
         Some(most)
     }
 
-    /// The records of a chunk.
+    /// Returns the slots of a chunk's records.
     pub(crate) fn records(&self, chunk: usize) -> Vec<Slot> {
         let (mut found, mut at) = (Vec::new(), 0);
         while at < self.chunks[chunk].bytes.len() {
@@ -280,9 +298,11 @@ impl Arena {
         found
     }
 
-    /// Puts a record of a chunk elsewhere; where it was there is a hole, and no chunk once it is the last one.
+    /// Moves a record to the chunk that is being filled, and returns its new slot. The move leaves
+    /// a hole; a chunk that holds only holes is freed. Returns `None` for a large record, or if all
+    /// chunks are in use.
     pub(crate) fn carry(&mut self, slot: Slot) -> Option<Slot> {
-        let Spot::Chunk(chunk, at) = slot.spot() else { return None };
+        let Location::Chunk(chunk, at) = slot.location() else { return None };
         let (key, value) = self.parts(chunk, at);
         let (key, value) = (key.to_vec(), value.to_vec());
         let carried = self.append(&key, &value)?;
@@ -290,7 +310,7 @@ impl Arena {
         Some(carried)
     }
 
-    /// Bytes of memory that are taken, and those of them that hold records.
+    /// Returns the bytes of records and holes in all chunks, and the bytes of records alone.
     #[cfg(test)]
     pub(crate) fn extent(&self) -> (usize, usize) {
         (self.used, self.live)

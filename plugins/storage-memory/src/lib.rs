@@ -1,4 +1,4 @@
-//! Volatile storage, for tests and caches. What it holds is gone when its process is.
+//! Volatile storage, for tests and caches. All records are lost when the process ends.
 
 mod arena;
 mod config;
@@ -22,7 +22,7 @@ pub const NAME: &str = "memory";
 /// Opens an empty store.
 ///
 /// # Errors
-/// None today; the shape is that of all plugins.
+/// None today. Every plugin's `open` has this signature.
 pub fn open(config: Config, _: &PluginContext<'_>) -> Result<MemoryStorage, OpenError> {
     Ok(MemoryStorage {
         records: Mutex::new(Records::default()),
@@ -37,7 +37,7 @@ pub struct MemoryStorage {
 }
 
 impl MemoryStorage {
-    /// An update that panics leaves the records whole: the lock is only ever held across whole changes.
+    /// Locks the records, even after a panic: an update that panics leaves them consistent.
     fn lock(&self) -> std::sync::MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,7 +65,9 @@ impl StorageEngine for MemoryStorage {
     }
 
     fn checkpoint(&self, _: &Path) -> Result<(), StorageError> {
-        Err(StorageError::Io { detail: "the memory engine has nothing durable to copy; use \"lmdb\"".into() })
+        Err(StorageError::Io {
+            detail: "the memory engine has nothing durable to copy; use engine \"lmdb\"".into(),
+        })
     }
 
     fn capability(&self) -> Capability {

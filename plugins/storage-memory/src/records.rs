@@ -1,5 +1,6 @@
-//! The records in order: for each first three bytes of a storage key (its table and partition), blocks of slots sorted by key.
-//! What a record costs above its bytes is a slot, its lengths, and what is left free for more.
+//! The records in key order: for each prefix of three bytes (a storage key's table and partition),
+//! blocks of slots sorted by key. Besides its own bytes, a record costs a slot, a tag, a header,
+//! and a share of the spare capacity.
 
 use std::collections::BTreeMap;
 
@@ -10,31 +11,33 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arena::{Arena, Slot};
 
-/// Slots of a block: a larger one is split.
+/// Most slots of a block. A larger block is split.
 const BLOCK_SLOTS: usize = 128;
-/// A block makes room for so many more slots at a time.
-const ROOM: usize = 16;
+/// Slots by which the capacity of a full block grows.
+const SPARE_SLOTS: usize = 16;
 
-/// The first three bytes of a key, and how many it has of them: ordered as the keys are.
+/// The first three bytes of a key, and the number of bytes that the key has of them. Ordered as
+/// keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place(u32);
+struct KeyPrefix(u32);
 
-impl Place {
-    fn of(key: &[u8]) -> Place {
+impl KeyPrefix {
+    fn of(key: &[u8]) -> KeyPrefix {
         let head = &key[..key.len().min(3)];
-        let mut place = [0, 0, 0, head.len() as u8];
-        place[..head.len()].copy_from_slice(head);
-        Place(u32::from_be_bytes(place))
+        let mut prefix = [0, 0, 0, head.len() as u8];
+        prefix[..head.len()].copy_from_slice(head);
+        KeyPrefix(u32::from_be_bytes(prefix))
     }
 }
 
-/// Slots in the order of their keys. It is never empty.
+/// Slots in the order of their keys. A block is never empty.
 struct Block {
-    /// Not after its first key, and after the last one of the block before: blocks are told apart without a look at records. Of the
-    /// first block it is not looked at.
+    /// Lower bound of the block's keys: at most the first key, and greater than the last key of the
+    /// previous block. It finds the block of a key without reading records. Unused in the first
+    /// block.
     begin: SmallVec<[u8; 32]>,
     slots: Vec<Slot>,
-    /// A byte of each key's hash: which record a key may be, without a look at the others.
+    /// One byte of each key's hash. It finds the slot of a key without reading the other records.
     tags: Vec<u8>,
 }
 
@@ -43,14 +46,15 @@ fn tag(key: &[u8]) -> u8 {
 }
 
 impl Block {
-    fn room(&mut self) {
+    /// Reserves capacity for one more slot.
+    fn reserve(&mut self) {
         if self.slots.len() == self.slots.capacity() {
-            self.slots.reserve_exact(ROOM);
-            self.tags.reserve_exact(ROOM);
+            self.slots.reserve_exact(SPARE_SLOTS);
+            self.tags.reserve_exact(SPARE_SLOTS);
         }
     }
 
-    /// The slots from one on, as a block that begins with this key.
+    /// Removes the slots from index `at` on, and returns them as a block with this lower bound.
     fn split_off(&mut self, at: usize, begin: &[u8]) -> Block {
         let rest = Block {
             begin: SmallVec::from_slice(begin),
@@ -63,25 +67,25 @@ impl Block {
     }
 }
 
-/// The slots of one place.
+/// The slots of all keys with one prefix.
 #[derive(Default)]
 struct Part {
-    /// In order.
+    /// Blocks in key order.
     blocks: Vec<Block>,
 }
 
-/// Where a slot is in its part: the block, and the place in it.
-type At = (usize, usize);
+/// Position of a slot in its part: the index of the block, and the index in the block.
+type Position = (usize, usize);
 
 impl Part {
-    /// The block that the key is in, or would be.
+    /// Returns the index of the block that contains the key, or would contain it.
     fn block_of(&self, key: &[u8]) -> usize {
         let others = self.blocks.get(1..).unwrap_or_default();
         others.partition_point(|block| block.begin[..] <= *key)
     }
 
-    /// Where the key is.
-    fn find(&self, arena: &Arena, key: &[u8]) -> Option<At> {
+    /// Returns the position of the key, if it is stored.
+    fn find(&self, arena: &Arena, key: &[u8]) -> Option<Position> {
         let at = self.block_of(key);
         let block = self.blocks.get(at)?;
         let is_key = |&slot: &usize| arena.key(block.slots[slot]) == key;
@@ -89,47 +93,48 @@ impl Part {
         Some((at, found))
     }
 
-    /// Where the first key is that is not before this one.
-    fn lower_bound(&self, arena: &Arena, key: &[u8]) -> At {
+    /// Returns the position of the first key that is equal to this key or greater.
+    fn lower_bound(&self, arena: &Arena, key: &[u8]) -> Position {
         let at = self.block_of(key);
         let slots = self.blocks.get(at).map_or(&[][..], |block| &block.slots);
         (at, slots.partition_point(|&slot| arena.key(slot) < key))
     }
 
-    fn slot(&self, (block, at): At) -> Slot {
+    fn slot(&self, (block, at): Position) -> Slot {
         self.blocks[block].slots[at]
     }
 
-    fn set(&mut self, (block, at): At, slot: Slot) {
+    fn set(&mut self, (block, at): Position, slot: Slot) {
         self.blocks[block].slots[at] = slot;
     }
 
-    /// Takes in a key that is not there.
+    /// Inserts a key that is not stored yet.
     fn insert(&mut self, arena: &Arena, key: &[u8], slot: Slot) {
-        let (at, place) = self.lower_bound(arena, key);
+        let (at, index) = self.lower_bound(arena, key);
         if self.blocks.is_empty() {
             self.blocks.push(Block { begin: SmallVec::new(), slots: Vec::new(), tags: Vec::new() });
         }
         let block = &mut self.blocks[at];
-        block.room();
-        block.slots.insert(place, slot);
-        block.tags.insert(place, tag(key));
+        block.reserve();
+        block.slots.insert(index, slot);
+        block.tags.insert(index, tag(key));
         let len = block.slots.len();
         if len > BLOCK_SLOTS {
-            // Keys often come in order: then the first half is not filled any more.
-            let half = if place + 1 == len { BLOCK_SLOTS } else { BLOCK_SLOTS / 2 };
-            let rest = block.split_off(half, arena.key(block.slots[half]));
+            // Keys often arrive in ascending order. Splitting a block in half would then leave the
+            // first half unused, so only the last slot moves.
+            let split_at = if index + 1 == len { BLOCK_SLOTS } else { BLOCK_SLOTS / 2 };
+            let rest = block.split_off(split_at, arena.key(block.slots[split_at]));
             self.blocks.insert(at + 1, rest);
         }
     }
 
-    fn remove(&mut self, (at, place): At) -> Slot {
+    fn remove(&mut self, (at, index): Position) -> Slot {
         let block = &mut self.blocks[at];
-        let slot = block.slots.remove(place);
-        block.tags.remove(place);
-        if block.slots.capacity() > block.slots.len() + 4 * ROOM {
-            block.slots.shrink_to(block.slots.len() + ROOM);
-            block.tags.shrink_to(block.tags.len() + ROOM);
+        let slot = block.slots.remove(index);
+        block.tags.remove(index);
+        if block.slots.capacity() > block.slots.len() + 4 * SPARE_SLOTS {
+            block.slots.shrink_to(block.slots.len() + SPARE_SLOTS);
+            block.tags.shrink_to(block.tags.len() + SPARE_SLOTS);
         }
         let small = |block: Option<&Block>| block.is_some_and(|block| block.slots.len() < BLOCK_SLOTS / 4);
         if small(self.blocks.get(at)) && small(self.blocks.get(at + 1)) {
@@ -143,28 +148,29 @@ impl Part {
         slot
     }
 
-    /// All slots from one on.
-    fn slots_from(&self, (block, at): At) -> impl Iterator<Item = Slot> {
+    /// Returns all slots from a position on.
+    fn slots_from(&self, (block, at): Position) -> impl Iterator<Item = Slot> {
         self.blocks.iter().skip(block).flat_map(|block| &block.slots).skip(at).copied()
     }
 }
 
+/// All records of a node.
 #[derive(Default)]
 pub(crate) struct Records {
-    parts: BTreeMap<Place, Part>,
+    parts: BTreeMap<KeyPrefix, Part>,
     arena: Arena,
-    /// Bytes of keys and values.
+    /// Bytes of all keys and values.
     bytes: u64,
 }
 
 impl Records {
     pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
-        let part = self.parts.get(&Place::of(key))?;
+        let part = self.parts.get(&KeyPrefix::of(key))?;
         let at = part.find(&self.arena, key)?;
         Some(self.arena.value(part.slot(at)))
     }
 
-    /// Reads, lets the update decide, writes.
+    /// Runs one update: reads the record, calls the update's `change`, and stores its result.
     pub(crate) fn update(
         &mut self,
         update: &mut dyn Update,
@@ -172,7 +178,7 @@ impl Records {
     ) -> Result<(), StorageError> {
         let key = update.key().clone();
         let key = key.as_bytes();
-        let part = self.parts.get(&Place::of(key));
+        let part = self.parts.get(&KeyPrefix::of(key));
         let found = part.and_then(|part| part.find(&self.arena, key).map(|at| (at, part.slot(at))));
         let slot = found.map(|(_, slot)| slot);
         let stored = slot.map(|slot| self.arena.value(slot));
@@ -187,14 +193,15 @@ impl Records {
             }
             RecordAction::Put(value) => {
                 let bytes = self.bytes - freed + (key.len() + value.len()) as u64;
-                check(bytes, self.bytes, max_bytes)?;
+                check_size(bytes, self.bytes, max_bytes)?;
                 let replaced = slot.is_some_and(|slot| self.arena.replace(slot, &value));
                 if !replaced {
                     let new = self.arena.add(key, &value).ok_or_else(|| StorageError::Full {
-                        detail: "the memory engine has no numbers left for records; add nodes or delete keys"
+                        detail: "the memory engine has reached its maximum number of records; \
+                                 add nodes or delete keys"
                             .into(),
                     })?;
-                    let part = self.parts.entry(Place::of(key)).or_default();
+                    let part = self.parts.entry(KeyPrefix::of(key)).or_default();
                     match found {
                         Some((at, old)) => {
                             part.set(at, new);
@@ -206,28 +213,28 @@ impl Records {
                 self.bytes = bytes;
             }
         }
-        self.tidy();
+        self.empty_chunks();
         Ok(())
     }
 
-    fn remove(&mut self, key: &[u8], at: At) {
-        let place = Place::of(key);
-        let Some(part) = self.parts.get_mut(&place) else { return };
+    fn remove(&mut self, key: &[u8], at: Position) {
+        let prefix = KeyPrefix::of(key);
+        let Some(part) = self.parts.get_mut(&prefix) else { return };
         let slot = part.remove(at);
         if part.blocks.is_empty() {
-            self.parts.remove(&place);
+            self.parts.remove(&prefix);
         }
         self.arena.remove(slot);
     }
 
-    /// Empties chunks with many holes.
-    fn tidy(&mut self) {
+    /// Empties chunks with many holes, until the holes keep their bound.
+    fn empty_chunks(&mut self) {
         while let Some(chunk) = self.arena.most_holes() {
             for slot in self.arena.records(chunk) {
                 let key = self.arena.key(slot);
-                let part = self.parts.get_mut(&Place::of(key)).expect("a record's part is there");
-                let at = part.find(&self.arena, key).expect("a record is in its part");
-                // Without a number for another chunk, the holes stay.
+                let part = self.parts.get_mut(&KeyPrefix::of(key)).expect("every record has a part");
+                let at = part.find(&self.arena, key).expect("every record is in its part");
+                // If all chunks are in use, the holes stay.
                 let Some(carried) = self.arena.carry(slot) else { return };
                 part.set(at, carried);
             }
@@ -237,9 +244,9 @@ impl Records {
     pub(crate) fn scan(&self, range: &Range<'_>) -> Page {
         let mut page = Page::default();
         let mut bytes = 0;
-        let first = Place::of(range.start);
-        for (&place, part) in self.parts.range(first..) {
-            let from = if place == first { part.lower_bound(&self.arena, range.start) } else { (0, 0) };
+        let first = KeyPrefix::of(range.start);
+        for (&prefix, part) in self.parts.range(first..) {
+            let from = if prefix == first { part.lower_bound(&self.arena, range.start) } else { (0, 0) };
             for slot in part.slots_from(from) {
                 let key = self.arena.key(slot);
                 if range.after && key == range.start {
@@ -261,8 +268,8 @@ impl Records {
     }
 }
 
-/// Whether there is room for so many bytes, where there were so many before.
-fn check(bytes: u64, before: u64, max_bytes: Option<u64>) -> Result<(), StorageError> {
+/// Refuses a growth of the records from `before` bytes to `bytes` bytes that exceeds `max_bytes`.
+fn check_size(bytes: u64, before: u64, max_bytes: Option<u64>) -> Result<(), StorageError> {
     match max_bytes {
         Some(limit) if bytes > limit && bytes > before => Err(StorageError::Full {
             detail: format!("{bytes} bytes, [storage] max_mib allows {limit}: raise it or delete keys"),

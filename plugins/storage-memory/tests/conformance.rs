@@ -1,4 +1,4 @@
-//! The memory engine keeps the contract of storage engines.
+//! The memory engine passes the conformance suite of storage engines.
 
 use std::sync::Arc;
 

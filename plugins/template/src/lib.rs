@@ -1,4 +1,5 @@
-//! A storage engine in memory, as a starting point. The contract is in the docs of [`StorageEngine`].
+//! A storage engine in memory, as a starting point for your own. The doc comment of
+//! [`StorageEngine`] is the contract.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -8,24 +9,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use quorate_core::StorageKey;
 use quorate_core::plugin::{OpenError, PluginContext};
-use quorate_core::storage::{Capability, RecordAction, Page, Range, StorageEngine, StorageError, Update};
+use quorate_core::storage::{Capability, Page, Range, RecordAction, StorageEngine, StorageError, Update};
 use serde::Deserialize;
 
 /// This plugin's name: `[storage] engine = "my-engine"`.
 pub const NAME: &str = "my-engine";
 
-/// What may stand beside `engine` in `[storage]`. Unknown keys are refused by name.
+/// Keys of `[storage]` besides `engine`. An unknown key is an error that names it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Most records; more are refused. Default: no bound.
+    /// Most records of the node. Further ones are refused. Default: no limit.
     pub max_records: Option<usize>,
 }
 
-/// Opens the engine. A durable engine creates the context's data folder, locks it, and checks its format.
+/// Opens the engine. A durable engine creates the context's data folder, locks it, and checks the
+/// format of its files.
 ///
 /// # Errors
-/// With what is wrong and what to do about it.
+/// The reason, and the remedy.
 pub fn open(config: Config, _context: &PluginContext<'_>) -> Result<MyEngine, OpenError> {
     Ok(MyEngine { config, records: Mutex::default() })
 }
@@ -41,7 +43,8 @@ impl MyEngine {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One read-change-write. The lock is held throughout: that makes it atomic.
+    /// Runs one read-change-write. It holds the lock from the read to the write, which makes the
+    /// update atomic.
     fn apply(&self, update: &mut dyn Update) -> Result<(), StorageError> {
         let mut records = self.lock();
         let key = update.key().to_bytes();
@@ -53,8 +56,11 @@ impl MyEngine {
                 records.remove(&key);
             }
             RecordAction::Put(value) => {
-                if let Some(limit) = self.config.max_records.filter(|&limit| is_new && records.len() >= limit) {
-                    let detail = format!("{limit} records, the limit of [storage] max_records: raise it");
+                if let Some(limit) = self.config.max_records.filter(|&limit| is_new && records.len() >= limit)
+                {
+                    let detail = format!(
+                        "the limit of {limit} records ([storage] max_records) is reached: raise it or delete keys"
+                    );
                     return Err(StorageError::Full { detail });
                 }
                 records.insert(key, value);
@@ -69,7 +75,8 @@ impl StorageEngine for MyEngine {
         Ok(self.lock().get(key.as_bytes()).cloned())
     }
 
-    /// An engine on a disk applies the whole batch, commits it at once, and only then calls `finished`.
+    /// Runs a batch of updates. An engine on disk applies the whole batch, commits it with one
+    /// flush, and calls `finished` only then.
     fn update(&self, batch: Vec<Box<dyn Update>>) {
         for mut update in batch {
             let outcome = self.apply(&mut *update);
@@ -103,7 +110,7 @@ impl StorageEngine for MyEngine {
         Err(StorageError::Io { detail: "my-engine has nothing durable to copy".into() })
     }
 
-    /// What you promise here, the suite checks.
+    /// Returns the promises of this engine. The conformance suite checks them.
     fn capability(&self) -> Capability {
         Capability { durable: false, ack_when_durable: false, survives_restart: false }
     }

@@ -1,4 +1,4 @@
-//! A node with this engine beside those that come with Quorate.
+//! A node with this engine, besides the engines that come with Quorate.
 
 fn main() -> std::process::ExitCode {
     let mut registry = quorate_server::Registry::built_in();

@@ -1,4 +1,4 @@
-//! Runs the suite that every storage engine of Quorate passes.
+//! The engine passes the conformance suite of storage engines.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Writes the code that the Cap'n Proto compiler (Debian: capnproto) makes of `schema/` to where it is committed, so
-//! that building Quorate needs no such compiler. `make schema` calls it; a test fails when what is committed is stale.
+//! Generates Rust code from `schema/` with the Cap'n Proto compiler (Debian: capnproto), into the
+//! folder where the code is committed. Building Quorate therefore needs no such compiler. `make
+//! schema` runs this program. A test fails if the committed code is stale.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ fn main() {
 mod tests {
     use super::*;
 
-    /// The code that is committed is what the schema makes.
+    /// The committed code is the code that the generator makes of the schema.
     #[test]
     fn committed_code_is_current() {
         if std::process::Command::new("capnp").arg("--version").output().is_err() {
@@ -44,7 +45,7 @@ mod tests {
         for name in ["client_capnp.rs", "peer_capnp.rs"] {
             let made = std::fs::read_to_string(fresh.path().join(name)).expect("generated");
             let kept = std::fs::read_to_string(committed().join(name)).expect("committed");
-            // The compiler writes its own version into a comment.
+            // Comments are ignored, because the compiler writes its own version into one.
             let body = |text: &str| {
                 text.lines().filter(|line| !line.starts_with("//")).collect::<Vec<_>>().join("\n")
             };

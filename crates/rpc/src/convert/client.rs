@@ -1,4 +1,4 @@
-//! Clients' operations and results.
+//! Conversions of clients' operations and results.
 
 use std::time::Duration;
 
@@ -26,11 +26,11 @@ use crate::generated::client_capnp::{self as wire, failure, operation, put, resu
 pub enum ClientAnswer {
     /// The node's result.
     Result(ClientResult),
-    /// The connection was lost: the operation may or may not have been done.
+    /// The connection was lost, so that the operation may or may not have been done.
     ConnectionLost,
 }
 
-/// What clients and nodes speak.
+/// Protocol between clients and nodes.
 pub struct ClientProtocol;
 
 impl Protocol for ClientProtocol {
@@ -73,7 +73,7 @@ impl Protocol for ClientProtocol {
     }
 
     fn expired() -> ClientAnswer {
-        let what = "the queue to the node".to_owned();
+        let what = "the queue to the node, where the request waited until its deadline,".to_owned();
         ClientAnswer::Result(Err(RequestError::Overloaded { what, limit: 0 }))
     }
 
@@ -83,12 +83,12 @@ impl Protocol for ClientProtocol {
     }
 }
 
-/// True if usually nothing has to be committed for it.
+/// True if the request usually waits for no commit of the storage engine.
 pub(crate) fn is_quick(request: &ClientRequest) -> bool {
     !matches!(request, ClientRequest::Put(_) | ClientRequest::Cluster(_))
 }
 
-/// About how many bytes a request takes.
+/// Estimates the encoded size of a request, in bytes.
 pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
     let fixed = 128;
     fixed
@@ -105,7 +105,7 @@ pub(crate) fn request_bytes(request: &ClientRequest) -> usize {
         }
 }
 
-/// About how many bytes a result takes.
+/// Estimates the encoded size of a result, in bytes.
 pub(crate) fn result_bytes(result: &ClientResult) -> usize {
     let of = |siblings: &[Sibling]| siblings.iter().map(|sibling| sibling.value.len() + 32).sum::<usize>();
     let fixed = 192;
@@ -222,7 +222,10 @@ fn write_put(mut out: put::Builder<'_>, put: &PutRequest) {
     });
 }
 
-/// The operation's request, or what is wrong with it: an error of this one operation, not of its batch.
+/// Returns the operation's request, or an inner error that concerns this operation only.
+///
+/// # Errors
+/// The outer error: the message is malformed, which fails the whole batch.
 pub(crate) fn read_operation(
     operation: operation::Reader<'_>,
 ) -> Result<Result<ClientRequest, RequestError>, Error> {
@@ -265,7 +268,10 @@ pub(crate) fn read_operation(
                     [] => Ok(ClusterRequest::Commit { plan: None }),
                     plan => match plan.try_into() {
                         Ok(plan) => Ok(ClusterRequest::Commit { plan: Some(u64::from_be_bytes(plan)) }),
-                        Err(_) => Err(RequestError::invalid("a plan has a digest of 8 bytes")),
+                        Err(_) => {
+                            let detail = format!("digest of a plan: {} bytes instead of 8", plan.len());
+                            Err(RequestError::invalid(detail))
+                        }
                     },
                 },
                 Verb::Clear => Ok(ClusterRequest::Clear),
@@ -274,7 +280,7 @@ pub(crate) fn read_operation(
                     Ok(LayoutChange::Bucket { name, definition }) => {
                         Ok(ClusterRequest::CreateBucket { name, definition })
                     }
-                    Ok(other) => Err(RequestError::invalid(format!("{other}: no bucket's definition"))),
+                    Ok(other) => Err(RequestError::invalid(format!("{other}: not a bucket definition"))),
                     Err(error) => Err(RequestError::invalid(format!("change: {error}"))),
                 },
                 Verb::Buckets => Ok(ClusterRequest::Buckets),

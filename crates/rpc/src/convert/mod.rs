@@ -1,5 +1,5 @@
-//! Between the wire's structs and core's types. Nothing is decided here; what the wire can say and core cannot is an
-//! error for its sender.
+//! Conversions between the wire's structs and the types of `quorate-core`. Nothing is decided here.
+//! A value that the wire can carry and core cannot is returned to its sender as an error.
 
 pub(crate) mod client;
 pub(crate) mod peer;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use capnp::Error;
 
-/// What is left of a deadline, as the wire carries it: whole milliseconds, never none while there is some.
+/// Converts the time left until a deadline to milliseconds, rounded up, at least 1.
 fn timeout_ms(timeout: Duration) -> u32 {
     u32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u32::MAX).max(1)
 }

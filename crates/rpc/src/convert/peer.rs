@@ -1,4 +1,4 @@
-//! Peers' operations and results.
+//! Conversions of peers' operations and results.
 
 use bytes::Bytes;
 use capnp::Error;
@@ -15,7 +15,7 @@ use super::{client, text, timeout_ms, unknown};
 use crate::batch_sender::{Protocol, Queued};
 use crate::generated::peer_capnp::{self as wire, failure, operation, result};
 
-/// What nodes speak among themselves.
+/// Protocol between nodes.
 pub struct PeerProtocol;
 
 impl Protocol for PeerProtocol {
@@ -89,7 +89,7 @@ impl Protocol for PeerProtocol {
     }
 }
 
-/// About how many bytes a result takes.
+/// Estimates the encoded size of a result, in bytes.
 pub(crate) fn result_bytes(result: &PeerResult) -> usize {
     let fixed = 64;
     fixed
@@ -231,7 +231,11 @@ fn read_entries(
     Ok(Ok(entries))
 }
 
-/// The operation's request, or what is wrong with it: an error of this one operation, not of its batch. `None`: a ping.
+/// Returns the operation's request, or an inner error that concerns this operation only. A ping
+/// gives `None`.
+///
+/// # Errors
+/// The outer error: the message is malformed, which fails the whole batch.
 pub(crate) fn read_operation(
     operation: operation::Reader<'_>,
 ) -> Result<Result<Option<PeerRequest>, PeerError>, Error> {

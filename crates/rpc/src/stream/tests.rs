@@ -10,7 +10,8 @@ use super::*;
 
 const MAX: usize = 8 * 1024 * 1024;
 
-/// Lists of bytes, each in what room there is: several segments if there is little.
+/// Builds a message that is a list of byte strings of these lengths. A small first segment makes it
+/// a message of several segments.
 fn message(lengths: &[usize], first_words: u32) -> Rc<Message> {
     let mut message = Message::new(HeapAllocator::new().first_segment_words(first_words));
     let mut list = message.initn_root::<capnp::data_list::Builder<'_>>(lengths.len() as u32);
@@ -32,7 +33,7 @@ fn lengths_in(message: Bytes) -> Vec<usize> {
     list.iter().enumerate().map(check).collect()
 }
 
-/// What a message is on the wire, by the library itself.
+/// Returns the message as the Cap'n Proto library itself writes it to a stream.
 fn framed(message: &Message) -> Vec<u8> {
     capnp::serialize::write_message_to_words(message)
 }
@@ -41,7 +42,7 @@ fn inbox(stream: impl AsyncRead + Unpin + 'static) -> Inbox {
     Inbox::new(Box::new(stream), MAX, SignsOfLife::default())
 }
 
-/// Takes, and gives, a few bytes at a time, of several slices.
+/// Stream that accepts and returns only a few bytes at a time, across slices.
 struct Trickle {
     stream: DuplexStream,
     step: usize,
@@ -92,14 +93,16 @@ impl AsyncRead for Trickle {
         let mut some = out.take(out.remaining().min(self.next()));
         let polled = Pin::new(&mut self.stream).poll_read(cx, &mut some);
         let count = some.filled().len();
-        // The bytes are there: the part was one of the whole.
+        // `some` is a part of `out`, so that the bytes are in place and only their count is
+        // missing.
         let bytes = some.filled().to_vec();
         out.put_slice(&bytes[..count]);
         polled
     }
 }
 
-/// Messages of all sizes arrive in order and whole, however the stream cuts them; the flusher ends as it was told to.
+/// Messages of all sizes arrive whole and in order over a stream that splits them. The flusher
+/// returns the error that the outbox was ended with.
 #[tokio::test]
 async fn messages_arrive_whole() {
     let sizes: [(&[usize], u32); 9] = [
@@ -124,7 +127,7 @@ async fn messages_arrive_whole() {
             found.push(lengths_in(inbox.next().await.unwrap().unwrap()));
         }
         outbox.end(Err(Error::disconnected("done".into())));
-        assert!(inbox.next().await.unwrap().is_none(), "the end comes between messages");
+        assert!(inbox.next().await.unwrap().is_none(), "the stream ends after a whole message");
         found
     };
     let writes = async {
@@ -139,15 +142,17 @@ async fn messages_arrive_whole() {
     assert_eq!(found, sizes.map(|(lengths, _)| lengths.to_vec()));
     assert_eq!(ended.unwrap_err().kind, capnp::ErrorKind::Disconnected);
     outbox.send(&message(&[1], 1));
-    assert!(outbox.0.borrow().pieces.queue.is_empty(), "who ended takes nothing more");
+    assert!(outbox.0.borrow().pieces.queue.is_empty(), "an ended outbox drops messages");
 }
 
-/// Counts what is written, and how often; takes nothing any more after so many bytes.
+/// Stream that records the written bytes and the number of writes.
 #[derive(Clone, Default)]
 struct Sink {
     bytes: Rc<RefCell<Vec<u8>>>,
     writes: Rc<Cell<usize>>,
-    room: Option<usize>,
+    /// Bytes after which the stream is full; `None`: never.
+    capacity: Option<usize>,
+    /// True if a write to the full stream fails. Otherwise it waits forever.
     fails: bool,
 }
 
@@ -162,8 +167,8 @@ impl AsyncWrite for Sink {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let before = self.bytes.borrow().len();
-        let room = self.room.map_or(usize::MAX, |room| room - before);
-        if room == 0 {
+        let free = self.capacity.map_or(usize::MAX, |capacity| capacity - before);
+        if free == 0 {
             return if self.fails {
                 Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
             } else {
@@ -172,7 +177,7 @@ impl AsyncWrite for Sink {
         }
         assert!(slices.len() <= MAX_SLICES);
         self.writes.set(self.writes.get() + 1);
-        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(room).collect();
+        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(free).collect();
         self.bytes.borrow_mut().extend_from_slice(&all);
         Poll::Ready(Ok(all.len()))
     }
@@ -190,9 +195,10 @@ fn flusher(sink: &Sink, outbox: &Outbox) -> Flusher {
     Flusher::new(Box::new(sink.clone()), outbox.clone(), SignsOfLife::default())
 }
 
-/// What several tasks send in one turn is one write, also if the first of them woke the flusher.
+/// Messages that several tasks send in one turn are one write, even if the first task woke the
+/// flusher.
 #[tokio::test]
-async fn what_is_sent_in_one_turn_is_written_together() {
+async fn messages_of_one_turn_are_written_together() {
     let local = tokio::task::LocalSet::new();
     let (sink, outbox) = (Sink::default(), Outbox::default());
     let running = local.spawn_local(flusher(&sink, &outbox).run());
@@ -215,9 +221,9 @@ async fn what_is_sent_in_one_turn_is_written_together() {
     assert_eq!(*sink.bytes.borrow(), expected);
 }
 
-/// More large messages than one system call takes.
+/// More large messages than fit one system call are written in order.
 #[tokio::test]
-async fn many_large_messages_go_out_in_order() {
+async fn many_large_messages_are_written_in_order() {
     let (sink, outbox) = (Sink::default(), Outbox::default());
     let messages: Vec<_> = (0..100).map(|at| message(&[10_000 + at, 1, 9_000], 1)).collect();
     messages.iter().for_each(|message| outbox.send(message));
@@ -228,12 +234,13 @@ async fn many_large_messages_go_out_in_order() {
     assert!(*sink.bytes.borrow() == expected);
 }
 
-/// A stream that fails, and a flusher that is dropped as it waits, keep nothing; nothing is kept of what is sent later.
+/// No message stays in memory after the stream failed, or after the flusher was dropped while it
+/// waited. The same is true of messages that are sent later.
 #[tokio::test]
-async fn nothing_is_kept_for_a_stream_that_is_gone() {
+async fn messages_for_a_lost_stream_are_freed() {
     for fails in [true, false] {
         let (mut sink, outbox) = (Sink::default(), Outbox::default());
-        (sink.room, sink.fails) = (Some(10), fails);
+        (sink.capacity, sink.fails) = (Some(10), fails);
         let large = message(&[20_000], 1);
         outbox.send(&large);
         let ended =
@@ -245,11 +252,11 @@ async fn nothing_is_kept_for_a_stream_that_is_gone() {
     }
 }
 
-/// Who ends does not wait for a stream that takes nothing.
+/// A flusher whose outbox was ended does not wait for a full stream.
 #[tokio::test]
 async fn an_end_does_not_wait_for_a_full_stream() {
     let (mut sink, outbox) = (Sink::default(), Outbox::default());
-    sink.room = Some(10);
+    sink.capacity = Some(10);
     outbox.send(&message(&[20_000], 1));
     let ends = async {
         tokio::task::yield_now().await;
@@ -259,14 +266,15 @@ async fn an_end_does_not_wait_for_a_full_stream() {
     ended.unwrap();
 }
 
-/// Who serves waits while too much waits to be written, and goes on when there is room.
+/// An outbox with too many unwritten bytes is full, and has room again once the other side has
+/// read.
 #[tokio::test]
-async fn who_does_not_read_is_asked_to_wait() {
+async fn an_outbox_is_full_until_the_other_side_reads() {
     let (ours, mut theirs) = tokio::io::duplex(1024);
     let outbox = Outbox::default();
     let flusher = Flusher::new(Box::new(ours), outbox.clone(), SignsOfLife::default());
     assert!(!outbox.is_full());
-    for _ in 0..=MOST_WAITING / 1_000_000 {
+    for _ in 0..=MAX_UNWRITTEN_BYTES / 1_000_000 {
         outbox.send(&message(&[1_000_000], 1));
     }
     assert!(outbox.is_full());
@@ -278,12 +286,12 @@ async fn who_does_not_read_is_asked_to_wait() {
         }
     };
     tokio::select! {
-        _ = flusher.run() => panic!("there is more to write"),
+        _ = flusher.run() => panic!("the flusher ended before the outbox did"),
         ((), ()) = async { tokio::join!(outbox.has_room(), reads) } => {}
     }
 }
 
-/// What is written is what the library itself writes.
+/// Written bytes are those that the Cap'n Proto library itself writes.
 #[test]
 fn the_framing_is_that_of_the_library() {
     for (lengths, first_words) in
@@ -300,9 +308,10 @@ fn the_framing_is_that_of_the_library() {
     }
 }
 
-/// Nonsense, and what claims too much, is an error at once; a stream that ends within a message is one, too.
+/// A malformed message, and one that claims a size above the limit, is an error at once. A stream
+/// that ends within a message is an error, too.
 #[tokio::test]
-async fn nonsense_is_an_error() {
+async fn malformed_and_truncated_messages_are_errors() {
     let words = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
     let whole = framed(&message(&[100], 50));
     for (bytes, says) in [
@@ -322,22 +331,22 @@ async fn nonsense_is_an_error() {
     }
 }
 
-/// A claim of a large message gets no room before its bytes are there.
+/// A message that claims a large size reserves little memory before its bytes arrive.
 #[tokio::test]
-async fn room_comes_with_the_bytes() {
+async fn memory_is_reserved_as_bytes_arrive() {
     let (mut ours, theirs) = tokio::io::duplex(1024);
     let mut inbox = inbox(theirs);
     ours.write_all(&[0, 0, 0, 0]).await.unwrap();
     ours.write_all(&(MAX as u32 / 8).to_le_bytes()).await.unwrap();
     tokio::select! {
-        _ = inbox.next() => panic!("there is no message"),
+        _ = inbox.next() => panic!("no whole message has arrived"),
         () = tokio::task::yield_now() => {}
     }
-    assert!(inbox.buffer.capacity() <= 2 * MOST_ROOM, "{}", inbox.buffer.capacity());
+    assert!(inbox.buffer.capacity() <= 2 * MAX_RESERVED_BYTES, "{}", inbox.buffer.capacity());
 }
 
 #[test]
-fn messages_lie_at_whole_words() {
+fn messages_are_aligned_to_words() {
     let bytes: Vec<u8> = (0..=255).collect();
     for begin in 0..16 {
         let message = aligned(Bytes::from(bytes.clone()).slice(begin..));

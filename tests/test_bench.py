@@ -75,7 +75,7 @@ def test_verify_reports_absent_and_wrong_values(small: LocalCluster) -> None:
         db.bucket("altered").put_many({f"key{at:010}": b"x" * 100 for at in range(500)})
     done = bench(small, "--workload", "get", "--verify", "--skip-load", "--bucket", "altered", "-o", "json", *FAST)
     assert done.returncode == 9
-    assert "bytes that nobody wrote" in done.stderr
+    assert "bytes that no run of this command wrote" in done.stderr
     errors = json.loads(done.stdout)["errors"]
     assert set(errors) == {"Wrong"} and errors["Wrong"] > 0
 

@@ -176,8 +176,8 @@ def test_a_configuration_with_another_definition_is_refused() -> None:
         cluster[0].stop()
         text = (cluster[0].folder / "node.toml").read_text()
         for section, words in [
-            ("[buckets.carts]\nn = 3\n", "the cluster goes by another definition, which is for good"),
-            ("[buckets.orders]\nn = 2\n", "the cluster was founded without it"),
+            ("[buckets.carts]\nn = 3\n", "the cluster has another definition of this bucket, which cannot be changed"),
+            ("[buckets.orders]\nn = 2\n", "the cluster began without this definition"),
         ]:
             (cluster[0].folder / "node.toml").write_text(text + "\n" + section)
             with pytest.raises(Exception, match="quorate: ") as caught:

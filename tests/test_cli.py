@@ -60,7 +60,7 @@ def test_siblings_are_shown_and_resolved_with_the_context(cluster: LocalCluster)
     second = quorate("put", "carts", "eve", "two", "--context", context, "-o", "json", url=cluster.url)
     assert json.loads(second.stdout)["conflict"] is True
     shown = quorate("get", "carts", "eve", url=cluster.url).stdout
-    assert "one" in shown and "two" in shown and "2 siblings lie side by side" in shown
+    assert "one" in shown and "two" in shown and "the key has 2 siblings" in shown
     assert quorate("get", "carts", "eve", "--raw", url=cluster.url).returncode == 2
     context = json.loads(quorate("get", "carts", "eve", "-o", "json", url=cluster.url).stdout)["context"]
     quorate("put", "carts", "eve", "both", "--context", context, url=cluster.url)

@@ -71,12 +71,12 @@ def assert_unharmed(cluster: LocalCluster, db: Client) -> None:
     ids=["http", "tls", "redis", "zeros", "long body", "short body", "unknown role", "half a node"],
 )
 def test_connections_with_another_protocol_are_refused_and_logged(cluster: LocalCluster, db: Client, garbage: bytes) -> None:
-    before = cluster[0].log.count("stranger refused")
+    before = cluster[0].log.count("no introduction of a Quorate client")
     send(cluster[0].address, garbage)
     deadline = time.monotonic() + 5
-    while cluster[0].log.count("stranger refused") == before and time.monotonic() < deadline:
+    while cluster[0].log.count("no introduction of a Quorate client") == before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert cluster[0].log.count("stranger refused") == before + 1
+    assert cluster[0].log.count("no introduction of a Quorate client") == before + 1
     assert_unharmed(cluster, db)
 
 

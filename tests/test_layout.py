@@ -280,7 +280,7 @@ def test_commit_refuses_a_plan_that_has_changed() -> None:
         command(cluster, "cluster", "weight", "n1", "150")
         now = planned()
         refused = command(cluster, "cluster", "commit", "--plan", shown, code=2)
-        assert f"the plan is {now} by now, not {shown}" in refused and "quorate cluster plan" in refused
+        assert f"the plan is now {now}, not {shown}" in refused and "quorate cluster plan" in refused
         assert json.loads(command(cluster, "layout", "history", "--json"))[-1]["number"] == 1
         assert "16 hexadecimal digits" in command(cluster, "cluster", "commit", "--plan", "12", code=2)
         command(cluster, "cluster", "commit", "--plan", now)

@@ -62,7 +62,7 @@ pub(crate) fn unknown_name(kind: &str, unknown: &str, known: &[&str]) -> String 
         _ => ".".to_owned(),
     };
     match known {
-        [] => format!("unknown {kind} {unknown:?}: there are none here"),
+        [] => format!("unknown {kind} {unknown:?}: no {kind} is allowed here"),
         known => format!("unknown {kind} {unknown:?}{suggestion} Known: {}", known.join(", ")),
     }
 }

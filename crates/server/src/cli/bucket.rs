@@ -12,49 +12,54 @@ use super::connection::Connection;
 use super::exit::Failure;
 use super::output::{print_json, print_line, print_report, table};
 
-/// A bucket need not be created: without a definition of its own it goes by that of "default".
+/// Subcommands of `bucket`.
 #[derive(Subcommand)]
 pub(super) enum BucketCommand {
-    /// Give a bucket a definition of its own, for good, and wait until all nodes go by it.
+    /// Give a bucket its own definition, and wait until all nodes use it. The definition cannot be
+    /// changed later.
     Create(Create),
-    /// List the buckets that have a definition, and the default.
+    /// List the buckets that have their own definition, and the bucket "default".
     List(Connection),
-    /// Show what a bucket's keys are held to.
+    /// Show the definition that a bucket has.
     Show {
-        /// Its name.
+        /// Name of the bucket.
         name: String,
         #[command(flatten)]
         connection: Connection,
     },
 }
 
-/// Least timeout of a creation: telling all nodes takes longer than a read.
+/// Shortest timeout of a creation, which waits for all nodes and so takes longer than a read.
 const MIN_CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(super) struct Create {
-    /// Its name: up to 64 of A-Z a-z 0-9 . _ -
+    /// Name of the bucket: up to 64 of A-Z a-z 0-9 . _ -
     name: String,
-    /// Replicas a key. Default: as many as the layout has. Only a bucket without keys can get
-    /// another number, or an r or w that need not meet those before.
+    /// Number of replicas of each key. Default: the layout's number of replicas. If the bucket has
+    /// keys already, n cannot change, and r and w must overlap with the old ones.
     #[arg(long)]
     n: Option<u8>,
-    /// Replicas a read asks: a number, "quorum" or "all".
+    /// Number of replies that a read waits for: a number, "quorum" or "all".
     #[arg(long, default_value = "quorum")]
     r: QuorumSize,
-    /// Acks a write waits for: a number, "quorum" or "all".
+    /// Number of acknowledgements that a write waits for: a number, "quorum" or "all".
     #[arg(long, default_value = "quorum")]
     w: QuorumSize,
-    /// What decides between versions that lie side by side: siblings, lww, or a plugin's name.
+    /// Conflict resolver: "siblings" (a read shows all concurrent versions), "lww" (only the last
+    /// write), or the name of a plugin.
     #[arg(long, default_value = "siblings")]
     resolver: String,
-    /// Let no fallback stand in for a dead replica.
+    /// Count only the acknowledgements of the key's replicas. Without it, another node may store
+    /// the write for a replica that cannot be reached, and its acknowledgement counts.
     #[arg(long)]
     strict: bool,
-    /// When reads push what they merged to replicas that are behind.
+    /// Time at which a read repairs replicas that hold less: before its reply (blocking), after it
+    /// (background), or never (off).
     #[arg(long, value_enum, default_value_t = Repair::Blocking)]
     read_repair: Repair,
-    /// How many versions may lie side by side.
+    /// Maximum number of siblings of a key. If a key has this many, a put that replaces none of
+    /// them is refused.
     #[arg(long, default_value_t = 100)]
     max_siblings: u32,
     /// Largest value, in bytes.
@@ -157,23 +162,27 @@ fn print_bucket(connection: &Connection, report: &BucketsReport, name: &str) -> 
     match own {
         Some(_) => print_line!("bucket {name}, {}", state_of(bucket)),
         None => {
-            print_line!("bucket {name} has no definition of its own: it goes by that of \"{DEFAULT_BUCKET}\"")
+            print_line!("bucket {name} has no definition of its own: it uses that of \"{DEFAULT_BUCKET}\"")
         }
     }
     let repair = format!("{:?}", definition.read_repair).to_lowercase();
     let rows = [
-        ("n", n_of(bucket, report), "replicas a key"),
-        ("r", definition.r.to_string(), "replicas a read asks"),
-        ("w", definition.w.to_string(), "acks a write waits for"),
-        ("resolver", definition.resolver.clone(), "decides between versions that lie side by side"),
-        ("sloppy", definition.sloppy.to_string(), "fallbacks stand in for dead replicas"),
-        ("read_repair", repair, "when reads push to replicas that are behind"),
-        ("max_siblings", definition.max_siblings.to_string(), "versions that may lie side by side"),
-        ("max_value_bytes", definition.max_value_bytes.to_string(), "largest value"),
+        ("n", n_of(bucket, report), "replicas of each key"),
+        ("r", definition.r.to_string(), "replies that a read waits for"),
+        ("w", definition.w.to_string(), "acknowledgements that a write waits for"),
+        ("resolver", definition.resolver.clone(), "decides which siblings a read shows"),
+        (
+            "sloppy",
+            definition.sloppy.to_string(),
+            "true: a fallback's acknowledgement counts for its replica",
+        ),
+        ("read_repair", repair, "time at which a read repairs replicas that hold less"),
+        ("max_siblings", definition.max_siblings.to_string(), "most siblings of a key"),
+        ("max_value_bytes", definition.max_value_bytes.to_string(), "largest value, in bytes"),
     ];
-    let mut out = table(&["rule", "value", "what it says"]);
-    for (name, value, what) in rows {
-        out.add_row([name.to_owned(), value, what.to_owned()]);
+    let mut out = table(&["setting", "value", "meaning"]);
+    for (name, value, meaning) in rows {
+        out.add_row([name.to_owned(), value, meaning.to_owned()]);
     }
     print_line!("{out}");
     Ok(())

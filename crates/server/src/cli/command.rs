@@ -36,51 +36,60 @@ struct Arguments {
 enum Command {
     /// Run a node.
     Serve {
-        /// Its configuration.
+        /// Configuration file of the node.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Work with configurations.
+    /// Check configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Read a key. Exit code 1 if it is absent.
+    /// Read a key. The exit code is 1 if the key is absent.
     Get(Get),
     /// Write a key.
     Put(Put),
     /// Delete a key.
     Delete(Delete),
-    /// List a bucket's keys and values.
+    /// List the keys and values of a bucket.
     Scan(Scan),
-    /// Show where a key lies and what each replica holds.
+    /// Show the replicas of a key, and the versions that each replica holds.
     Explain(Explain),
-    /// Show the nodes as one of them sees the cluster.
+    /// Show the state of the cluster and of its nodes, as one node sees it.
     Status(Status),
-    /// Show how the ring's partitions are spread, or where a key lies.
+    /// Show the number of partitions that each node holds. With --key, show also a key's replicas.
     Ring(Ring),
-    /// Compare a node's replicas with the others' and mend what differs; or show how far that is.
+    /// Compare the replicas of nodes and repair differences (anti-entropy).
+    ///
+    /// Nodes do this by themselves: at intervals, and when a node comes back. These commands start
+    /// it now, and show its progress.
     #[command(subcommand)]
     Repair(RepairCommand),
-    /// See and change who is in the cluster and what they hold.
+    /// Show and change the members of the cluster and their shares of the data.
+    ///
+    /// Changes are staged one by one. `plan` shows the data that they would move, `commit` makes
+    /// them the new layout, `clear` withdraws them. Clients read and write meanwhile.
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// See what buckets' keys are held to, and give a bucket a definition of its own.
+    /// Show the definitions of buckets, and give a bucket its own definition.
+    ///
+    /// A definition sets the replicas, quorums, conflict resolver and limits of a bucket's keys. A
+    /// bucket need not be created: without its own definition it uses that of the bucket "default".
     #[command(subcommand)]
     Bucket(BucketCommand),
-    /// See the layout, and past ones.
+    /// Show the current layout or past layouts: members, and the partitions that each holds.
     #[command(subcommand)]
     Layout(LayoutCommand),
-    /// Prepare a node for being stopped.
+    /// Prepare a node for its stop.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Measure a cluster under load.
+    /// Measure the throughput and the latencies of a cluster under load.
     Bench(Bench),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Check a configuration, and say what is wrong with it.
+    /// Check a configuration file without starting a node. Prints the first error and its remedy.
     Check {
-        /// The file.
+        /// Configuration file to check.
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
@@ -99,7 +108,7 @@ pub(crate) fn run<T: Into<OsString> + Clone>(
         }
     };
     let outcome = dispatch(arguments.command, &registry);
-    // Inside another program (the Python command) nobody flushes it at the end.
+    // Another program may call this function (the Python command), and not flush stdout at its end.
     let _ = std::io::stdout().flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,16 +11,17 @@ use quorate_core::request::ClusterRequest;
 use super::exit::Failure;
 use super::output::Output;
 
-/// How to reach the cluster and how to print.
+/// Arguments of all commands that connect to a cluster: addresses, timeout and output format.
 #[derive(Args)]
 pub(crate) struct Connection {
-    /// Nodes to begin with: host:port,host:port,…
+    /// Addresses of some nodes: host:port,host:port,… The command finds the other nodes through
+    /// them.
     #[arg(long, env = "QUORATE_URL", default_value = "127.0.0.1:7400", value_name = "URL")]
     nodes: String,
-    /// How long the operation may take, in seconds, retries included.
+    /// Longest time of each request, in seconds, retries included.
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
     timeout: f64,
-    /// How to print.
+    /// Format of the output.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// Print JSON: the same as `--output json`.

@@ -18,9 +18,9 @@ pub(crate) enum Failure {
 
 /// Help text that lists the exit codes.
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 the key is absent; 2 usage, configuration or invalid request; 3 unavailable or unreachable; \
-4 indeterminate (a write that may surface); 5 deadline exceeded; 6 overloaded; 7 storage failed; 8 too many siblings; \
-9 a wrong or missing read (bench --verify).";
+Exit codes: 0 done; 1 the key is absent; 2 invalid arguments, configuration or request; 3 too few nodes, or no node, \
+can be reached; 4 indeterminate (the write may take effect later); 5 deadline exceeded; 6 overloaded; 7 storage failed; \
+8 too many siblings; 9 a read returned a wrong value or none (bench --verify).";
 
 impl Failure {
     pub(super) fn usage(message: impl Into<String>) -> Failure {

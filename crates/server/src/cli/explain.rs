@@ -59,10 +59,13 @@ fn print_explanation(explanation: &Explanation) {
     }
     print_line!("{out}");
     if !explanation.hints.is_empty() {
-        print_line!("kept as a hint for who can't be reached on: {}", explanation.hints.join(", "));
+        print_line!("nodes that keep a hint of this key for a replica: {}", explanation.hints.join(", "));
     }
     print_line!(
         "{}",
-        if explanation.agree { "the replicas agree" } else { "the replicas differ: a read repairs them" }
+        match explanation.agree {
+            true => "the replicas agree",
+            false => "the replicas differ, or some did not answer; a read repairs those that differ",
+        }
     );
 }

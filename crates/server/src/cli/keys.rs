@@ -18,9 +18,9 @@ use super::output::{Output, print_json, print_line, printable, table};
 /// A key in a bucket.
 #[derive(Args)]
 pub(super) struct KeyArguments {
-    /// The bucket.
+    /// Name of the bucket.
     bucket: String,
-    /// The key.
+    /// The key, as text.
     key: String,
 }
 
@@ -34,10 +34,10 @@ impl KeyArguments {
 pub(super) struct Get {
     #[command(flatten)]
     arguments: KeyArguments,
-    /// Replicas that must answer: a number, quorum or all.
+    /// Number of replicas that must answer: a number, "quorum" or "all". Default: the bucket's r.
     #[arg(long)]
     r: Option<QuorumSize>,
-    /// Print only the value's bytes; several siblings are an error.
+    /// Print only the bytes of the value. It is an error if the key has several siblings.
     #[arg(long)]
     raw: bool,
     #[command(flatten)]
@@ -59,7 +59,7 @@ impl Get {
         } else if self.raw {
             if read.siblings.len() > 1 {
                 return Err(Failure::usage(format!(
-                    "{} siblings: leave out --raw to see them",
+                    "the key has {} siblings: leave out --raw to see them",
                     read.siblings.len()
                 )));
             }
@@ -78,7 +78,7 @@ impl Get {
             print_line!("{out}");
             if read.siblings.len() > 1 {
                 print_line!(
-                    "{} siblings lie side by side: put with --context {} to replace them",
+                    "the key has {} siblings: add --context {} to a put to replace them",
                     read.siblings.len(),
                     hex(&read.context)
                 );
@@ -98,13 +98,14 @@ impl Get {
 pub(super) struct Put {
     #[command(flatten)]
     arguments: KeyArguments,
-    /// The value; "-" reads it from standard input.
+    /// The value. "-" reads it from standard input.
     value: String,
-    /// Acks to wait for: a number, quorum or all.
+    /// Number of acknowledgements to wait for: a number, "quorum" or "all". Default: the bucket's
+    /// w.
     #[arg(long)]
     w: Option<QuorumSize>,
-    /// Replace exactly what a read showed: the context that `get` prints. Without one, replace what
-    /// is there.
+    /// Replace exactly the versions that a read returned, given by the context that `get --json`
+    /// prints. Without it, the put replaces all versions that the coordinator holds.
     #[arg(long, value_name = "HEX")]
     context: Option<String>,
     #[command(flatten)]
@@ -140,10 +141,12 @@ impl Put {
 pub(super) struct Delete {
     #[command(flatten)]
     arguments: KeyArguments,
-    /// Acks to wait for: a number, quorum or all.
+    /// Number of acknowledgements to wait for: a number, "quorum" or "all". Default: the bucket's
+    /// w.
     #[arg(long)]
     w: Option<QuorumSize>,
-    /// Delete exactly what a read showed. Without one, the key is read first.
+    /// Delete exactly the versions that a read returned, given by the context that `get --json`
+    /// prints. Without it, the command reads the key first.
     #[arg(long, value_name = "HEX")]
     context: Option<String>,
     #[command(flatten)]
@@ -164,18 +167,19 @@ impl Delete {
 
 #[derive(Args)]
 pub(super) struct Scan {
-    /// The bucket.
+    /// Name of the bucket.
     bucket: String,
-    /// Only keys that begin with this.
+    /// List only keys that begin with this text.
     #[arg(long, default_value = "")]
     prefix: String,
-    /// Stop after this many keys.
+    /// Maximum number of keys to list. Default: all.
     #[arg(long)]
     limit: Option<usize>,
-    /// Print the keys only.
+    /// Print only the keys, without their values.
     #[arg(long)]
     keys: bool,
-    /// Replicas of each partition that must answer: a number, quorum or all.
+    /// Number of replicas of each partition that must answer: a number, "quorum" or "all". Default:
+    /// the bucket's r.
     #[arg(long)]
     r: Option<QuorumSize>,
     #[command(flatten)]
@@ -246,7 +250,7 @@ fn print_put(put: &PutReply, output: Output) {
             "receipt": receipt_json(&put.receipt),
         }));
     } else {
-        let conflict = if put.conflict { "; siblings lie beside it" } else { "" };
+        let conflict = if put.conflict { "; the key has other siblings" } else { "" };
         print_line!("{} acks in {} µs{conflict}", put.receipt.acked.len(), put.receipt.micros);
     }
 }

@@ -8,12 +8,12 @@ use super::exit::Failure;
 use super::output::{print_line, print_report, table};
 use super::ring::Ring;
 
-/// See the layout that is read, and those before it.
+/// Subcommands of `layout`.
 #[derive(Subcommand)]
 pub(super) enum LayoutCommand {
-    /// Show how partitions are spread.
+    /// Show the layout that reads use: its members, and the number of partitions that each holds.
     Show(Ring),
-    /// Show past layouts and what was changed.
+    /// Show past layouts, and the changes that made each.
     History(Connection),
 }
 
@@ -32,7 +32,7 @@ async fn print_history(connection: &Connection) -> Result<(), Failure> {
         print_report(&report.history);
         return Ok(());
     }
-    let mut out = table(&["layout", "digest", "what was changed"]);
+    let mut out = table(&["layout", "digest", "changes"]);
     for past in &report.history {
         out.add_row([past.number.to_string(), past.digest.clone(), past.summary.clone()]);
     }

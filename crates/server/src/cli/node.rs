@@ -8,13 +8,14 @@ use super::connection::Connection;
 use super::exit::Failure;
 use super::output::{print_json, print_line};
 
-/// One node.
+/// Subcommands of `node`.
 #[derive(Subcommand)]
 pub(super) enum NodeCommand {
-    /// Have the node take no more requests of clients, which go to others; those under way are
-    /// finished. It goes on as a replica; stop it next.
+    /// Make a node refuse new requests of clients, before you stop its process. Clients then use
+    /// other nodes. Requests under way are finished, and the node still works as a replica. A
+    /// restart ends this state.
     Drain {
-        /// Where it listens, "host:port".
+        /// Address of the node, "host:port".
         address: String,
         #[command(flatten)]
         connection: Connection,
@@ -29,7 +30,7 @@ impl NodeCommand {
         if connection.is_json() {
             print_json(&serde_json::json!({ "node": report.node, "drained": true }));
         } else {
-            print_line!("{} takes no more requests of clients; stop it when you like", report.node);
+            print_line!("{} accepts no more requests of clients; you can stop its process now", report.node);
         }
         Ok(())
     }

@@ -7,13 +7,13 @@ use super::connection::Connection;
 use super::exit::Failure;
 use super::output::{print_line, print_report, table};
 
-/// Nodes compare their replicas by themselves: now and then, and whenever a peer returns. This is
-/// to look, or to hurry.
+/// Subcommands of `repair`.
 #[derive(Subcommand)]
 pub(super) enum RepairCommand {
-    /// Have the first node that answers begin a round with each of its peers now.
+    /// Start a round between one node and each of its peers now. The node is the first one that
+    /// answers; use --nodes to choose it.
     Start(Repair),
-    /// Show what its rounds came to.
+    /// Show the rounds of one node: their number, the keys that differed, and the last error.
     Status(Repair),
 }
 
@@ -36,7 +36,7 @@ impl RepairCommand {
             return Ok(());
         }
         if start {
-            print_line!("a round with each peer begins; `quorate repair status` shows what it comes to");
+            print_line!("the node begins a round with each peer; `quorate repair status` shows the progress");
         }
         print_status(&status);
         Ok(())
@@ -50,11 +50,11 @@ fn print_status(status: &RepairStatus) {
         "keys that differed",
         "in the last round",
         "last ended",
-        "trouble",
+        "last error",
     ]);
     out.add_row([
         status.rounds.to_string(),
-        status.running_with.clone().unwrap_or_else(|| "nobody".into()),
+        status.running_with.clone().unwrap_or_else(|| "no peer".into()),
         status.divergent_keys.to_string(),
         status.last_round_keys.to_string(),
         status.last_round_ago_ms.map_or("never".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),

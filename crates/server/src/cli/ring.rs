@@ -10,17 +10,17 @@ use super::output::{print_json, print_line, table};
 
 #[derive(Args)]
 pub(super) struct Ring {
-    /// Show where this key lies.
+    /// Show also the partition, replicas and fallbacks of this key.
     #[arg(long)]
     key: Option<String>,
-    /// The key's bucket.
+    /// Bucket of the key.
     #[arg(long, default_value = "default")]
     bucket: String,
     #[command(flatten)]
     connection: Connection,
 }
 
-/// Characters of a bar that stands for all partitions.
+/// Length of a bar that represents all partitions, in characters.
 const BAR_WIDTH: f64 = 40.0;
 
 impl Ring {

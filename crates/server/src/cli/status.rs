@@ -38,7 +38,7 @@ fn print_status(status: &NodeStatus) {
         status.uptime_ms as f64 / 1000.0
     );
     print_upkeep(status);
-    let mut out = table(&["node", "address", "zone", "state", "partitions", "first", "trouble"]);
+    let mut out = table(&["node", "address", "zone", "state", "partitions", "first", "last error"]);
     let mut members: Vec<_> = status.members.iter().collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     for member in members {
@@ -58,24 +58,25 @@ fn print_status(status: &NodeStatus) {
 /// Prints the node's work without clients, such as hints and repair, as far as there is any.
 fn print_upkeep(status: &NodeStatus) {
     if let Some(reason) = &status.clock_problem {
-        print_line!("coordinates nothing: {reason}");
+        print_line!("this node coordinates no writes: {reason}");
     }
     if status.recovering > 0 {
         print_line!(
-            "recovering: {} partitions may have forgotten, and answer no reads until enough others were asked",
+            "recovering: this node may have lost records of {} partitions; it answers no reads of them until it has \
+             merged with enough other replicas",
             status.recovering
         );
     }
     if status.removed {
         print_line!(
-            "taken out of the cluster while it was away: it serves nothing; stop it, and start it with an empty \
-             data folder to join again"
+            "this node was taken out of the cluster while it was down, and serves no requests: stop it, and start it \
+             with an empty data folder to join again"
         );
     }
     if let Some(change) = &status.change {
         let layouts: Vec<String> = change.layouts.iter().map(u64::to_string).collect();
         print_line!(
-            "a change of layout is under way: {} are active, everybody is at {:?}",
+            "a layout change is under way: layouts {} are active; all nodes have reached phase {:?}",
             layouts.join(", "),
             change.phase
         );
@@ -94,7 +95,7 @@ fn print_upkeep(status: &NodeStatus) {
     }
     if status.tombstone_gc.waiting > 0 {
         let blocked = status.tombstone_gc.blocked_by.as_deref();
-        let why = blocked.map_or("until a grace period is over".to_owned(), |by| format!("blocked by {by}"));
-        print_line!("tombstones: {} wait to be collected, {why}", status.tombstone_gc.waiting);
+        let why = blocked.map_or("until the grace period ends".to_owned(), |by| format!("blocked by {by}"));
+        print_line!("tombstones: {} wait for their collection, {why}", status.tombstone_gc.waiting);
     }
 }

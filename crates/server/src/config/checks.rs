@@ -84,8 +84,8 @@ pub(super) fn check_settings(settings: &Settings) -> Result<(), ConfigError> {
     let shortest = settings.shortest_grace_ms();
     if tombstone_gc.grace_ms < shortest {
         return Err(ConfigError::new(format!(
-            "[tombstone_gc] grace_ms = {}: a message may bring back what is collected earlier than {shortest} ms after it \
-             ([coordinator] max_request_timeout_ms, twice max_clock_skew_ms, and 5 s); use that or more",
+            "[tombstone_gc] grace_ms = {}: use {shortest} or more, because a delayed message could bring back a deleted \
+             value ({shortest} ms are [coordinator] max_request_timeout_ms, twice max_clock_skew_ms, and 5 s)",
             tombstone_gc.grace_ms
         )));
     }

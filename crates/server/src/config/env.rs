@@ -22,9 +22,9 @@ pub(super) fn override_from(
         let mut table = &mut *sections;
         for parent in parents {
             let entry = table.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-            table = entry
-                .as_table_mut()
-                .ok_or_else(|| ConfigError::new(format!("environment {variable}: {parent} is no section")))?;
+            table = entry.as_table_mut().ok_or_else(|| {
+                ConfigError::new(format!("environment {variable}: {parent} is not a section"))
+            })?;
         }
         table.insert(key.clone(), parse_value(value));
     }

@@ -1,6 +1,7 @@
 //! The configuration file's sections that this crate defines, with their defaults.
 //!
-//! `[coordinator]`, `[hints]`, `[repair]` and `[tombstone_gc]` are defined in `quorate_node::settings`.
+//! `[coordinator]`, `[hints]`, `[repair]` and `[tombstone_gc]` are defined in
+//! `quorate_node::settings`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

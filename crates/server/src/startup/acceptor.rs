@@ -36,7 +36,7 @@ pub(super) async fn accept_until_stopped(
             Ok((stream, _)) if open_connections.load(Ordering::Relaxed) >= config.node.max_connections => {
                 tracing::warn!(
                     limit = config.node.max_connections,
-                    "too many connections ([node] max_connections)"
+                    "connection closed: the limit of connections is reached ([node] max_connections)"
                 );
                 drop(stream);
             }
@@ -48,7 +48,7 @@ pub(super) async fn accept_until_stopped(
             }
             // Out of file descriptors, most likely: other connections may be closed meanwhile.
             Err(error) => {
-                tracing::warn!(%error, "cannot accept");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }

@@ -60,7 +60,7 @@ pub(super) fn discover_layout(
         let mut stop = StopSignals::catch().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        tracing::info!(expect = cluster_init.expect, seeds = ?cluster_init.seeds, "looking for a cluster");
+        tracing::info!(expect = cluster_init.expect, seeds = ?cluster_init.seeds, "searching for a cluster");
         let discovery = LayoutDiscovery {
             config,
             cluster_init,

@@ -35,7 +35,7 @@ pub(super) struct PeerCuts {
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl PeerCuts {
-    /// WriteMode all cuts.
+    /// Replaces all cuts.
     pub(super) fn set(&self, faults: &[Fault]) {
         let peers = |one_way: bool| {
             faults.iter().filter(|fault| fault.one_way == one_way).map(|fault| fault.peer).collect()

@@ -24,7 +24,7 @@ fn check_partitions(config: &Config, layout: &Layout) -> Result<(), ConfigError>
         return Ok(());
     }
     Err(ConfigError::new(format!(
-        "[cluster] partitions = {}: the cluster was founded with {partitions}; use that",
+        "[cluster] partitions = {}: the cluster began with {partitions} partitions; use that number",
         config.cluster.partitions,
     )))
 }
@@ -34,7 +34,7 @@ fn check_replicas(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError::new(format!(
-        "[cluster] replicas = {}: the cluster was founded with {}; use that, and change it with \
+        "[cluster] replicas = {}: the cluster began with {} replicas; use that number, and change it with \
          `quorate cluster replicas`",
         config.replicas,
         layout.replicas()
@@ -48,12 +48,12 @@ fn check_buckets(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
     match config.buckets.iter().find(|(name, definition)| defined.get(*name) != Some(*definition)) {
         None => Ok(()),
         Some((name, _)) if defined.contains_key(name) => Err(ConfigError::new(format!(
-            "[buckets.{name}]: the cluster goes by another definition, which is for good; see \
-             `quorate bucket show {name}`, and write what the cluster was founded with"
+            "[buckets.{name}]: the cluster has another definition of this bucket, which cannot be changed; use the \
+             definition that `quorate bucket show {name}` prints"
         ))),
         Some((name, _)) => Err(ConfigError::new(format!(
-            "[buckets.{name}]: the cluster was founded without it, which is all that this section is for; take it \
-             out{}",
+            "[buckets.{name}]: the cluster began without this definition, and later this section has no effect; \
+             remove it{}",
             match name.as_str() {
                 DEFAULT_BUCKET => String::new(),
                 name => format!(", and use `quorate bucket create {name}`"),

@@ -127,7 +127,9 @@ impl StartupState {
                 }
             }
             (None, None, None) => {
-                return Err(ConfigError::new("[membership] names no members, and no way to find any"));
+                return Err(ConfigError::new(
+                    "[membership] plugin: it names no members and no seeds; use one that does",
+                ));
             }
         };
         check_layouts(config, &layouts)?;

@@ -59,10 +59,10 @@ impl Worker {
             .name(format!("quorate-{}", setup.number))
             .spawn(move || {
                 let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-                let runtime = runtime.expect("an event loop can be started");
+                let runtime = runtime.expect("the event loop starts");
                 runtime.block_on(run(setup, incoming));
             })
-            .expect("a thread can be started");
+            .expect("the thread starts");
         Worker { streams, thread }
     }
 

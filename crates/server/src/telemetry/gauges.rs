@@ -34,26 +34,27 @@ impl Gauges {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "hints_pending",
-            "Hints kept for a replica that can't be reached",
+            "Hints that this node keeps for a replica",
             self.hints_pending.clone(),
         );
-        registry.register("hints_pending_bytes", "Their bytes", self.hints_bytes.clone());
-        let help = "How long the oldest of them has been waiting";
+        let help = "Bytes of the hints that this node keeps for a replica";
+        registry.register("hints_pending_bytes", help, self.hints_bytes.clone());
+        let help = "Age of the oldest hint that this node keeps for a replica";
         registry.register_with_unit("hints_oldest_age", help, Unit::Seconds, self.hints_oldest.clone());
-        let help = "Partitions that may have forgotten, and answer no reads yet";
+        let help = "Partitions of which this node may have lost records, and answers no reads yet";
         registry.register("recovering_partitions", help, self.recovering.clone());
-        let help = "Deleted keys of which this node is the first replica";
+        let help = "Tombstones in partitions of which this node is the first replica";
         registry.register("tombstones_waiting", help, self.tombstones.clone());
         registry.register(
             "tombstone_gc_blocked",
-            "1 while a member stands in the way of tombstone_gc",
+            "1 while a member prevents the collection of tombstones",
             self.tombstone_gc_blocked.clone(),
         );
-        let help = "How far this node's clock is ahead of its peers' (the median), milliseconds";
+        let help = "Milliseconds by which this node's clock is ahead of its peers' clocks (the median)";
         registry.register("clock_ahead_ms", help, self.clock_ahead_ms.clone());
         let help = "1 while a round of anti-entropy with some peer is under way";
         registry.register("repair_running", help, self.repair_running.clone());
-        let help = "Since the last round of anti-entropy ended";
+        let help = "Time since the last successful round of anti-entropy ended";
         registry.register_with_unit(
             "repair_last_ended_ago",
             help,
@@ -65,12 +66,12 @@ impl Gauges {
         registry.register("peer_requests_waiting", help, self.peer_waiting.clone());
         let help = "Updates that wait for the storage engine to make them durable";
         registry.register("storage_updates_waiting", help, self.storage_waiting.clone());
-        registry.register("layout", "The newest layout's number", self.layout.clone());
-        let help = "Active layouts: more than one while a change is under way";
+        registry.register("layout", "Number of the newest layout", self.layout.clone());
+        let help = "Active layouts: more than one while a layout change is under way";
         registry.register("layouts_active", help, self.layouts_active.clone());
         let help = "Partitions that this node still has to copy or hand over";
         registry.register("partitions_to_move", help, self.partitions_to_move.clone());
-        let help = "Bytes that it has copied in this change of layout";
+        let help = "Bytes that this node has copied in the layout change under way";
         registry.register("moved_bytes", help, self.moved_bytes.clone());
     }
 

@@ -92,7 +92,13 @@ async fn serve(listener: TcpListener, metrics: Arc<Metrics>, node: StartedNode) 
 
 async fn answer(mut stream: TcpStream, metrics: &Metrics, node: &StartedNode) -> std::io::Result<()> {
     let Some(head) = read_head(&mut stream).await? else {
-        return reply(&mut stream, "400 Bad Request", "text/plain", "one small GET a connection\n").await;
+        return reply(
+            &mut stream,
+            "400 Bad Request",
+            "text/plain",
+            "send one GET request of at most 8 KiB\n",
+        )
+        .await;
     };
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
@@ -140,16 +146,17 @@ fn not_ready(shared: &Shared) -> Option<String> {
     let upkeep = quorate_node::upkeep(shared);
     let mut reasons = String::new();
     if upkeep.recovering > 0 {
-        let _ = writeln!(reasons, "recovering: {} partitions answer no reads yet", upkeep.recovering);
+        let _ =
+            writeln!(reasons, "recovering: no reads of {} partitions are answered yet", upkeep.recovering);
     }
     if let Some(reason) = upkeep.clock_problem {
-        let _ = writeln!(reasons, "coordinates nothing: {reason}");
+        let _ = writeln!(reasons, "this node coordinates no writes: {reason}");
     }
     if shared.view().removed {
-        let _ = writeln!(reasons, "taken out of the cluster while it was away");
+        let _ = writeln!(reasons, "this node was taken out of the cluster while it was down");
     }
     if shared.is_drained() {
-        let _ = writeln!(reasons, "drained: about to be stopped");
+        let _ = writeln!(reasons, "drained: this node accepts no requests of clients until it is restarted");
     }
     (!reasons.is_empty()).then_some(reasons)
 }

@@ -31,51 +31,81 @@ impl EventSink for LogEvents {
             }
             EventKind::PeerRefused { peer, reason } => tracing::warn!(peer, reason, "peer refused"),
             EventKind::StrangerRefused { address, reason } => {
-                tracing::warn!(address, reason, "stranger refused")
+                tracing::warn!(
+                    address,
+                    reason,
+                    "connection refused: no introduction of a Quorate client or node"
+                )
             }
             EventKind::ReadRepaired { replicas } => tracing::debug!(replicas, "read repair"),
             EventKind::WriteIndeterminate { needed, received } => {
-                tracing::warn!(needed, received, "write did not get its acks");
+                tracing::warn!(needed, received, "a write did not get enough acks in time");
             }
             EventKind::Served { verb, outcome, micros, acked, siblings, hinted } => {
                 tracing::trace!(verb, outcome, micros, acked, siblings, hinted, "served");
             }
             EventKind::HintRefused { target } => {
-                tracing::warn!(target_node = target, "hint refused: the budget for its target is used up");
+                tracing::warn!(
+                    target_node = target,
+                    "hint refused: the hints for this node have reached [hints] max_mib_per_target"
+                );
             }
             EventKind::HintsDelivered { target, hints } => {
                 tracing::info!(to = target, hints, "hints delivered");
             }
             EventKind::Recovering { partitions } => {
-                tracing::info!(partitions, "may have forgotten: asking the others before answering reads");
+                tracing::info!(
+                    partitions,
+                    "recovering: records may be lost, so that no reads are answered before a merge with other replicas"
+                );
             }
             EventKind::Recovered { partitions } => tracing::info!(partitions, "recovered"),
-            EventKind::Repaired { peer, keys: 0 } => tracing::debug!(peer, "compared, nothing differs"),
-            EventKind::Repaired { peer, keys } => tracing::info!(peer, keys, "repaired"),
-            EventKind::RepairFailed { peer, reason } => tracing::warn!(peer, reason, "repair broke off"),
+            EventKind::Repaired { peer, keys: 0 } => {
+                tracing::debug!(peer, "anti-entropy with a peer ended: no key differed");
+            }
+            EventKind::Repaired { peer, keys } => {
+                tracing::info!(
+                    peer,
+                    keys,
+                    "anti-entropy with a peer ended: these keys differed, and are merged"
+                );
+            }
+            EventKind::RepairFailed { peer, reason } => {
+                tracing::warn!(peer, reason, "anti-entropy with a peer failed");
+            }
             EventKind::TombstonesCollected { keys } => tracing::info!(keys, "tombstones collected"),
             EventKind::ClockSkewed { ahead_ms: Some(ahead_ms) } => {
-                tracing::error!(ahead_ms, "the clock is far from most peers': coordinating nothing");
+                tracing::error!(
+                    ahead_ms,
+                    "the clock differs too much from most peers' clocks: this node coordinates no writes"
+                );
             }
-            EventKind::ClockSkewed { ahead_ms: None } => tracing::info!("the clock is right again"),
+            EventKind::ClockSkewed { ahead_ms: None } => {
+                tracing::info!("the clock agrees with most peers' clocks again");
+            }
             EventKind::LayoutChanges { number, changes } => {
-                tracing::info!(number, changes, "the layout changes")
+                tracing::info!(number, changes, "a change to a new layout begins")
             }
             EventKind::LayoutPhase { number, settled: true, .. } => {
-                tracing::info!(number, "the new layout is settled");
+                tracing::info!(number, "the layout change is done: only the new layout is active");
             }
             EventKind::LayoutPhase { number, phase, .. } => {
-                tracing::info!(number, phase = phase.name(), "a phase of the change is reached");
+                tracing::info!(
+                    number,
+                    phase = phase.name(),
+                    "this node has reached a phase of the layout change"
+                );
             }
             EventKind::Removed { number } => {
                 tracing::error!(
                     number,
-                    "taken out of the cluster while away: serving nothing; an empty data folder lets it join again"
+                    "this node was taken out of the cluster while it was down, and serves no requests: stop it, and \
+                     start it with an empty data folder to join again"
                 );
             }
             EventKind::StorageFailed { detail } => tracing::error!(detail, "storage failed"),
             EventKind::ActorRenewed { partition } => {
-                tracing::warn!(partition, "partition goes on under a new actor")
+                tracing::warn!(partition, "the partition's writes continue under a new actor")
             }
         }
     }

@@ -90,19 +90,22 @@ impl Counters {
         Counters {
             read_repairs: counter(
                 "read_repairs",
-                "Reads that found replicas behind and sent them the merged object",
+                "Reads that sent the merged object to replicas that held less",
             ),
-            hints_delivered: counter("hints_delivered", "Hints that reached the replica they were for"),
-            hints_refused: counter("hints_refused", "Hints refused for want of budget"),
-            storage_failures: counter("storage_failures", "Reads and commits that the storage engine failed"),
-            actors_renewed: counter("actors_renewed", "Partitions that went on under a new actor"),
-            repair_rounds: counter("repair_rounds", "Rounds of anti-entropy with one peer that ended"),
-            divergent_keys: counter("repair_divergent_keys", "Keys that anti-entropy found to differ"),
-            repairs_failed: counter("repair_failures", "Rounds of anti-entropy that broke off"),
-            tombstones_collected: counter("tombstones_collected", "Tombstones deleted by this node's orders"),
+            hints_delivered: counter("hints_delivered", "Hints that were delivered to their replica"),
+            hints_refused: counter("hints_refused", "Hints refused because of [hints] max_mib_per_target"),
+            storage_failures: counter(
+                "storage_failures",
+                "Reads and commits that failed in the storage engine",
+            ),
+            actors_renewed: counter("actors_renewed", "Partitions whose writes continued under a new actor"),
+            repair_rounds: counter("repair_rounds", "Rounds of anti-entropy with one peer that succeeded"),
+            divergent_keys: counter("repair_divergent_keys", "Keys that differed in rounds of anti-entropy"),
+            repairs_failed: counter("repair_failures", "Rounds of anti-entropy that failed"),
+            tombstones_collected: counter("tombstones_collected", "Tombstones deleted on this node's orders"),
             connections_refused: counter(
                 "strangers_refused",
-                "Connections refused: not our protocol, or not our cluster",
+                "Connections refused: another protocol, another cluster, or another first layout",
             ),
         }
     }

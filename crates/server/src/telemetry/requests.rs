@@ -39,7 +39,7 @@ impl RequestMetrics {
         let durations = Family::<VerbLabel, Histogram>::new_with_constructor(|| {
             Histogram::new(exponential_buckets(0.000_1, 2.0, 16))
         });
-        let help = "From a request's arrival to its answer";
+        let help = "Time from a request's arrival to its reply";
         registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
         let acks = Family::<VerbLabel, Histogram>::new_with_constructor(|| {
             Histogram::new([1.0, 2.0, 3.0, 4.0, 5.0, 7.0])
@@ -47,9 +47,9 @@ impl RequestMetrics {
         let help = "Nodes that had acked or replied when a request was answered";
         registry.register("quorum_acks", help, acks.clone());
         let siblings = Histogram::new([0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0]);
-        registry.register("read_siblings", "Values that a read showed", siblings.clone());
+        registry.register("read_siblings", "Number of siblings that a read returned", siblings.clone());
         let hinted = Counter::default();
-        registry.register("hinted_acks", "Acks of writes that were hints", hinted.clone());
+        registry.register("hinted_acks", "Acks of writes that a fallback gave for a hint", hinted.clone());
         let by_outcome = |verb| {
             let counter = |outcome| requests.get_or_create(&[("verb", verb), ("outcome", outcome)]).clone();
             OUTCOMES.map(counter).to_vec()

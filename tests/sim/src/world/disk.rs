@@ -92,7 +92,7 @@ impl Disk {
         self.lock().durable.clone()
     }
 
-    /// WriteMode the committed records by an image.
+    /// Replaces the committed records by an image.
     pub(super) fn restore(&self, image: BTreeMap<Bytes, Bytes>) {
         self.lock().durable = image;
     }

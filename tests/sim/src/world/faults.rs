@@ -122,7 +122,7 @@ impl Sim {
         self.oracle.disk_lost(node, self.now_ms());
     }
 
-    /// WriteMode a node's disk by an earlier image of it. The node must not run.
+    /// Replaces a node's disk by an earlier image of it. The node must not run.
     pub fn restore(&self, node: usize, image: BTreeMap<Bytes, Bytes>) {
         self.log.add(format!("restore n{node}"));
         assert!(!self.is_running(node), "stop n{node} before its disk is replaced");

@@ -138,7 +138,7 @@ impl Scenario {
 
 /// Layout changes.
 impl Scenario {
-    /// WriteMode a member by F, which gets exactly the partitions of that member.
+    /// Replaces a member by F, which gets exactly the partitions of that member.
     async fn replace_by_f(&self, via: usize, leaving: usize) {
         let join = self.sim.join_change(F);
         // A node that has just started may not be connected yet.

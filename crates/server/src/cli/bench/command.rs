@@ -19,61 +19,64 @@ use crate::cli::connection::{Connection, block_on};
 use crate::cli::exit::Failure;
 use crate::cli::output::{Output, print_json, print_line, table};
 
-/// Measures a cluster: operations a second and latencies, under a load that you choose.
+/// Arguments of `bench`.
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// What to do. get and the YCSB workloads a (half reads), b (95 % reads) and c (reads) load
-    /// their keys first.
+    /// Mix of reads and writes. All mixes but put write every key once before the measurement. The
+    /// mixes a, b and c are the YCSB workloads of that name.
     #[arg(long, value_enum, default_value_t = Workload::Put)]
     workload: Workload,
-    /// Bytes of a value.
+    /// Size of each value, in bytes.
     #[arg(long, default_value_t = 100, value_name = "BYTES")]
     value_bytes: usize,
-    /// How many different keys.
+    /// Number of different keys.
     #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
     keys: u32,
-    /// How often each key is used. Default: zipfian for a, b and c, else uniform.
+    /// Frequency of each key. Default: zipfian for a, b and c, otherwise uniform.
     #[arg(long, value_enum)]
     distribution: Option<Distribution>,
-    /// Connections in all, rounded up to whole clients: a client holds one to each node, and sends
-    /// to a key's first replica.
+    /// Total number of connections, rounded up to whole clients. A client holds one connection to
+    /// each node, and sends a request to the key's first replica.
     #[arg(long, default_value_t = 4, value_name = "COUNT")]
     connections: usize,
-    /// Operations in flight over all connections. With --rate: at most.
+    /// Number of operations under way over all connections. With --rate: the largest number.
     #[arg(long, default_value_t = 64, value_name = "COUNT")]
     in_flight: usize,
-    /// How long to measure.
+    /// Duration of the measurement.
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
     seconds: f64,
-    /// How long to run before measuring.
+    /// Duration of the load before the measurement.
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     warm_up: f64,
-    /// Open loop: this many operations a second are due, and latencies count from then. Default:
-    /// closed loop.
+    /// Operations per second of an open loop. Each operation is due at a fixed time, and its
+    /// latency counts from then. Default: a closed loop, which sends an operation when one is
+    /// answered.
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
-    /// Replicas that must answer a read: a number, quorum or all. Default: the bucket's.
+    /// Number of replicas that must answer a read: a number, "quorum" or "all". Default: the
+    /// bucket's r.
     #[arg(long)]
     r: Option<QuorumSize>,
-    /// Replicas that must ack a write: a number, quorum or all. Default: the bucket's.
+    /// Number of replicas that must acknowledge a write: a number, "quorum" or "all". Default: the
+    /// bucket's w.
     #[arg(long)]
     w: Option<QuorumSize>,
-    /// The bucket to work in. Its keys are overwritten.
+    /// Bucket to use. Its keys are overwritten.
     #[arg(long, default_value = "bench", value_name = "NAME")]
     bucket: String,
-    /// Check every value read: that it was written, to this key, and is not older than what was
-    /// acked before the read began. Exit code 9 if one is wrong or missing. Needs R + W > N, and
-    /// the keys to itself. With --skip-load only what this run writes is known: earlier writes pass
-    /// as they are.
+    /// Check every value that is read: it was written to this key, and it is not older than the
+    /// last write that was acknowledged before the read began. The exit code is 9 if a value is
+    /// wrong or missing. Needs R + W > N, and no other writer of these keys. With --skip-load,
+    /// values of earlier runs are accepted.
     #[arg(long)]
     verify: bool,
-    /// Do not load the keys: an earlier run did.
+    /// Do not write the keys before the measurement, because an earlier run has written them.
     #[arg(long)]
     skip_load: bool,
-    /// Threads of the generator.
+    /// Number of threads of the load generator.
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     threads: usize,
-    /// Seed of the choice of keys and operations.
+    /// Seed of the random choice of keys and operations.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -141,13 +144,14 @@ impl Bench {
         }
         if self.verify && self.value_bytes < MIN_VERIFIED_BYTES {
             return Err(Failure::usage(format!(
-                "--verify with --value-bytes {}: a value that can be checked has at least {MIN_VERIFIED_BYTES}",
+                "--verify with --value-bytes {}: a value that can be checked has at least {MIN_VERIFIED_BYTES} bytes",
                 self.value_bytes
             )));
         }
         if self.verify && u64::from(self.keys) <= self.in_flight as u64 {
             return Err(Failure::usage(format!(
-                "--verify with --keys {} and --in-flight {}: writes of one key take turns, use more keys than that",
+                "--verify with --keys {} and --in-flight {}: use more keys than operations in flight, because writes \
+                 of one key wait for each other",
                 self.keys, self.in_flight
             )));
         }
@@ -210,7 +214,7 @@ impl Bench {
         print_line!("{:.0} operations a second", report.ops_per_s());
         if report.late > 0 && self.rate.is_some() {
             print_line!(
-                "{} were answered after the end: the nodes do not keep up with this rate, or stalled",
+                "{} operations were answered after the end: the nodes are too slow for this rate, or stalled",
                 report.late
             );
         }
@@ -231,7 +235,7 @@ impl Bench {
         }
         print_line!("{out}");
         if report.errors.is_empty() {
-            print_line!("no errors{}", if self.verify { ", every read right" } else { "" });
+            print_line!("no errors{}", if self.verify { ", every read was correct" } else { "" });
         }
         for (name, count) in &report.errors {
             print_line!("{count} errors: {name}");

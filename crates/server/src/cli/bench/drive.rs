@@ -115,10 +115,10 @@ where
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build_local(tokio::runtime::LocalOptions::default())
-                    .expect("an event loop can be started");
+                    .expect("the event loop starts");
                 runtime.block_on(work(number))
             })
-            .expect("a thread can be started")
+            .expect("the thread starts")
     };
     let threads: Vec<_> = (0..plan.threads).map(spawn).collect();
     while threads.iter().any(|thread| !thread.is_finished()) {

@@ -52,10 +52,10 @@ impl Values {
         }
         let word = |at: usize| u32::from_le_bytes(value[at..at + 4].try_into().expect("four bytes"));
         if value[8..16] != checksum_of(value).to_le_bytes() {
-            return Err("bytes that nobody wrote (checksum)".into());
+            return Err("bytes that no run of this command wrote (wrong checksum)".into());
         }
         if word(0) != key {
-            return Err(format!("the value of key number {}", word(0)));
+            return Err(format!("it has the value of another key, number {}", word(0)));
         }
         Ok(word(4))
     }
@@ -132,13 +132,15 @@ impl Ledger {
         for value in read {
             let sequence = values.sequence_of(key, value)?;
             if sequence > begun && self.earlier_writes == EarlierWrites::Overwritten {
-                return Err(format!("write {sequence} of key number {key}, only {begun} were begun"));
+                return Err(format!(
+                    "the value of write {sequence} of key number {key}, but only {begun} writes were begun"
+                ));
             }
             newest = newest.max(sequence);
         }
         if newest < oldest_allowed {
             return Err(format!(
-                "write {newest} of key number {key}, although write {oldest_allowed} had been acked"
+                "the value of write {newest} of key number {key}, although write {oldest_allowed} had been acked"
             ));
         }
         Ok(())

@@ -25,10 +25,9 @@ pub(super) enum Workload {
 /// Frequency of each key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(super) enum Distribution {
-    /// All alike.
+    /// Every key is used equally often.
     Uniform,
-    /// A few keys take most of the operations, as in YCSB; the popular ones are spread over the
-    /// ring.
+    /// A few keys are used by most operations, as in YCSB. These keys are spread over the ring.
     Zipfian,
 }
 

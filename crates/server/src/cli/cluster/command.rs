@@ -15,101 +15,108 @@ use crate::cli::connection::Connection;
 use crate::cli::exit::Failure;
 use crate::cli::output::{print_line, print_report};
 
-/// Changes are staged one by one; `plan` shows what they would move, `commit` makes them the new
-/// layout, `clear` withdraws them. Reads and writes go on meanwhile.
+/// Subcommands of `cluster`.
 #[derive(Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Show members, nodes that wait to become some, staged changes, and how far a change is.
+    /// Show the members, the nodes that wait to become members, the staged changes, and the
+    /// progress of a layout change.
     Show(Connection),
-    /// Stage: a node becomes a member.
+    /// Stage the join of a node: it becomes a member and copies its share of the data.
     Join {
-        /// Its name ([node] name).
+        /// Name of the node, its [node] name.
         name: String,
-        /// Where it listens, "host:port". Default: where gossip found it.
+        /// Address of the node, "host:port". Default: the address that the cluster found by gossip.
         #[arg(long, default_value = "")]
         address: String,
-        /// Its failure zone. Default: what its configuration says.
+        /// Failure zone of the node. Default: its [node] zone, if the cluster found it by gossip.
         #[arg(long, default_value = "")]
         zone: String,
-        /// How much it is to hold, relative to the others.
+        /// Share of the partitions that the node gets, relative to the other members' weights.
         #[arg(long, default_value_t = DEFAULT_WEIGHT)]
         weight: u16,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: a member hands over what it holds, and is one no more.
+    /// Stage the departure of a member: it hands over all its data and stops being a member. Stop
+    /// its process when the change is done.
     Leave {
-        /// Its name.
+        /// Name of the member.
         name: String,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: a member whose disk is lost is one no more. Stop it first: it is refused from then
-    /// on.
+    /// Stage the removal of a member whose disk is lost. The member hands nothing over, and no node
+    /// waits for it. Stop its process first: after the commit, the cluster refuses it if it returns
+    /// with its old data.
     Remove {
-        /// Its name.
+        /// Name of the member.
         name: String,
-        /// Say that its disk is lost. Without it, use `leave`.
+        /// Confirm that the disk is lost, and with it all data that only this member held. If it is
+        /// not lost, use `leave`.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: a new node takes a member's place.
+    /// Stage the replacement of a member by a new node, which gets the same weight.
     Replace {
-        /// The member that goes.
+        /// Name of the member to replace.
         name: String,
-        /// The node that comes.
+        /// Name of the new node, its [node] name.
         by: String,
-        /// Where that listens. Default: where gossip found it.
+        /// Address of the new node, "host:port". Default: the address that the cluster found by
+        /// gossip.
         #[arg(long, default_value = "")]
         address: String,
-        /// The disk of the member that goes is lost: it hands nothing over.
+        /// Confirm that the disk of the old member is lost: the member hands nothing over. Stop its
+        /// process first.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: how much a member is to hold, relative to the others.
+    /// Stage a new weight of a member: its share of the partitions, relative to the other members.
     Weight {
-        /// Its name.
+        /// Name of the member.
         name: String,
-        /// 1 to 10000; 100 is what members have that were given none.
+        /// New weight, 1 to 10000. The default weight is 100.
         weight: u16,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: in which failure zone a member is.
+    /// Stage a new failure zone of a member. The replicas of a partition are spread over zones.
     Zone {
-        /// Its name.
+        /// Name of the member.
         name: String,
-        /// The zone.
+        /// Name of the zone.
         zone: String,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage: how many replicas a partition has.
+    /// Stage a new number of replicas of each partition (N).
     Replicas {
-        /// N.
+        /// New number of replicas.
         count: u8,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Show what the staged changes would move.
+    /// Show the layout that the staged changes would make, and the data that would move.
     Plan(Connection),
-    /// Make the staged changes the new layout.
+    /// Make the staged changes the new layout. Nodes then move the data while clients read and
+    /// write.
     Commit {
-        /// Only if the plan is still the one that `plan` showed under this digest.
+        /// Commit only if the staged changes still make the layout with this digest, which `plan`
+        /// printed.
         #[arg(long, value_name = "DIGEST", value_parser = parse_digest)]
         plan: Option<u64>,
         #[command(flatten)]
         connection: Connection,
     },
-    /// Withdraw the staged changes.
+    /// Withdraw all staged changes.
     Clear(Connection),
-    /// Show what every node copies or hands over.
+    /// Show each node's progress in the layout change under way.
     Transfers {
-        /// Show it until the change is done.
+        /// Print the progress again and again until the layout change is done.
         #[arg(long)]
         watch: bool,
         #[command(flatten)]
@@ -134,11 +141,12 @@ impl ClusterCommand {
                 stage(&connection, vec![LayoutChange::Remove { name }]).await
             }
             ClusterCommand::Remove { name, force: false, .. } => Err(Failure::usage(format!(
-                "remove {name}: this declares its disk lost, and what only it holds with it; add --force if that is so, \
-                 or use `quorate cluster leave {name}`, which hands everything over first"
+                "remove {name}: this declares its disk lost, and all data that only {name} holds; add --force if the \
+                 disk is lost, or use `quorate cluster leave {name}`, which first hands over all data"
             ))),
             ClusterCommand::Replace { name, by, address, force, connection } => {
-                // With the same weight the new node takes over exactly the old node's partitions.
+                // With the same weight, and in the same zone, the new node gets exactly the old
+                // node's partitions.
                 let known = connection.cluster_report(ClusterRequest::Show).await?;
                 let old = known.members.iter().find(|member| member.name == name);
                 let weight = old.map_or(DEFAULT_WEIGHT, |member| member.weight);
@@ -191,7 +199,8 @@ async fn stage(connection: &Connection, changes: Vec<LayoutChange>) -> Result<()
     }
     print_staged(&report);
     print_line!(
-        "`quorate cluster plan` shows what they would move, `quorate cluster commit` makes them the new layout"
+        "`quorate cluster plan` shows the data that the staged changes would move; `quorate cluster commit` makes \
+         them the new layout"
     );
     Ok(())
 }
@@ -220,7 +229,7 @@ async fn commit(connection: &Connection, plan: Option<u64>) -> Result<(), Failur
     match connection.is_json() {
         true => print_report(&report),
         false => print_line!(
-            "layout {} is committed; `quorate cluster transfers` shows how far it is",
+            "layout {} is committed; `quorate cluster transfers` shows the progress",
             report.layout
         ),
     }

@@ -9,7 +9,7 @@ pub(super) fn print_plan(plan: &PlanReport) {
     for change in &plan.staged {
         print_line!("  {change}");
     }
-    let mut out = table(&["node", "zone", "partitions now", "then", "copies", "about"]);
+    let mut out = table(&["node", "zone", "partitions now", "then", "to copy", "estimated size"]);
     for node in &plan.nodes {
         out.add_row([
             node.name.clone(),
@@ -22,15 +22,15 @@ pub(super) fn print_plan(plan: &PlanReport) {
     }
     print_line!("{out}");
     print_line!(
-        "{} replicas of partitions are copied ({} is the fewest for these loads), about {}; each partition is in \
-         {} zone{} or more",
+        "{} replicas of partitions would be copied (at least {} are needed for these numbers of partitions), about \
+         {}; each partition has replicas in at least {} zone{}",
         plan.moved,
         plan.fewest,
         mib(plan.bytes),
         plan.zones,
         if plan.zones == 1 { "" } else { "s" }
     );
-    print_line!("to commit this and nothing else: quorate cluster commit --plan {}", plan.digest);
+    print_line!("to commit exactly this layout: quorate cluster commit --plan {}", plan.digest);
 }
 
 /// Parses a plan's digest as `print_plan` prints it.

@@ -50,7 +50,7 @@ pub(super) fn print_staged(report: &ClusterReport) {
 pub(super) fn print_change(change: &ChangeReport, read: u64) {
     let layouts: Vec<String> = change.layouts.iter().map(u64::to_string).collect();
     print_line!(
-        "a change is under way: layouts {} are active, {read} is read; everybody is at \"{}\"",
+        "a layout change is under way: layouts {} are active, reads use {read}; all nodes have reached phase \"{}\"",
         layouts.join(", "),
         change.phase
     );

@@ -17,7 +17,7 @@ pub(super) struct Transfers {
     unreachable: Vec<String>,
 }
 
-/// Characters of a bar that stands for a finished transfer.
+/// Length of the bar of a finished transfer, in characters.
 const BAR_WIDTH: f64 = 20.0;
 
 impl Transfers {
@@ -45,9 +45,9 @@ impl Transfers {
             Output::Table if self.done() => {
                 if !self.unreachable.is_empty() {
                     let unreachable = self.unreachable.join(", ");
-                    print_line!("not asked, since they can't be reached: {unreachable}");
+                    print_line!("nodes that cannot be reached, and may be in a layout change: {unreachable}");
                 }
-                print_line!("no change is under way: layout {} is settled", self.cluster.layout);
+                print_line!("no layout change is under way: all nodes use layout {}", self.cluster.layout);
             }
             Output::Table => self.print_progress(),
         }
@@ -64,7 +64,7 @@ impl Transfers {
         if let Some(change) = &self.cluster.change {
             print_change(change, self.cluster.read);
         }
-        let mut out = table(&["node", "phase", "partitions", "", "copied", "rate", "left"]);
+        let mut out = table(&["node", "phase", "partitions", "", "copied", "rate", "time left"]);
         for node in &self.nodes {
             let Some(change) = &node.change else { continue };
             let transfer = &change.transfer;

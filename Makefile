@@ -59,6 +59,7 @@ profile: $(VENV)/.built
 lint: $(VENV)/.built
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude quorate-python --no-deps --locked --quiet
 	$(BIN)/ruff check python/quorate tests demo bench docs
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest quorate._native

@@ -73,7 +73,8 @@ def main() -> None:
             speed = {binary: operations_per_second(binary, workload, arguments.seconds) for binary in order}
             ratios.append(speed[arguments.new] / speed[arguments.old])
             print(f"{workload}: {speed[arguments.old]:,.0f} {speed[arguments.new]:,.0f} {ratios[-1]:.3f}", flush=True)
-        print(f"{workload}: median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+        median = statistics.median(ratios)
+        print(f"{workload}: median ratio {median:.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
 
 
 if __name__ == "__main__":

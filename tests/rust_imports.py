@@ -1,8 +1,8 @@
 """Imports between the files of a Rust crate, read from the source text.
 
-An import is a path in a ``use`` that begins with ``crate``, ``super``, ``self`` or the name of a
-child module, or a path elsewhere in the code that begins with ``crate`` or ``super``. A ``mod``
-declaration is no import. Comments, strings and unit tests are left out.
+An import is a path, in a ``use`` or elsewhere in the code, that begins with ``crate``, ``super``,
+``self`` or the name of a child module. A ``mod`` declaration is no import. Comments, strings and
+unit tests are left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Graph = dict[str, set[str]]
+
+# Text that is no code, in the order in which a lexer meets it: comments, raw strings, strings, chars.
+NO_CODE = re.compile(
+    r"""//[^\n]* | /\*.*?\*/ | \bb?r(?P<hashes>\#*)".*?"(?P=hashes) | b?"(?:[^"\\]|\\.)*" | b?'(?:[^'\\\n]|\\[^\n]+?)'""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def modules(source: Path) -> dict[tuple[str, ...], str]:
@@ -29,11 +35,16 @@ def modules(source: Path) -> dict[tuple[str, ...], str]:
     return found
 
 
-def without_comments(text: str) -> str:
-    text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
-    text = re.sub(r"//[^\n]*", "", text)
-    # Drop unit tests: they may import any file.
-    return re.split(r"#\[cfg\(test\)\]\s*(?:pub(?:\(\w+\))? )?mod \w+ \{", text)[0]
+def code_of(text: str) -> str:
+    """Return the text without comments, strings and unit tests, which may import any file."""
+    text = NO_CODE.sub(" ", text)
+    while match := re.search(r"#\[cfg\(test\)\]\s*(?:pub(?:\(\w+\))? )?mod \w+ \{", text):
+        depth, end = 1, match.end()
+        while depth and end < len(text):
+            depth += (text[end] == "{") - (text[end] == "}")
+            end += 1
+        text = text[: match.start()] + text[end:]
+    return text
 
 
 def expand(tree: str) -> Iterable[list[str]]:
@@ -61,10 +72,9 @@ def imports(source: Path) -> Graph:
     for module, file in known.items():
         if "generated" in Path(file).parts:
             continue
-        text = without_comments((source / file).read_text())
-        paths = [path for tree in re.findall(r"\buse\s+([^;]+);", text) for path in expand(tree)]
-        code = re.sub(r"\buse\s+[^;]+;", "", text)
-        paths += [path.split("::") for path in re.findall(r"\b((?:crate|super)(?:::\w+)+)", code)]
+        code = code_of((source / file).read_text())
+        paths = [path for tree in re.findall(r"\buse\s+([^;]+);", code) for path in expand(tree)]
+        paths += [path.split("::") for path in re.findall(r"(?<![:\w])(\w+(?:::\w+)+)", re.sub(r"\buse\s+[^;]+;", "", code))]
         for path in paths:
             if path[0] == "crate":
                 names = path[1:]
@@ -74,11 +84,10 @@ def imports(source: Path) -> Graph:
                 while rest and rest[0] == "super":
                     above, rest = above[:-1], rest[1:]
                 names = [*above, *rest]
-            elif path[0] != "self" and (*module, path[0]) in known:
-                # A module that re-exports an item of its child module.
-                names = [*module, *path]
             elif path[0] == "self":
                 names = [*module, *path[1:]]
+            elif (*module, path[0]) in known:
+                names = [*module, *path]
             else:
                 continue
             target = next(known[tuple(names[:n])] for n in range(len(names), -1, -1) if tuple(names[:n]) in known)
@@ -87,22 +96,43 @@ def imports(source: Path) -> Graph:
     return graph
 
 
-def folder_of(file: str) -> str:
-    """Return the top folder of a file. A file outside folders, ``a.rs``, is in folder ``a``."""
-    return file.split("/")[0].removesuffix(".rs")
+def folder_of(file: str, above: str = "") -> str:
+    """Return the folder of a file within ``above``, or the file's own name. `a.rs` belongs to `a`."""
+    return file.removeprefix(above).split("/")[0].removesuffix(".rs")
 
 
-def folder_imports(graph: Graph) -> Graph:
-    """Return the folders that each folder imports."""
+def folder_imports(graph: Graph, above: str = "") -> Graph:
+    """Return the imports between the folders and files that lie directly in the folder ``above``.
+
+    ``above`` ends with a slash, or is empty for the crate's source folder.
+    """
     between: Graph = {}
     for file, targets in graph.items():
-        folder = folder_of(file)
-        between.setdefault(folder, set()).update(folder_of(target) for target in targets if folder_of(target) != folder)
+        if file.startswith(above):
+            ours = folder_of(file, above)
+            inside = {folder_of(target, above) for target in targets if target.startswith(above)}
+            between.setdefault(ours, set()).update(inside - {ours})
     return between
 
 
+def folder_circles(graph: Graph) -> list[list[str]]:
+    """Return the circles between folders, at each depth of the crate."""
+    parents = {""}
+    for file in graph:
+        parts = file.split("/")[:-1]
+        parents.update("/".join(parts[: depth + 1]) + "/" for depth in range(len(parts)))
+    # A folder's own mod.rs shows what is in the folder, and may be named by it: that is no circle.
+    found = []
+    for above in sorted(parents):
+        between = folder_imports(graph, above)
+        for ours in ("mod", "lib") if above else ():
+            between.pop(ours, None)
+        found += [[above + name for name in circle] for circle in circles(between)]
+    return found
+
+
 def circles(graph: Graph) -> list[list[str]]:
-    """Return the groups of files or folders that import each other in a circle, each sorted."""
+    """Return the groups of nodes that import each other, directly or through others, each sorted."""
     reach: Graph = {}
     for start in graph:
         seen: set[str] = set()
@@ -119,15 +149,30 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def foreign_methods(source: Path) -> list[str]:
-    """Return ``impl`` blocks outside the folder of their type: imports that no ``use`` shows."""
-    files = {file: without_comments((source / file).read_text()) for file in modules(source).values()}
+    """Return the inherent impls in another folder than their type: an import that no `use` shows."""
+    written = [file for file in modules(source).values() if "generated" not in Path(file).parts]
+    files = {file: code_of((source / file).read_text()) for file in written}
     home: dict[str, set[str]] = {}
-    for file, text in files.items():
-        for name in re.findall(r"^(?:pub(?:\([^)]*\))? )?(?:struct|enum|trait|type) (\w+)", text, re.MULTILINE):
+    for file, code in files.items():
+        for name in re.findall(r"^[ \t]*(?:pub(?:\([^)]*\))? )?(?:struct|enum|trait|type|union) (\w+)", code, re.MULTILINE):
             home.setdefault(name, set()).add(folder_of(file))
     found = []
-    for file, text in files.items():
-        for name in re.findall(r"^impl(?:<[^{]*?>)? (\w+)(?:<(?:(?! for )[^{])*?>)? \{", text, re.MULTILINE):
-            if folder_of(file) not in home.get(name, set()):
-                found.append(f"{file}: impl {name}")
+    for file, code in files.items():
+        for header in re.findall(r"^[ \t]*impl\b([^{;]*)\{", code, re.MULTILINE):
+            if re.search(r"\bfor\s+[^<]", header):
+                continue
+            name = re.match(r"\w+", without_generics(header).strip())
+            if name and folder_of(file) not in home.get(name[0], set()):
+                found.append(f"{file}: impl {name[0]}")
     return found
+
+
+def without_generics(header: str) -> str:
+    """Return the header of an impl without everything in angle brackets."""
+    header = header.replace("->", "  ")
+    while "<" in header:
+        shorter = re.sub(r"<[^<>]*>", "", header)
+        if shorter == header:
+            break
+        header = shorter
+    return header

@@ -89,8 +89,7 @@ STAIRS = [
 
 @pytest.mark.parametrize("crate", sorted({path for path in CRATES if (path / "src").is_dir()}), ids=lambda path: path.name)
 def test_folders_import_each_other_in_no_circle(crate: Path) -> None:
-    between = rust_imports.folder_imports(rust_imports.imports(crate / "src"))
-    assert rust_imports.circles(between) == []
+    assert rust_imports.folder_circles(rust_imports.imports(crate / "src")) == []
     assert rust_imports.foreign_methods(crate / "src") == []
 
 
@@ -110,17 +109,34 @@ def test_folders_of_the_node_are_stairs() -> None:
 
 
 def test_the_import_reader_finds_a_circle(tmp_path: Path) -> None:
-    """The import reader reads nested uses and paths in code. It skips comments and unit tests."""
+    """The import reader reads nested uses and paths in code. It skips comments, strings and unit tests."""
     (tmp_path / "a").mkdir()
-    (tmp_path / "lib.rs").write_text("mod a; mod b; mod c;")
-    (tmp_path / "a/mod.rs").write_text("pub mod inner;")
+    (tmp_path / "lib.rs").write_text("mod a; mod b; mod c;\nfn f() { c::run() }")
+    (tmp_path / "a/mod.rs").write_text("pub mod inner; pub mod other;")
     (tmp_path / "a/inner.rs").write_text("use crate::{b::{self, Thing}, c};\nstruct Other;")
-    (tmp_path / "b.rs").write_text("struct Thing;\nfn f() { crate::a::inner::g() }\nimpl Other { }")
-    (tmp_path / "c.rs").write_text("// crate::a\n#[cfg(test)]\nmod tests {\n use crate::a;\n}")
+    (tmp_path / "a/other.rs").write_text("use super::inner::Other;")
+    (tmp_path / "b.rs").write_text(
+        "struct Thing;\n// one \" quote\nfn f() { '\"'; r#\"a\"b\"#; crate::a::inner::g() }\n"
+        "impl<T: Into<u8>> Other where T: X { }"
+    )
+    (tmp_path / "c.rs").write_text(
+        '// crate::a\nconst TEXT: &str = "crate::a";\n#[cfg(test)]\nmod tests {\n use crate::a;\n}\nuse crate::run;'
+    )
     graph = rust_imports.imports(tmp_path)
-    assert graph["a/inner.rs"] == {"b.rs", "c.rs"} and graph["b.rs"] == {"a/inner.rs"} and graph["c.rs"] == set()
-    assert rust_imports.circles(rust_imports.folder_imports(graph)) == [["a", "b"]]
+    assert graph["a/inner.rs"] == {"b.rs", "c.rs"}
+    assert graph["b.rs"] == {"a/inner.rs"}
+    assert graph["c.rs"] == {"lib.rs"} and graph["lib.rs"] == {"c.rs"}
+    assert rust_imports.folder_circles(graph) == [["a", "b"], ["c", "lib"]]
     assert rust_imports.foreign_methods(tmp_path) == ["b.rs: impl Other"]
+
+
+def test_the_import_reader_finds_circles_inside_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a/x").mkdir(parents=True)
+    (tmp_path / "lib.rs").write_text("mod a;")
+    (tmp_path / "a/mod.rs").write_text("mod x; mod y;")
+    (tmp_path / "a/x/mod.rs").write_text("use crate::a::y::Y;\npub struct X;")
+    (tmp_path / "a/y.rs").write_text("use super::x::X;\npub struct Y;")
+    assert rust_imports.folder_circles(rust_imports.imports(tmp_path)) == [["a/x", "a/y"]]
 
 
 def test_every_dependency_is_explained() -> None:
@@ -134,6 +150,7 @@ def test_every_dependency_is_explained() -> None:
 DOCUMENTS = [
     *(ROOT / name for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]),
     *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "schema").rglob("*.md"),
 ]
 
 

@@ -17,6 +17,7 @@ pub struct PluginContext<'a> {
 
 /// Error of opening a plugin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// A value of the plugin's configuration is refused.
     #[error("{key} = {value}: {remedy}")]
@@ -27,6 +28,14 @@ pub enum OpenError {
         value: String,
         /// The reason, and what to write instead.
         remedy: String,
+    },
+    /// A resource that the plugin needs, such as a file or a library, is missing or fails.
+    #[error("cannot {action}: {detail}")]
+    Resource {
+        /// The action that failed, as an infinitive: "read members.json".
+        action: String,
+        /// The error of the operating system or the library.
+        detail: String,
     },
     /// The storage engine cannot be opened.
     #[error(transparent)]

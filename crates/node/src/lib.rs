@@ -1,7 +1,7 @@
 //! The behaviour of a node: as coordinator of clients' requests, and as replica of its partitions.
 //!
 //! This crate depends only on `quorate_core`: it names no plugin, no wire format, no socket.
-//! Requests come in through `NodeService` ([`service`]). Requests to peers go out through
+//! Requests come in through `NodeService` ([`Service`]). Requests to peers go out through
 //! `PeerTransport`. A `StorageEngine` keeps the records.
 //!
 //! Each folder imports only folders below it:

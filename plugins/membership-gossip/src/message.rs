@@ -25,6 +25,7 @@ pub(crate) struct Card {
     pub(crate) version: u64,
     /// True if the member was removed from the cluster.
     pub(crate) left: bool,
+    #[serde(rename = "facts")]
     pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 

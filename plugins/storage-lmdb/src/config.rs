@@ -1,4 +1,6 @@
-use serde::Deserialize;
+use quorate_core::plugin::OpenError;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// Configuration section `[storage]` with `engine = "lmdb"`.
 #[derive(Debug, Clone, Deserialize)]
@@ -7,9 +9,11 @@ pub struct Config {
     /// Moment at which a write is acknowledged. Default "fsync".
     pub durability: Durability,
     /// Longest time between two checkpoints, in milliseconds. Default 1000.
+    #[serde(deserialize_with = "interval_ms")]
     pub interval_ms: u64,
     /// Largest size of the LMDB file, in MiB. Opening it reserves only address space.
     /// Default 65,536 (64 GiB).
+    #[serde(deserialize_with = "map_size_mib")]
     pub map_size_mib: u64,
     /// Free space that the engine keeps, in MiB. Default 16.
     ///
@@ -22,6 +26,40 @@ impl Default for Config {
     fn default() -> Self {
         Config { durability: Durability::Fsync, interval_ms: 1_000, map_size_mib: 65_536, reserve_mib: 16 }
     }
+}
+
+/// Longest time between two checkpoints that can be configured, in milliseconds.
+const MAX_INTERVAL_MS: u64 = 60_000;
+/// Largest map that can be configured, in MiB: 16 TiB.
+const MAX_MAP_MIB: u64 = 16 * 1024 * 1024;
+
+impl Config {
+    /// Checks the values. Parsing a configuration section checks them too, so that
+    /// `quorate config check` finds a wrong one.
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
+        check("interval_ms", self.interval_ms, MAX_INTERVAL_MS)?;
+        check("map_size_mib", self.map_size_mib, MAX_MAP_MIB)
+    }
+}
+
+fn check(key: &'static str, value: u64, limit: u64) -> Result<(), OpenError> {
+    if (1..=limit).contains(&value) {
+        return Ok(());
+    }
+    let (value, remedy) = (value.to_string(), format!("use 1 to {limit}"));
+    Err(OpenError::InvalidConfig { key, value, remedy })
+}
+
+fn interval_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = u64::deserialize(deserializer)?;
+    check("interval_ms", value, MAX_INTERVAL_MS).map_err(D::Error::custom)?;
+    Ok(value)
+}
+
+fn map_size_mib<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = u64::deserialize(deserializer)?;
+    check("map_size_mib", value, MAX_MAP_MIB).map_err(D::Error::custom)?;
+    Ok(value)
 }
 
 /// Moment at which a write is acknowledged.

@@ -81,10 +81,7 @@ pub const NAME: &str = "lmdb";
 /// # Errors
 /// If another process uses the folder, its format is newer, or it cannot be written.
 pub fn open(config: Config, context: &PluginContext<'_>) -> Result<LmdbStorage, OpenError> {
-    if !(1..=60_000).contains(&config.interval_ms) {
-        let (value, remedy) = (config.interval_ms.to_string(), "use 1 to 60000".to_owned());
-        return Err(OpenError::InvalidConfig { key: "interval_ms", value, remedy });
-    }
+    config.check()?;
     let folder = context.data_folder;
     let tree = Tree::open(&config, folder)?;
     let engine = Engine::start(tree, folder.to_owned(), config.durability, config.interval_ms)?;

@@ -17,8 +17,6 @@ use crate::write_buffer::Changes;
 
 const MAX_READERS: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
-/// 16 TiB.
-const MAX_MAP_MIB: u64 = 16 * 1024 * 1024;
 /// Free space above the reserve below which freed pages are counted too.
 const COUNT_FREED_PAGES_BELOW: u64 = 64 * MIB;
 /// Cursor operations by LMDB's numbers (`MDB_cursor_op`).
@@ -43,10 +41,6 @@ pub(crate) struct Tree {
 impl Tree {
     pub(crate) fn open(config: &Config, path: &Path) -> Result<Tree, StorageError> {
         let folder = DataFolder::open(path)?;
-        if !(1..=MAX_MAP_MIB).contains(&config.map_size_mib) {
-            let detail = format!("map_size_mib = {}: use 1 to {MAX_MAP_MIB}", config.map_size_mib);
-            return Err(StorageError::Io { detail });
-        }
         let failed = |what: &str, error: &dyn std::fmt::Display| StorageError::Io {
             detail: format!("{what} {}: {error}", path.display()),
         };

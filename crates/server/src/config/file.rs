@@ -29,6 +29,10 @@ const SECTIONS: [&str; 10] = [
     "faults",
 ];
 
+/// Sections of earlier builds: the old name and the new one. The nearest known name would be a wrong
+/// suggestion: "reaping" is nearest to "repair", which has some of the same keys.
+const RENAMED: [(&str, &str); 1] = [("reaping", "tombstone_gc")];
+
 impl ConfigFile {
     /// Parses the text, lets the environment override keys, and refuses unknown sections.
     pub(super) fn parse(
@@ -39,7 +43,11 @@ impl ConfigFile {
             text.parse().map_err(|error: toml::de::Error| ConfigError::new(error.to_string()))?;
         override_from(&mut sections, environment)?;
         if let Some(unknown) = sections.keys().find(|key| !SECTIONS.contains(&key.as_str())) {
-            return Err(ConfigError::new(unknown_name("section", unknown, &SECTIONS)));
+            let renamed = RENAMED.iter().find(|(old, _)| old == unknown);
+            return Err(ConfigError::new(match renamed {
+                Some((old, new)) => format!("section [{old}] has a new name: write [{new}]"),
+                None => unknown_name("section", unknown, &SECTIONS),
+            }));
         }
         Ok(ConfigFile { sections })
     }

@@ -28,7 +28,7 @@ use crate::random::Random;
 #[derive(Clone)]
 pub struct Net(Rc<RefCell<NetState>>);
 
-/// A host's number: nodes have numbers from 0, clients from [`FIRST_CLIENT`].
+/// A host's number: nodes have numbers from 0, clients from `FIRST_CLIENT`.
 pub type Host = usize;
 
 /// The first client's number as a host. No fault cuts a client off.

@@ -139,6 +139,18 @@ def test_the_import_reader_finds_circles_inside_a_folder(tmp_path: Path) -> None
     assert rust_imports.folder_circles(rust_imports.imports(tmp_path)) == [["a/x", "a/y"]]
 
 
+def test_code_has_no_forbidden_shapes() -> None:
+    """No glob imports but preludes and unit tests, and no `Option<Option<_>>`: CONTRIBUTING.md, rules."""
+    for crate in CRATES:
+        for path in (crate / "src").rglob("*.rs"):
+            if "generated" in path.parts or path.name == "tests.rs":
+                continue
+            code = rust_imports.code_of(path.read_text())
+            assert "Option<Option<" not in code.replace(" ", ""), path
+            globs = [line for line in re.findall(r"\buse ([\w:]+)::\*;", code) if not line.endswith("prelude")]
+            assert not globs, f"{path}: {globs}"
+
+
 def test_every_dependency_is_explained() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["dependencies"]

@@ -143,7 +143,7 @@ class Bucket(Generic[T]):
         if on_conflict not in ("warn", "raise"):
             raise InvalidRequest(f'on_conflict={on_conflict!r}: use "warn" or "raise"')
         if keys not in (str, bytes):
-            raise InvalidRequest(f"keys={keys!r}: use str or bytes")
+            raise InvalidRequest(f"keys={keys!r}: pass the type str or the type bytes, without quotes")
         self._native = native
         self.name = name
         """Name of the bucket."""

@@ -455,7 +455,8 @@ class LocalCluster:
                     return
                 if time.monotonic() > deadline:
                     raise QuorateError(
-                        f"a layout change is still in progress after {timeout} s: {'; '.join(changes) or layouts}"
+                        f"the cluster has not settled after {seconds(timeout)} s: "
+                        + ("; ".join(changes) or f"the nodes have different layouts: {', '.join(map(str, layouts))}")
                     )
                 # Poll less often the longer the wait, so that polling does not slow the nodes down.
                 time.sleep(pause)

@@ -74,12 +74,13 @@ impl ReplacedRequest {
 /// forgotten write is applied again, and may show as a sibling.
 pub const MAX_REPLACED_REQUESTS: usize = 64;
 
-/// Maximum number of extra dots that a write may leave in [`Object::replaced`]. A write that would
-/// add one more is refused, and its client has to read first.
+/// Maximum number of extra dots in [`Object::replaced`]: dots above the version vector. A write that
+/// would add one more is refused, and its client has to read first.
 pub const MAX_EXTRA_DOTS: usize = 64;
 
-/// Maximum size of the values that a write may leave side by side in one object, in bytes. Three
-/// replicas may each accept this much; the merge of their objects still fits a message.
+/// Maximum size of the values that a write may leave side by side in one object, in bytes. While
+/// they cannot reach each other, replicas may accept this much each. The merge of three such objects
+/// still fits a message.
 pub const MAX_OBJECT_BYTES: usize = 20 * 1024 * 1024;
 
 /// A 64-bit hash of an object's *logical* state. Two replicas agree on a key if and only if their
@@ -90,8 +91,8 @@ pub struct Digest(pub u64);
 /// The rule by which stored objects keep concurrent versions: all of them, or only the newest one.
 ///
 /// `KeepNewest` is the only exception to "merging never drops a version that nothing replaced". The
-/// maximum of (stamp, actor) is a join. It respects causality too, because a write's stamp is later
-/// than all stamps that the write has seen.
+/// maximum of (stamp, actor) is commutative, associative and idempotent. It respects causality too,
+/// because a write's stamp is later than all stamps that the write has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MergeRule {
     /// Concurrent versions all stay until a write replaces them.
@@ -108,8 +109,8 @@ pub enum MergeRule {
 /// - Live versions are sorted by dot, without repetitions.
 /// - Remembered request ids are sorted by (newest first, id), at most [`MAX_REPLACED_REQUESTS`].
 ///
-/// A merge drops a version only if one of the two objects says that it was replaced. A version that
-/// one object lacks is not dropped for that reason.
+/// A merge drops a version only if one of the two objects says that it was replaced, or if
+/// [`MergeRule::KeepNewest`] drops it. A version that one object lacks is not dropped for that reason.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Object {
     replaced: CausalContext,
@@ -187,7 +188,7 @@ pub enum WriteRefusal {
         limit: usize,
     },
     /// The values side by side would be larger than [`MAX_OBJECT_BYTES`]. The client has to read,
-    /// and to write with that context.
+    /// and to write with the context of that read.
     TooLarge {
         /// Size of the values together, in bytes.
         bytes: usize,
@@ -234,12 +235,12 @@ impl Object {
     /// Merges another replica's object into this one. The replaced versions become the union of
     /// both sets. The live versions become the union of both lists, without the replaced ones.
     ///
-    /// Returns false only if this object is unchanged. Under [`MergeRule::KeepNewest`] it may also
-    /// return true for an unchanged object. `rule` must be the bucket's.
+    /// Returns true if the object changed. Under [`MergeRule::KeepNewest`] it sometimes returns true
+    /// although the object did not change. `rule` must be the bucket's.
     ///
     /// The merge is commutative, associative and idempotent in the replaced and the live versions
-    /// (property-tested). The remembered request ids are excluded from that, as they are from the
-    /// digest.
+    /// (property-tested). These properties do not hold for the remembered request ids, which are
+    /// not part of the digest either.
     pub fn merge(&mut self, other: &Object, rule: MergeRule) -> bool {
         let mut learnt = self.replaced.union(&other.replaced);
         let replaced = &self.replaced;
@@ -274,8 +275,8 @@ impl Object {
         !self.live.is_empty() && self.live.iter().all(|version| version.payload == Payload::Tombstone)
     }
 
-    /// Returns the newest version, with only the versions that its own write replaced. This is a
-    /// planted bug: replicas must be sent the merged object, *not* this.
+    /// Returns the newest version, without the other live versions. This is a planted bug: replicas
+    /// must be sent the merged object, *not* this.
     #[doc(hidden)]
     pub fn bare(&self, write: &Write) -> Object {
         let newest: Vec<Version> =
@@ -372,7 +373,7 @@ impl Object {
     /// Returns the context of a client that reads this object: all replaced versions, and all
     /// versions of each actor up to its live ones.
     ///
-    /// Only live dots raise the vector. An extra dot says nothing about its actor's earlier
+    /// Only live dots advance the version vector. An extra dot says nothing about its actor's earlier
     /// versions.
     pub fn context(&self) -> CausalContext {
         let mut context = self.replaced.clone();
@@ -389,8 +390,8 @@ impl Object {
     }
 
     /// Returns the answer to a retry of a write that this object knows. Its context is the
-    /// request's own, plus the write's dot if that is live. It contains no version that the client
-    /// has not seen.
+    /// one that the client sent, plus the write's dot if that is live. It contains no version that
+    /// the client has not seen.
     pub fn already_written(&self, write: &Write) -> Written {
         let mut context = write.mode.own_context().clone();
         let mut others = false;
@@ -424,8 +425,8 @@ impl Object {
         shown
     }
 
-    /// Returns a hash of the logical state: the dots of the replaced and the live versions. It does
-    /// not depend on the encoding.
+    /// Returns a hash of the logical state: the dots of the replaced and the live versions, and
+    /// which of the live ones are tombstones. It does not depend on the encoding.
     pub fn digest(&self) -> Digest {
         let mut hash = Xxh3::new();
         let mut feed = |word: u64| hash.update(&word.to_le_bytes());

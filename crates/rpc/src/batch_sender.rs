@@ -23,7 +23,7 @@ use crate::stream::SignsOfLife;
 
 /// Calls under way at a time: one that the other side works on, one on the wire.
 const USUAL_CALLS: usize = 2;
-/// Most calls under way at a time, used while the other side answers slowly (a commit).
+/// Most calls under way at a time, in the two cases that the module page names.
 const MAX_CALLS: usize = 8;
 /// Queued operations that justify a call beyond [`USUAL_CALLS`].
 const EXTRA_CALL_OPERATIONS: usize = 8;
@@ -41,8 +41,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Checks in a row without a sign of life (see [`SignsOfLife`]) after which the other side counts
 /// as dead.
 const MAX_SILENT_CHECKS: u32 = 5;
-/// Checks in a row without a call under way after which a sender between nodes sends an empty call.
-/// Without it, an idle sender would not notice a dead peer.
+/// Number of checks in a row without a call under way. After them, a sender between nodes sends an
+/// empty call. Without that call, an idle sender would not notice a dead peer.
 const IDLE_CHECKS: u32 = 2;
 
 /// Number of operations that wait for each peer's answer, over all senders to that peer. For
@@ -93,15 +93,15 @@ pub trait Protocol: 'static {
     /// The Cap'n Proto capability that accepts batches.
     type Port: capnp::capability::FromClientHook + Clone + 'static;
 
-    /// True if the operation usually waits for no commit. Such an operation must not wait behind
-    /// operations that do.
+    /// True if the operation usually needs no commit. Such an operation must not wait behind
+    /// operations that need one.
     fn is_quick(request: &Self::Request) -> bool;
 
     /// Estimates the operation's size on the wire, in bytes.
     fn bytes_of(request: &Self::Request) -> usize;
 
-    /// Sends a batch. Returns results with the numbers of their operations, which may be of earlier
-    /// batches.
+    /// Sends a batch. Returns results with the numbers of their operations. A result may belong to an
+    /// operation of an earlier batch.
     fn exchange(
         port: &Self::Port,
         batch: Vec<Queued<Self::Request>>,
@@ -260,7 +260,7 @@ impl<P: Protocol> BatchSender<P> {
         self.on_close.notify_waiters();
     }
 
-    /// Sends the queued operations, as far as calls are free. Keeps one call under way while
+    /// Sends the queued operations while another call is allowed. Keeps one call under way while
     /// results are outstanding, because results travel in answers to calls.
     fn pump(self: &Rc<Self>) {
         while self.closed.borrow().is_none() && self.may_call() {
@@ -325,7 +325,8 @@ impl<P: Protocol> BatchSender<P> {
             if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
-                // An operation that was answered before it was sent has no waiting reply.
+                // Only a faulty peer answers an operation before it is sent. Such an operation has no
+                // waiting reply.
                 let is_owed = self.waiting.borrow().contains_key(&next.id);
                 self.quick_under_way.set(self.quick_under_way.get() + quick * usize::from(is_owed));
                 batch.push(next);

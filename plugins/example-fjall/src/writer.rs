@@ -1,8 +1,8 @@
-//! Updates and their commits. An update is applied at once, to changes that may not be committed
-//! yet. A thread then commits all changes that gathered during its previous commit.
+//! Updates and their commits. An update sees all earlier changes, also those that are not committed
+//! yet. A thread commits all changes that gathered during its previous commit.
 //!
-//! If a commit fails, the changes that were applied after it fail too, and the engine accepts no
-//! more writes. The contents of the journal are then unknown until the next start reads it.
+//! If a commit fails, its updates fail, and so do the updates that were applied while it ran. After
+//! that the engine accepts no writes. The contents of the journal are then unknown until the next start reads it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

@@ -66,7 +66,10 @@ fn check_format(folder: &Path) -> Result<(), StorageError> {
             ),
         }),
         None => Err(StorageError::Io {
-            detail: format!("{} is not a format mark of quorate: is this its data folder?", path.display()),
+            detail: format!(
+                "{} has unexpected content: check that [node] data is a data folder of quorate",
+                path.display()
+            ),
         }),
     }
 }

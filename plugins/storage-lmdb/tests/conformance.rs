@@ -95,7 +95,7 @@ fn a_newer_format_is_refused() {
     std::fs::write(folder.path().join("FORMAT"), "quorate-lmdb 99\n").unwrap();
     assert!(error_of(folder.path()).contains("format 99"));
     std::fs::write(folder.path().join("FORMAT"), "something else").unwrap();
-    assert!(error_of(folder.path()).contains("not a format mark"));
+    assert!(error_of(folder.path()).contains("has unexpected content"));
 }
 
 /// A folder of format 1, without a log, is opened and marked as format 2. Builds that do not know

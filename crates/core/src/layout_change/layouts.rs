@@ -59,8 +59,8 @@ pub struct Layouts {
     pub(super) base: Base,
     /// Phases of nodes in the change to the newest layout.
     pub(super) progress: BTreeMap<NodeId, Phase>,
-    /// This node's own phase, as its disk remembers it. A node with a lost disk begins again,
-    /// whatever the other nodes remember.
+    /// This node's own phase, restored from its own disk. After the loss of the disk it is not taken
+    /// from the other nodes: the node goes through the phases again.
     pub(super) own: Phase,
     /// Layouts up to the newest, which is the last.
     pub(super) history: Vec<LayoutRecord>,

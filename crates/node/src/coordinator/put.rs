@@ -3,8 +3,8 @@
 //!
 //! A fallback stands in for a replica that cannot be reached, fails, or is slow. It keeps the
 //! object as a hint. In a sloppy quorum the fallback's ack counts, in a strict one it does not. A
-//! fallback coordinates only if no replica can be reached. It then mints the write as a hint of its
-//! own.
+//! fallback coordinates only if no replica can be reached. It then stores the write as a hint for the
+//! first replica.
 
 use std::rc::Rc;
 
@@ -115,8 +115,9 @@ impl<'a> WriteAttempt<'a> {
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
         let this = node.shared.node();
         let is_replica = placement.replicas.contains(&this);
-        // A coordinator that forwards a request to a node that is no replica uses another layout. A
-        // node that is joining or leaving is no fallback.
+        // Two kinds of requests are refused. A coordinator forwards only to replicas, so one that
+        // forwards to a node that is no replica uses another layout. A node that joins or leaves
+        // cannot be a fallback.
         let is_permanent_member = || {
             let view = &placement.view;
             view.read.member(this).is_some() && view.newest().member(this).is_some()
@@ -181,16 +182,17 @@ impl<'a> WriteAttempt<'a> {
         })
     }
 
-    /// Returns the object that all replicas must hold. It is minted on this node's own replica, or
-    /// it is the object of an earlier attempt that a read quorum knows.
+    /// Returns the object that is sent to all replicas: this node's object after the write. If a read
+    /// quorum knows an earlier attempt of the write, it is the merged object of that quorum.
     async fn write_own_replica(&mut self) -> Result<(Written, Bytes), RequestError> {
         if self.retry {
             match self.find_earlier_attempt().await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                // An earlier attempt may have been applied and replaced. Minted again, the write
-                // would become a sibling of the newer version. If only the newest version is kept,
-                // it would replace that.
+                // An earlier attempt may have been applied, and its version replaced since. Minted
+                // again, the write would be newer than the version that replaced it. In a bucket
+                // that keeps only the newest version it would win, so the put fails there. In other
+                // buckets it becomes a sibling, which loses nothing: the put goes on.
                 Err(error) if self.bucket_keeps_newest() => return Err(error),
                 Err(_) => {}
             }
@@ -280,7 +282,8 @@ impl<'a> WriteAttempt<'a> {
             self.give_up(0, reply.take());
         }
         let mut slow_at = Some(Instant::now() + SLOW_WRITE).filter(|at| self.sloppy && *at < self.deadline);
-        // The loop goes on after the reply to the client, until every node has acked or failed.
+        // The loop goes on after the reply to the client, until every node has acked or failed, or
+        // the deadline has passed.
         while self.sent.iter().any(|sent| sent.state == SentState::Open) {
             let until = slow_at.unwrap_or(self.deadline);
             let step = match self.gather.next(until).await {
@@ -308,8 +311,8 @@ impl<'a> WriteAttempt<'a> {
         if reply.is_some() {
             self.give_up(quorum.acked().len() as u8, reply.take());
         }
-        // A replica that has not acked by now gets the write by a hint, before the next round of
-        // anti-entropy.
+        // A replica for which no node acked gets a hint, so that it need not wait for the next round
+        // of anti-entropy.
         for target in self.unacked_replicas() {
             self.send_hint(target, &object, &mut quorum);
         }
@@ -361,7 +364,7 @@ impl<'a> WriteAttempt<'a> {
         self.sloppy || self.placement.is_target(from)
     }
 
-    /// Returns the replicas for which neither they nor a fallback acked.
+    /// Returns the replicas that did not ack, and for which no fallback acked.
     fn unacked_replicas(&self) -> Vec<NodeId> {
         let is_unacked = |replica: &NodeId| {
             let mut sent = self.sent.iter().filter(|sent| sent.target == *replica);

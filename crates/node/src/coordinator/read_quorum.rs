@@ -82,8 +82,11 @@ pub(crate) async fn read_replicas(
                 }
                 // An unreadable record is not an absent one: another replica must answer instead.
                 Err(error) => {
-                    let detail =
-                        format!("record {:?} of {}: {error}", placement.key, placement.view.name_of(from));
+                    let detail = format!(
+                        "record {:?} of node {} cannot be read: {error}",
+                        placement.key,
+                        placement.view.name_of(from)
+                    );
                     node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
                     last_failure = Some(PeerError::Storage { detail });
                     // A record in the format of a newer version is not damaged.

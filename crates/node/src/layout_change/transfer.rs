@@ -2,8 +2,10 @@
 //! opposite direction: `range_handoff.rs`.)
 //!
 //! A source is an older layout whose replicas may hold acked writes. A partition is merged with
-//! N - W + 1 replicas of each source. This node counts if it is one of them. The partition is also
-//! merged with all other replicas that can be reached. If this node holds nothing of a partition,
+//! N - W + 1 replicas of each source: every set of W replicas contains one of them. Replicas that
+//! recover do not count, because they may have forgotten a write. This node counts if it is a replica
+//! and does not recover. The partition is also merged with all other replicas that can be reached. If
+//! all replicas whose disks are not declared lost were merged, that is enough too. If this node holds nothing of a partition,
 //! it first copies the whole partition from one replica. Then it compares hash trees with all.
 //!
 //! No node remembers which records were sent already. A transfer that was interrupted begins again,
@@ -38,7 +40,8 @@ const PAGE_BYTES: u32 = 128 * 1024;
 /// A partition of the newest layout that is not merged with enough replicas of the sources yet.
 struct PendingPartition {
     partition: PartitionId,
-    /// The nodes with which the partition was merged. True: the node was recovering then.
+    /// The nodes with which the partition was merged. The value is true if the node was recovering
+    /// then.
     merged: BTreeMap<NodeId, bool>,
 }
 
@@ -124,9 +127,10 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     }
 }
 
-/// True if the partition was merged with enough replicas of every source, for each size of bucket,
-/// and with all replicas that can be reached. The latter matters because a write with W = 1 may be
-/// on any one replica.
+/// True if the partition was merged with enough replicas of every source, for each n that a bucket
+/// has, and with all replicas that can be reached. The latter matters because a request may ask for a
+/// smaller W than its bucket's. True also if all replicas whose disks are not declared lost were
+/// merged.
 fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], pending: &PendingPartition) -> bool {
     let shared = &node.shared;
     let (this, partition) = (shared.node(), pending.partition);
@@ -157,8 +161,8 @@ fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], pending: &Pe
 }
 
 /// Merges partitions of a peer into this node's. Returns the partitions that were merged
-/// completely. True: the peer is recovering, so it may itself have forgotten records of the
-/// partition.
+/// completely. A value is true if the peer is recovering, so that it may itself have forgotten
+/// records of the partition.
 async fn merge_with(
     node: &Rc<Node>,
     peer: NodeId,
@@ -167,8 +171,8 @@ async fn merge_with(
     to_copy_whole: &mut BTreeSet<PartitionId>,
     throttle: &mut Throttle,
 ) -> Result<BTreeMap<PartitionId, bool>, PeerError> {
-    // After this the peer accepts no write of a coordinator that knows less about the layouts than
-    // this node.
+    // After this the peer knows that all nodes have acked the newest layout. It refuses writes of
+    // coordinators that do not use that layout.
     agree(node, peer).await?;
     let newest_digest = || node.shared.layouts.with(|layouts| layouts.newest().digest());
     let digest_before = newest_digest();
@@ -224,7 +228,7 @@ async fn copy_partition(
             let this = node.shared.node();
             // A record that is damaged on the peer is left to the comparison of keys.
             let key = key_if_readable(key, object).filter(|key| key.partition() == partition)?;
-            // This node may not be a replica for buckets with fewer replicas.
+            // The replicas of a bucket with a smaller n perhaps do not include this node.
             let is_own = newest.replicas_for(partition, key.bucket()).contains(&this);
             is_own.then(|| (this, key, object.clone()))
         };

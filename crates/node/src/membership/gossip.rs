@@ -14,7 +14,7 @@ use quorate_core::{Member, NodeId};
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Time between two ticks of the plugin.
+/// Time between two ticks of the membership plugin.
 const TICK: Duration = Duration::from_millis(100);
 /// Time between two checks for new nodes, while no layout changes.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
@@ -27,7 +27,7 @@ pub const LAYOUT_KEY: &str = "layout";
 /// Metadata key: milliseconds for which the node's oldest hint has been waiting.
 pub const OLDEST_HINT_KEY: &str = "oldest_hint_ms";
 
-/// Drives the plugin. Runs on one worker until the node stops.
+/// Drives the membership plugin. Runs on one worker until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     loop {
@@ -47,7 +47,7 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with the nodes that the plugin and the layouts know.
+/// Keeps this worker's connections in step with the nodes that the membership plugin and the layouts know.
 /// Runs until the node stops.
 pub(crate) async fn follow(node: Rc<Node>) {
     let mut known: Vec<Member> = Vec::new();
@@ -79,12 +79,12 @@ pub(crate) fn known_members(node: &Node) -> Vec<Member> {
     all.into_values().collect()
 }
 
-/// Returns the nodes that the plugin knows, with their states.
+/// Returns the nodes that the membership plugin knows, with their states.
 pub(crate) fn view(shared: &Shared) -> Vec<MemberView> {
     shared.membership.lock().unwrap_or_else(PoisonError::into_inner).view()
 }
 
-/// Passes a message from the plugin of another node to this node's plugin.
+/// Passes a message from the membership plugin of another node to this node's plugin.
 pub(crate) fn receive(node: &Rc<Node>, from: NodeId, message: &[u8], reply: ReplyTo<PeerResult>) {
     let now_ms = node.shared.environment.monotonic_ms();
     let outgoing = {
@@ -95,7 +95,7 @@ pub(crate) fn receive(node: &Rc<Node>, from: NodeId, message: &[u8], reply: Repl
     reply.send(Ok(PeerReply::Acked));
 }
 
-/// Sends the plugin's messages. Their answers are ignored.
+/// Sends messages of the membership plugin. Their answers are ignored.
 fn send(node: &Node, outgoing: Vec<OutgoingMessage>) {
     for OutgoingMessage { to, message } in outgoing {
         node.transport.send(to, PeerRequest::Gossip(message.into()), TIMEOUT, ReplyTo::ignored());

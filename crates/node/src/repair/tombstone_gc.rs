@@ -148,22 +148,18 @@ async fn agreed_digests(
     keys: &[StorageKey],
 ) -> Result<Vec<Option<Digest>>, String> {
     let answers = ask_all(node, replicas, PeerRequest::DurableDigests(keys.to_vec())).await?;
-    let mut agreed: Vec<Option<Option<Digest>>> = vec![None; keys.len()];
-    let mut differ = vec![false; keys.len()];
+    let mut by_replica = Vec::with_capacity(answers.len());
     for (from, answer) in answers {
-        let PeerReply::DurableDigests(held) = answer else {
-            return Err(blocked_by(node, from, "an unexpected answer"));
-        };
-        if held.len() != keys.len() {
-            return Err(blocked_by(node, from, "an unexpected answer"));
-        }
-        for (at, digest) in held.into_iter().enumerate() {
-            differ[at] |= agreed[at].is_some_and(|other| other != digest);
-            agreed[at] = Some(digest);
+        match answer {
+            PeerReply::DurableDigests(held) if held.len() == keys.len() => by_replica.push(held),
+            _ => return Err(blocked_by(node, from, "an unexpected answer")),
         }
     }
-    let if_agreed = |(at, digest): (usize, Option<Option<Digest>>)| digest.flatten().filter(|_| !differ[at]);
-    Ok(agreed.into_iter().enumerate().map(if_agreed).collect())
+    let agreed = |at: usize| -> Option<Digest> {
+        let first = by_replica.first()?[at]?;
+        by_replica.iter().all(|held| held[at] == Some(first)).then_some(first)
+    };
+    Ok((0..keys.len()).map(agreed).collect())
 }
 
 /// Asks every member for objections, and orders the replicas to delete the tombstones without one.

@@ -197,7 +197,7 @@ fn read_key(bytes: &[u8]) -> Result<StorageKey, PeerError> {
 }
 
 fn too_many(count: u32) -> Option<PeerError> {
-    let detail = format!("{count} keys or trees in one request: at most {MAX_KEYS_ASKED}");
+    let detail = format!("a request names {count} keys or hash trees: the limit is {MAX_KEYS_ASKED}");
     (count as usize > MAX_KEYS_ASKED).then_some(PeerError::Refused { detail })
 }
 

@@ -190,7 +190,8 @@ pub(super) struct Scan {
 const PAGE_KEYS: usize = 1_000;
 
 impl Scan {
-    /// Prints page by page, so that a large bucket needs no memory: a line a key, in JSON too.
+    /// Fetches and prints one page at a time, so that memory does not grow with the bucket. Prints
+    /// one line for each key, also in JSON.
     pub(super) async fn run(self) -> Result<(), Failure> {
         let bucket = BucketName::new(&self.bucket)?;
         let client = self.connection.connect().await?;

@@ -56,7 +56,7 @@ impl EventSink for LogEvents {
             EventKind::Recovering { partitions } => {
                 tracing::info!(
                     partitions,
-                    "recovering: records may be lost, so that no reads are answered before a merge with other replicas"
+                    "recovering: this node may have lost records; it answers no reads of these partitions until it has merged them with enough replicas"
                 );
             }
             EventKind::Recovered { partitions } => tracing::info!(partitions, "recovered"),
@@ -105,7 +105,10 @@ impl EventSink for LogEvents {
             }
             EventKind::StorageFailed { detail } => tracing::error!(detail, "storage failed"),
             EventKind::ActorRenewed { partition } => {
-                tracing::warn!(partition, "the partition's writes continue under a new actor")
+                tracing::warn!(
+                    partition,
+                    "a write to the partition was applied but could not be committed: later writes use a new actor"
+                )
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::write_buffer::WriteBuffer;
 pub(super) struct EngineCore {
     pub(super) tree: Tree,
     pub(super) folder: PathBuf,
-    /// True under "fsync": an update is finished once the WAL has it.
+    /// True if `durability` is "fsync": an update is finished once its WAL batch is flushed.
     pub(super) uses_wal: bool,
     /// `None` before the first checkpoint has created it.
     pub(super) wal: Mutex<Option<Wal>>,

@@ -35,7 +35,7 @@ pub(super) struct State {
     pub(super) failure: Option<Failure>,
     /// WAL generation of the next batch. The generation after the next overwrites its file.
     pub(super) wal_generation: u64,
-    /// True if the tree has all of the generation before `wal_generation`.
+    /// True if the tree has all changes of the WAL generation before `wal_generation`.
     pub(super) previous_generation_in_tree: bool,
     /// WAL positions up to which the write buffer has all changes, and its frozen part.
     pub(super) active_through: WalPosition,

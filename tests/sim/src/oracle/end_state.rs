@@ -107,7 +107,7 @@ impl History {
     }
 
     /// Returns true if the version is live in the end, if a version that saw it is, or if a
-    /// deletion of it was reaped. `known` holds the answers found so far.
+    /// deletion of it was collected. `known` holds the answers found so far.
     fn is_kept(&self, dot: Dot, key: &StorageKey, end: &Object, known: &mut BTreeMap<Dot, bool>) -> bool {
         if let Some(&answer) = known.get(&dot) {
             return answer;
@@ -117,11 +117,11 @@ impl History {
         let newest_wins = self.last_write_wins.contains(key);
         let is_newer = |other: Dot| (other.stamp, other.actor) > (dot.stamp, dot.actor);
         let newer_wins = newest_wins && end.live().iter().any(|version| is_newer(version.dot));
-        let newer_reaped = newest_wins && self.newer_tombstone_reaped(dot, key, end);
-        let reaped = (self.reaped.contains(&dot) && !is_live) || newer_reaped;
+        let newer_collected = newest_wins && self.newer_tombstone_collected(dot, key, end);
+        let collected = (self.collected.contains(&dot) && !is_live) || newer_collected;
         let kept = is_live
             || newer_wins
-            || reaped
+            || collected
             || self
                 .replaced_by
                 .get(&dot)

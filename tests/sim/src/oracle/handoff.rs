@@ -36,7 +36,7 @@ impl Oracle {
         let mut history = self.lock();
         let is_missing = |dot: &Dot| {
             !held.context().contains(*dot)
-                && !history.is_reaped(*dot)
+                && !history.is_collected(*dot)
                 && !history.last_write_wins.contains(key)
         };
         let missing = hint.live().iter().map(|version| version.dot).find(is_missing);
@@ -59,7 +59,7 @@ impl Oracle {
             let mut history = self.lock();
             let excused = history.last_write_wins.contains(key)
                 || history.lost_disks.iter().any(|lost| lost.node == owner || lost.node == node);
-            let is_missing = |dot: &Dot| !held.context().contains(*dot) && !history.is_reaped(*dot);
+            let is_missing = |dot: &Dot| !held.context().contains(*dot) && !history.is_collected(*dot);
             let missing = old.live().iter().map(|version| version.dot).find(is_missing);
             if let Some(dot) = missing.filter(|_| !excused) {
                 let text = format!(

@@ -22,8 +22,8 @@ pub(super) struct History {
     pub(super) replaced_by: BTreeMap<Dot, BTreeSet<Dot>>,
     /// Disks that lost acked writes.
     pub(super) lost_disks: Vec<LostDisk>,
-    /// Tombstones that some node reaped.
-    pub(super) reaped: BTreeSet<Dot>,
+    /// Tombstones that some node collected.
+    pub(super) collected: BTreeSet<Dot>,
     /// Writes that quorum reads showed: they count as if the replicas had acked them.
     pub(super) shown: BTreeMap<(StorageKey, RequestId), Ack>,
     /// Violations found so far.
@@ -121,11 +121,11 @@ impl History {
         ack.nodes.iter().filter(may_have_lost).count()
     }
 
-    /// Returns true if a reaped tombstone is newer than the version, and is not live in `end`.
-    pub(super) fn newer_tombstone_reaped(&self, dot: Dot, key: &StorageKey, end: &Object) -> bool {
+    /// Returns true if a collected tombstone is newer than the version, and is not live in `end`.
+    pub(super) fn newer_tombstone_collected(&self, dot: Dot, key: &StorageKey, end: &Object) -> bool {
         self.dots_of_key[key].iter().any(|other| {
             let gone = !end.live().iter().any(|version| version.dot == *other);
-            self.reaped.contains(other) && gone && (other.stamp, other.actor) > (dot.stamp, dot.actor)
+            self.collected.contains(other) && gone && (other.stamp, other.actor) > (dot.stamp, dot.actor)
         })
     }
 
@@ -141,9 +141,10 @@ impl History {
         found
     }
 
-    /// Returns true if a tombstone that saw the version, directly or not, was reaped.
-    pub(super) fn is_reaped(&self, dot: Dot) -> bool {
-        self.descendants(dot).iter().any(|dot| self.reaped.contains(dot))
+    /// Returns true if the version, or a version that replaced it directly or indirectly, was a
+    /// tombstone that was collected.
+    pub(super) fn is_collected(&self, dot: Dot) -> bool {
+        self.descendants(dot).iter().any(|dot| self.collected.contains(dot))
     }
 }
 

@@ -10,7 +10,7 @@ use super::checker::Oracle;
 use super::history::{Ack, ClientWrite};
 use super::rules::Rule;
 
-/// A quorum read that replicas answered, and no fallback.
+/// A quorum read that only replicas answered.
 #[derive(Clone, Copy, Debug)]
 pub struct QuorumRead<'a> {
     /// Time at which the client sent the read, in milliseconds since the run began.
@@ -56,13 +56,14 @@ impl Oracle {
         }
     }
 
-    /// Returns the write that wrote a value. Values are unique in a run.
+    /// Returns the write that wrote a value. If several writes have the same value, the one that was
+    /// stored is returned.
     pub fn writer_of(&self, key: &StorageKey, value: &[u8]) -> Option<RequestId> {
         let history = self.lock();
         let wrote = |write: &ClientWrite| {
             write.key == *key && write.payload == Payload::Value(Bytes::copy_from_slice(value))
         };
-        // A scenario may send one value again, as another write, if nothing was attempted.
+        // A scenario may send a value again, in a new write, after an answer "unavailable".
         let mut writers =
             history.writes.iter().filter(|(_, write)| wrote(write)).map(|(request, _)| *request);
         let stored = writers.clone().find(|request| history.dots_of_request.contains_key(request));
@@ -72,8 +73,8 @@ impl Oracle {
     /// Returns the writes that a read which begins at `at_ms` and waits for `r` replies must have
     /// in its context.
     ///
-    /// These are the writes that replicas alone acked before, and quorum reads showed before, if
-    /// they are not lost and the quorums overlap.
+    /// These are the writes that only replicas acked, or that a quorum read showed, before `at_ms`.
+    /// Each must survive the lost disks, and its quorum must overlap with the read's.
     pub fn writes_due(&self, key: &StorageKey, at_ms: u64, replicas: &[usize], r: usize) -> Vec<RequestId> {
         let history = self.lock();
         let counts =
@@ -111,31 +112,31 @@ impl Oracle {
         }
     }
 
-    /// Returns true if a context contains the write or a version that replaced it, or if a deletion
-    /// of the write was reaped.
+    /// Returns true if a context contains the write or a version that replaced it, or if a tombstone
+    /// that replaced the write was collected.
     pub fn covers(&self, context: &CausalContext, request: RequestId, key: &StorageKey) -> bool {
         let history = self.lock();
         let Some(dots) = history.dots_of_request.get(&request) else { return false };
         dots.iter().any(|dot| {
             let descendants = history.descendants(*dot);
-            let contains_or_reaped =
-                descendants.iter().any(|dot| context.contains(*dot) || history.reaped.contains(dot));
-            contains_or_reaped
+            let contains_or_collected =
+                descendants.iter().any(|dot| context.contains(*dot) || history.collected.contains(dot));
+            contains_or_collected
                 || (history.last_write_wins.contains(key)
                     && (context.newest() >= dot.stamp
-                        || history.newer_tombstone_reaped(*dot, key, &Object::default())))
+                        || history.newer_tombstone_collected(*dot, key, &Object::default())))
         })
     }
 
     /// Checks the writes that a read shows: none of them was deleted by a tombstone that was then
-    /// reaped.
+    /// collected.
     pub fn check_shown(&self, key: &StorageKey, shown: &[RequestId]) {
         let mut history = self.lock();
         for request in shown {
             let dots = history.dots_of_request.get(request).cloned().unwrap_or_default();
-            if !dots.is_empty() && dots.iter().all(|dot| history.is_reaped(*dot)) {
+            if !dots.is_empty() && dots.iter().all(|dot| history.is_collected(*dot)) {
                 let text = format!(
-                    "a read of {key:?} shows {request:?}, which was deleted, and the deletion reaped"
+                    "a read of {key:?} shows {request:?}, which was deleted, and the tombstone was collected"
                 );
                 history.report(Rule::NothingReturns, text);
             }

@@ -44,12 +44,12 @@ impl Oracle {
         self.lock().object_changed(&ObjectChange { node, key: &key, old: &old, new: &new });
     }
 
-    /// Checks the deletion of a hint or of an object, or records that a tombstone was reaped.
+    /// Checks the deletion of a hint or of an object, or records that a tombstone was collected.
     fn record_deleted(&self, node: usize, hint_target: Option<NodeId>, key: &StorageKey, old: &Object) {
         if let Some(target) = hint_target {
             self.check_deleted_hint(node, target, key, old);
         } else if old.is_tombstone() && self.is_replica_now(node, key) != Some(false) {
-            self.lock().reaped.extend(old.live().iter().map(|version| version.dot));
+            self.lock().collected.extend(old.live().iter().map(|version| version.dot));
         } else {
             self.check_dropped_object(node, key, old);
         }
@@ -129,7 +129,7 @@ impl History {
                     self.report(Rule::Causality, text);
                 }
                 replaced.insert(other);
-            } else if !old.replaced().contains(other) && !loses && !self.is_reaped(other) {
+            } else if !old.replaced().contains(other) && !loses && !self.is_collected(other) {
                 let text = format!(
                     "n{node}: {key:?}: {dot:?} of {request:?} covers {other:?}, which its writer had not seen"
                 );

@@ -33,7 +33,7 @@ pub(super) struct Nemesis {
 /// The kinds of faults in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FaultMix {
-    /// Late messages and wrong clocks. No node goes down, so that tombstones are reaped soon.
+    /// Late messages and wrong clocks. No node goes down, so that tombstones are collected soon.
     OnlyDelays,
     /// All kinds.
     All,

@@ -134,7 +134,7 @@ impl Plan {
 
     /// Draws the time for which the nemesis injects faults.
     fn draw_duration_ms(&mut self) -> u64 {
-        // A run of delays alone is longer: no node reaps before a grace period ends.
+        // A run of delays alone is longer: no node collects a tombstone before a grace period ends.
         let shortest_ms = match self.mix {
             FaultMix::OnlyDelays => 30_000,
             FaultMix::All => 12_000,
@@ -161,7 +161,7 @@ fn spawn_clients(sim: &Rc<Sim>, keys: &[Key], mix: FaultMix, activity: &Rc<Activ
 async fn check_end(sim: &Rc<Sim>, keys: &[Key]) {
     sim.converge().await;
     if sim.options.tombstone_gc {
-        // Long enough to reap every tombstone, and to show if a deleted value returns.
+        // Long enough to collect every tombstone, and to show if a deleted value returns.
         sim.sleep(2 * sim.options.settings().tombstone_gc.grace_ms + 5_000).await;
         sim.converge().await;
     }

@@ -86,7 +86,7 @@ impl Sim {
                 break;
             }
         }
-        // A request to reap a tombstone may be on its way.
+        // A request to collect a tombstone may be on its way.
         let mut differences = self.differences();
         for _ in 0..20 {
             if differences.is_empty() {

@@ -34,7 +34,7 @@ pub struct Options {
     /// True if nodes start anti-entropy themselves: when a peer returns, and at intervals.
     /// Otherwise it runs only at the end.
     pub anti_entropy: bool,
-    /// True if nodes reap tombstones.
+    /// True if nodes collect tombstones.
     pub tombstone_gc: bool,
     /// The bug to plant.
     pub bug: Option<Bug>,

@@ -78,7 +78,7 @@ fn strict_quorum() -> Options {
     }
 }
 
-/// Options in which nodes reap tombstones, with anti-entropy.
+/// Options in which nodes collect tombstones, with anti-entropy.
 fn with_tombstone_gc() -> Options {
     Options { tombstone_gc: true, anti_entropy: true, ..Options::default() }
 }

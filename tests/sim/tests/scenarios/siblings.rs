@@ -1,4 +1,5 @@
-//! Scenarios S6 to S9: concurrent writes stay as siblings, and a write with its retries stays one.
+//! Scenarios S6 to S9: concurrent writes stay as siblings, a retried write remains a single write,
+//! and the limit on siblings does not stop convergence.
 
 use quorate_core::quorum::QuorumSize;
 use quorate_core::{BucketDefinition, RequestError};

@@ -1,4 +1,4 @@
-//! Scenarios S13 to S17: no deleted value returns, and tombstones are reaped in the end.
+//! Scenarios S13 to S17: no deleted value returns, and tombstones are collected in the end.
 
 use bytes::Bytes;
 use quorate_core::change::LayoutChange;
@@ -33,11 +33,11 @@ fn s13_hint_older_than_a_delete() {
             assert_eq!(s.read(s.c).await.values, set(&[]));
         }
         s.converges_to(&[]).await;
-        assert_eq!(s.sim.held(s.a, &s.k), None, "k is reaped in the end");
+        assert_eq!(s.sim.held(s.a, &s.k), None, "k is collected in the end");
     });
 }
 
-/// The second run plants a bug: the reaper does not wait for nodes that are down. The tombstone in
+/// The second run plants a bug: the collector does not wait for nodes that are down. The tombstone in
 /// the hint must not cover the new write even then, because A writes with a new actor.
 #[test]
 fn s14_tombstone_waits_in_a_hint() {
@@ -83,7 +83,7 @@ fn s15_tombstone_lingers_on_one_replica() {
     });
 }
 
-/// Variant: the request to reap reaches B and C late, and A coordinates a put before.
+/// Variant: the request to collect reaches B and C late, and A coordinates a put before.
 #[test]
 fn s15_a_late_order_finds_another_state() {
     run_scenario(SIBLINGS, with_tombstone_gc(), async |s| {
@@ -128,11 +128,11 @@ fn s16_replica_misses_the_delete() {
         assert!(repaired <= 1, "at most one read repairs C: {repaired}");
         s.sim.sleep(3 * s.grace_ms()).await;
         s.converges_to(&[]).await;
-        assert_eq!(s.sim.held(s.c, &s.k), None, "k is reaped on C too");
+        assert_eq!(s.sim.held(s.c, &s.k), None, "k is collected on C too");
     });
 }
 
-/// Variant: C is declared lost and replaced while it is down, and k is reaped. The cluster refuses
+/// Variant: C is declared lost and replaced while it is down, and k is collected. The cluster refuses
 /// C when it starts again with its old disk.
 #[test]
 fn s16_who_was_replaced_brings_nothing_back() {
@@ -147,7 +147,7 @@ fn s16_who_was_replaced_brings_nothing_back() {
         assert!(s.sim.change(s.a, vec![remove, s.sim.join_change(F)]).await);
         s.sim.until_layout_change_ends().await;
         s.sim.sleep(4 * s.grace_ms()).await;
-        assert_eq!(s.sim.held(s.a, &s.k), None, "k is reaped without C");
+        assert_eq!(s.sim.held(s.a, &s.k), None, "k is collected without C");
         s.sim.start(s.c);
         s.detect_failures().await;
         assert!(s.sim.status(s.c).await.unwrap().removed, "C learns that it was removed");
@@ -171,7 +171,7 @@ fn s16_who_was_replaced_brings_nothing_back() {
     });
 }
 
-/// The delete reaches C after the first attempt to reap, and all replicas lose power in turn.
+/// The delete reaches C after the first attempt to collect, and all replicas lose power in turn.
 #[test]
 fn s17_tombstone_gc_waits_and_then_ends() {
     run_scenario(SIBLINGS, with_tombstone_gc(), async |s| {
@@ -192,7 +192,7 @@ fn s17_tombstone_gc_waits_and_then_ends() {
         s.sim.sleep(4 * s.grace_ms()).await;
         s.converges_to(&[]).await;
         for node in [s.a, s.b, s.c] {
-            assert_eq!(s.sim.held(node, &s.k), None, "k is reaped without any client request");
+            assert_eq!(s.sim.held(node, &s.k), None, "k is collected without any client request");
         }
     });
 }
@@ -227,7 +227,7 @@ fn s17_tombstone_gc_ends_although_the_key_moves() {
         s.sim.sleep(4 * s.grace_ms()).await;
         s.converges_on(&[s.a, s.b, F], &[]).await;
         for node in [s.a, s.b, s.c, F] {
-            assert_eq!(s.sim.held(node, &s.k), None, "k is reaped without any client request");
+            assert_eq!(s.sim.held(node, &s.k), None, "k is collected without any client request");
         }
     });
 }

@@ -32,7 +32,8 @@ pub(crate) struct Bench {
     /// Number of different keys.
     #[arg(long, default_value_t = 100_000, value_name = "COUNT")]
     keys: u32,
-    /// Frequency of each key. Default: zipfian for a, b and c, otherwise uniform.
+    /// Frequency of each key. Default: zipfian for the workloads a, b and c, as
+    /// YCSB defines them, otherwise uniform.
     #[arg(long, value_enum)]
     distribution: Option<Distribution>,
     /// Total number of connections, rounded up to whole clients. A client holds one connection to
@@ -48,9 +49,9 @@ pub(crate) struct Bench {
     /// Duration of the load before the measurement.
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     warm_up: f64,
-    /// Operations per second of an open loop. Each operation is due at a fixed time, and its
-    /// latency counts from then. Default: a closed loop, which sends an operation when one is
-    /// answered.
+    /// Schedule this many operations per second, even if earlier ones are unanswered (an open
+    /// loop). The latency counts from the scheduled time. Default: send the next operation when
+    /// one is answered (a closed loop).
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
     /// Number of replicas that must answer a read: a number, "quorum" or "all". Default: the

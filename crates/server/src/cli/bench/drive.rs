@@ -267,7 +267,7 @@ enum OperationError {
 }
 
 impl Shared {
-    /// Starts the clock, once all threads are connected.
+    /// Starts the clock. The caller has checked that all threads are connected.
     fn start(self: &Arc<Self>) {
         let clock = Clock::start(&self.plan);
         if self.clock.set(Some(clock)).is_ok()

@@ -194,7 +194,7 @@ mod tests {
         assert!(
             verify(&ledger, &values, 1, acked, &[values.make(1, 3)])
                 .unwrap_err()
-                .contains("only 2 were begun")
+                .contains("only 2 writes were begun")
         );
         assert!(
             verify(&ledger, &values, 1, acked, &[values.make(0, 2)]).unwrap_err().contains("key number 0")

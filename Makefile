@@ -14,7 +14,10 @@ RUST_SOURCES := $(shell find crates plugins python/src schema -name '*.rs' -o -n
 SEEDS ?= 200
 NODES ?= 5
 
-.PHONY: demo test test-rust test-python sim sim-bugs bench transfer reliability profile lint words diagrams format schema clean
+.PHONY: build demo test test-rust test-python sim sim-bugs bench transfer reliability profile lint words diagrams format schema clean
+
+# Builds the Python package, with the node in it, into .venv.
+build: $(VENV)/.built
 
 demo: $(VENV)/.built
 	$(BIN)/python demo/airports.py

@@ -134,7 +134,7 @@ def test_invalid_definitions_are_refused_with_the_reason() -> None:
             ({"name": "x", "n": 300}, "300"),
             ({"name": "x", "n": 2, "w": 3}, "w=3: a key of this bucket has n=2 replicas"),
             ({"name": "x", "r": "most"}, "r='most'"),
-            ({"name": "x", "resolver": "newest"}, "none of this name, but lww, siblings"),
+            ({"name": "x", "resolver": "newest"}, "does not have it; use one of lww, siblings"),
             ({"name": "x", "read_repair": "sometimes"}, "sometimes"),
             ({"name": "x", "max_siblings": 0}, "max_siblings = 0: use 1 or more"),
             ({"name": "x", "max_value_bytes": 1 << 30}, "use 1 to 16777216"),

@@ -456,7 +456,7 @@ def test_the_commands_show_hints_tombstones_and_repair() -> None:
         assert explained["hints"], "explain names no node that keeps a hint"
         cluster[2].start()
         cluster.wait_connected()
-        assert "a round with each peer begins" in run("repair", "start", *nodes)
+        assert "begins a round with each peer" in run("repair", "start", *nodes)
         until(lambda: json.loads(run("repair", "status", "-o", "json", *nodes))["rounds"] >= 2)
 
 

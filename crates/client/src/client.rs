@@ -134,7 +134,7 @@ impl Client {
     /// Writes a key; deletes it if the payload is a tombstone.
     ///
     /// # Errors
-    /// [`ClientError`]; `Indeterminate` if the write may surface later.
+    /// [`ClientError`]; `Indeterminate` if the write may appear later.
     pub async fn put(
         &self,
         key: &Key,

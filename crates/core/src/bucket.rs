@@ -295,9 +295,13 @@ pub(crate) fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> 
 fn numbers_of(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, String> {
     BucketName::new(name).map_err(|error| error.to_string())?;
     let n = definition.n.unwrap_or(replicas);
+    if replicas == 0 {
+        return Err("the cluster has replicas = 0: use 1 or more".to_owned());
+    }
     if n == 0 || n > replicas {
         return Err(format!(
-            "n = {n}: the cluster keeps {replicas} replicas of a partition ([cluster] replicas); use 1 to {replicas}"
+            "n = {n}: the cluster keeps {replicas} replicas of a partition; use 1 to {replicas}, or more replicas \
+             (before the cluster begins: [cluster] replicas; later: quorate cluster replicas)"
         ));
     }
     let limit = crate::key::MAX_VALUE_BYTES as u32;

@@ -270,8 +270,8 @@ impl Outline {
             LayoutChange::Bucket { name, definition } => match self.buckets.get(name) {
                 _ if name == DEFAULT_BUCKET => {
                     return refused(format!(
-                        "bucket {name:?} has the definition of all buckets without one of their own: \
-                         declare it in [buckets.{name}] of the configuration, before the cluster is founded"
+                        "bucket {name:?} cannot be created: its definition is the default for all buckets without one of \
+                         their own, and can only be set in [buckets.{name}] of the configuration before the cluster begins"
                     ));
                 }
                 // Another node may have created the same bucket at the same time.

@@ -15,19 +15,20 @@ pub enum RequestError {
     },
     /// A write reached some replicas, but not enough in time. Later reads may show it or not. It is
     /// never applied in part.
-    #[error("indeterminate: needed {needed} acks, received {received}; the write may surface later")]
+    #[error("indeterminate: needed {needed} acks, received {received}; the write may appear later")]
     Indeterminate {
         /// Acks that the write needs.
         needed: u8,
         /// Acks that were received.
         received: u8,
     },
-    /// A queue has reached its limit. Nothing was done. The request can be repeated after a pause.
-    #[error("overloaded: {what} is at its limit of {limit}; retry after a pause")]
+    /// A queue has reached its limit, or the node or the bucket accepts no requests now. Nothing was
+    /// done. The request can be repeated after a pause.
+    #[error("overloaded: {what}{}; retry after a pause", limit_text(*limit))]
     Overloaded {
-        /// The queue.
+        /// The queue. If `limit` is 0: the whole reason.
         what: String,
-        /// The queue's limit.
+        /// The queue's limit. 0 if the reason is no limit.
         limit: u64,
     },
     /// A read did not get its replies in time. It can be repeated at any time.
@@ -43,7 +44,7 @@ pub enum RequestError {
     /// The context is empty, and the key already has as many siblings as the bucket allows. The
     /// client has to read, and to write with that context.
     #[error(
-        "too many siblings: {siblings} lie side by side, the limit is {limit}; read and write with that context"
+        "too many siblings: the key has {siblings}, the limit is {limit}; read the key and write with the context of that read"
     )]
     TooManySiblings {
         /// Siblings that the key has.
@@ -63,6 +64,14 @@ pub enum RequestError {
         /// The value, the limit and the remedy.
         detail: String,
     },
+}
+
+/// Describes the limit of an overload. Empty if the reason is no limit.
+fn limit_text(limit: u64) -> String {
+    match limit {
+        0 => String::new(),
+        limit => format!(" is at its limit of {limit}"),
+    }
 }
 
 impl RequestError {

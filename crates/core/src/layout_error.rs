@@ -8,7 +8,7 @@ use crate::varint::Short;
 pub enum LayoutError {
     /// The layout would have fewer members than replicas of a partition.
     #[error(
-        "replicas = {replicas} but the cluster has {members} members: add nodes or lower [cluster] replicas"
+        "replicas = {replicas} but the cluster has {members} members: add nodes, or use fewer replicas (before the cluster begins: [cluster] replicas; later: quorate cluster replicas)"
     )]
     TooFewMembers {
         /// N, the replicas of each partition.

@@ -102,7 +102,8 @@ pub trait PeerTransport: 'static {
     /// Begins to connect to a node, or records its new address.
     fn meet(&self, member: Member);
 
-    /// Returns the address at which the node is expected.
+    /// Returns the address to which this transport connects for the node, or `None` if it was never
+    /// told one (`meet`).
     fn address(&self, node: NodeId) -> Option<String>;
 
     /// True if there is an open connection to the node.

@@ -46,7 +46,7 @@ fn objects() -> impl Strategy<Value = Object> {
         let requests = requests
             .into_iter()
             .enumerate()
-            // Two of them have each time, so that ties occur too.
+            // Every two requests share one time, so that ties occur too.
             .map(|(at, request)| ReplacedRequest {
                 request: RequestId(request),
                 replaced_ms: 1_000 - at as u64 / 2,

@@ -94,12 +94,14 @@ impl Service {
             matches!(request, ClientRequest::Status | ClientRequest::Cluster(_) | ClientRequest::Layout);
         let drained = shared.is_drained() && !is_about_node && origin == Origin::Client;
         if self.requests.stopping.get() || drained {
-            let what = "the number of requests that this node accepts while it stops".to_owned();
+            let what =
+                "this node is drained or stops, so it accepts no requests of clients: use another node"
+                    .to_owned();
             return Err(RequestError::Overloaded { what, limit: 0 });
         }
         if shared.view().removed && !is_about_node {
             let what = "this node was taken out of the cluster while it was down, so its data is outdated: stop it, and start it \
-                        with an empty data folder to join again; the number of requests that it accepts"
+                        with an empty data folder to join again"
                 .to_owned();
             return Err(RequestError::Overloaded { what, limit: 0 });
         }

@@ -12,15 +12,38 @@ const MIN_SIMILARITY: f64 = 0.7;
 
 /// Parses one section. An unknown key is an error that suggests the nearest known key.
 pub(crate) fn parse_section<C: DeserializeOwned>(name: &str, table: Table) -> Result<C, ConfigError> {
-    Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-        match UnknownField::from_message(error.message()) {
-            Some(UnknownField { unknown, known }) => {
-                let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                ConfigError::new(format!("[{name}] {}", unknown_name("key", &unknown, &known)))
-            }
-            None => ConfigError::new(format!("[{name}] {}", error.to_string().trim().replace('\n', " "))),
+    Value::Table(table.clone()).try_into().map_err(|error: toml::de::Error| match UnknownField::from_message(
+        error.message(),
+    ) {
+        Some(UnknownField { unknown, known }) => {
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            ConfigError::new(format!("[{name}] {}", unknown_name("key", &unknown, &known)))
         }
+        None => ConfigError::new(format!("[{name}] {}", invalid_value(&error, &table))),
     })
+}
+
+/// Describes a value that the section's type does not permit: the key, the value, and what to use.
+fn invalid_value(error: &toml::de::Error, table: &Table) -> String {
+    let text = error.to_string();
+    // The parser names the key after its message: "…\nin `key`".
+    let key = text.rsplit_once("in `").and_then(|(_, rest)| rest.split_once('`')).map(|(key, _)| key);
+    let message = error.message();
+    let expected = message.rsplit_once("expected ").map(|(_, expected)| expected);
+    let remedy = match expected {
+        _ if message.contains("socket address") => "use ip:port, for example 127.0.0.1:7400".to_owned(),
+        Some("u8") => "use a whole number up to 255".to_owned(),
+        Some("u16") => "use a whole number up to 65535".to_owned(),
+        Some("u32" | "u64" | "usize") => "use a whole number, 0 or more".to_owned(),
+        Some("a boolean") => "use true or false".to_owned(),
+        Some("a sequence") => "use a list, for example [\"host:port\"]".to_owned(),
+        Some(expected) => format!("use {expected}"),
+        None => message.to_owned(),
+    };
+    match key.and_then(|key| Some((key, table.get(key)?))) {
+        Some((key, value)) => format!("{key} = {value}: {remedy}"),
+        None => text.trim().replace('\n', " "),
+    }
 }
 
 /// Error in a configuration: names the key, and what to write instead.

@@ -27,7 +27,10 @@ impl Store {
     pub(crate) fn open(config: &Config, folder: &Path) -> Result<Store, StorageError> {
         let failed = |error: fjall::Error| match error {
             fjall::Error::Locked => StorageError::Io {
-                detail: format!("data folder {} is in use by another process", folder.display()),
+                detail: format!(
+                    "data folder {} is in use by another process: stop that process, or set another folder in [node] data",
+                    folder.display()
+                ),
             },
             other => {
                 StorageError::Io { detail: format!("cannot open data folder {}: {other}", folder.display()) }

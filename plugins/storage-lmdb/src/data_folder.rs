@@ -30,7 +30,10 @@ impl DataFolder {
             File::create(path.join(LOCK_FILE)).map_err(|error| failed("cannot lock data folder", &error))?;
         if FileExt::try_lock(&lock).is_err() {
             return Err(StorageError::Io {
-                detail: format!("data folder {} is in use by another process", path.display()),
+                detail: format!(
+                    "data folder {} is in use by another process: stop that process, or set another folder in [node] data",
+                    path.display()
+                ),
             });
         }
         check_format(path)?;

@@ -16,8 +16,9 @@ const OVERFLOW_POINTER_BYTES: usize = 8;
 /// Space that can still be used without touching the reserve.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct FreeSpace {
-    /// Pages of the tree, in the map.
+    /// Number of pages by which the tree can still grow in LMDB's map.
     pub(crate) tree_pages: u64,
+    /// Bytes that are free on the disk.
     pub(crate) disk_bytes: u64,
 }
 

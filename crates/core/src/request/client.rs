@@ -102,8 +102,8 @@ pub enum ClientRequest {
     /// The set of peers from which this node is cut off. An empty list ends all cuts. The request
     /// is refused unless the configuration enables faults.
     Faults {
-        /// Names of members. All messages from and to each are lost; with a ">" before the name,
-        /// only those to it.
+        /// Names of members. This node loses all messages from and to each of them. With a ">"
+        /// before a name, it loses only the messages to that member.
         cut: Vec<String>,
     },
 }

@@ -125,9 +125,7 @@ impl KeyPlacement {
 /// `Overloaded` while the bucket is being created: the client may retry soon.
 pub(crate) fn bucket_of<'a>(view: &'a View, name: &str) -> Result<&'a Arc<Bucket>, RequestError> {
     view.bucket(name).ok_or_else(|| RequestError::Overloaded {
-        what: format!(
-            "the number of requests to bucket {name:?}, which is being created and not known to all nodes yet,"
-        ),
+        what: format!("bucket {name:?} is being created, and not all nodes know it yet"),
         limit: 0,
     })
 }

@@ -30,7 +30,7 @@ const PARTITIONS_TOGETHER: usize = 4;
 /// Surplus records of one partition.
 struct SurplusRange {
     partition: PartitionId,
-    /// Numbers of replicas of the buckets whose records are surplus.
+    /// Values of n. The records of buckets with such an n are surplus on this node.
     sizes: Vec<u8>,
 }
 

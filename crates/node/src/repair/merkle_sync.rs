@@ -227,7 +227,8 @@ async fn exchange_keys(
     direction: Direction,
 ) -> Result<bool, PeerError> {
     let deadline = Instant::now() + TIMEOUT;
-    // Computed before any object is read: an object is valid for a limited time after it was read.
+    // The peer refuses the objects after this time, because tombstones that they lack may have been
+    // collected. It is computed before the objects are read, so it is never too late for one of them.
     let valid_until_ms = node.shared.valid_until_ms(TIMEOUT);
     let write = |key: &StorageKey, object: Bytes| PeerWrite {
         key: key.clone(),

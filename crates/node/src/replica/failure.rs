@@ -55,11 +55,11 @@ impl WriteFailure {
                  read the key and write with the context of that read"
             )),
             WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(
-                "the values side by side would be {bytes} bytes, the limit is {MAX_OBJECT_BYTES}: read the key and write \
-                 with the context of that read"
+                "with this write the key's siblings would be {bytes} bytes in all, the limit is {MAX_OBJECT_BYTES}: \
+                 read the key and write with the context of that read"
             )),
             WriteFailure::Expired => RequestError::Overloaded {
-                what: "the time (ms) that this write had left when the storage engine began it".into(),
+                what: "the write waited in the storage engine's queue until its deadline".into(),
                 limit: 0,
             },
             WriteFailure::HintBudget { limit, .. } => {

@@ -122,6 +122,6 @@ impl LayoutBook {
 pub fn stored_layouts(this: NodeId, engine: &dyn StorageEngine) -> Result<Option<Layouts>, StorageError> {
     let Some(bytes) = engine.get(&layouts_key())? else { return Ok(None) };
     let layouts = Layouts::decode(this, &bytes)
-        .map_err(|error| StorageError::Io { detail: format!("the stored layouts: {error}") })?;
+        .map_err(|error| StorageError::Io { detail: format!("cannot read the stored layouts: {error}") })?;
     Ok(Some(layouts))
 }

@@ -73,7 +73,7 @@ impl Protocol for ClientProtocol {
     }
 
     fn expired() -> ClientAnswer {
-        let what = "the queue to the node, where the request waited until its deadline,".to_owned();
+        let what = "the request waited in the queue to the node until its deadline".to_owned();
         ClientAnswer::Result(Err(RequestError::Overloaded { what, limit: 0 }))
     }
 

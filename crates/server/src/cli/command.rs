@@ -78,7 +78,8 @@ enum Command {
     /// Show the current layout or past layouts: members, and the partitions that each holds.
     #[command(subcommand)]
     Layout(LayoutCommand),
-    /// Prepare a node for its stop.
+    /// Prepare a node for a planned stop: it refuses new requests of clients, and finishes the
+    /// running ones.
     #[command(subcommand)]
     Node(NodeCommand),
     /// Measure the throughput and the latencies of a cluster under load.

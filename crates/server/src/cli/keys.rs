@@ -252,7 +252,9 @@ fn print_put(put: &PutReply, output: Output) {
         }));
     } else {
         let conflict = if put.conflict { "; the key has other siblings" } else { "" };
-        print_line!("{} acks in {} µs{conflict}", put.receipt.acked.len(), put.receipt.micros);
+        let count = put.receipt.acked.len();
+        let acks = if count == 1 { "ack" } else { "acks" };
+        print_line!("{count} {acks} in {} µs{conflict}", put.receipt.micros);
     }
 }
 

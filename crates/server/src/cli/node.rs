@@ -1,4 +1,4 @@
-//! The command `node`: prepares one node for its stop.
+//! The command `node`: prepares one node for a planned stop.
 
 use clap::Subcommand;
 use quorate_core::report::ClusterReport;

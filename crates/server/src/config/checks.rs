@@ -18,8 +18,8 @@ pub(super) fn check_node(node: &NodeSection) -> Result<(), ConfigError> {
         let bytes = node.zone.len();
         return Err(ConfigError::new(format!("[node] zone of {bytes} bytes: use up to {MAX_MEMBER_TEXT}")));
     }
-    if node.workers == Some(0) || node.workers.is_some_and(|workers| workers > 256) {
-        return Err(ConfigError::new("[node] workers: use 1 to 256"));
+    if let Some(workers) = node.workers.filter(|workers| !(1..=256).contains(workers)) {
+        return Err(ConfigError::new(format!("[node] workers = {workers}: use 1 to 256")));
     }
     Ok(())
 }
@@ -56,6 +56,9 @@ fn check_addresses(node: &NodeSection) -> Result<(), ConfigError> {
 }
 
 pub(super) fn check_cluster(cluster: &ClusterSection) -> Result<(), ConfigError> {
+    if cluster.replicas == Some(0) {
+        return Err(ConfigError::new("[cluster] replicas = 0: use 1 or more"));
+    }
     if cluster.id.is_empty() || cluster.id.len() > 64 {
         return Err(ConfigError::new(format!("[cluster] id = {:?}: use 1 to 64 bytes", cluster.id)));
     }

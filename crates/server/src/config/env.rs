@@ -6,6 +6,11 @@ use crate::section::ConfigError;
 
 const PREFIX: &str = "QUORATE__";
 
+/// Returns true if an environment variable overrides a key of the file.
+pub(super) fn is_override(variable: &str) -> bool {
+    variable.starts_with(PREFIX)
+}
+
 /// Sets the keys that variables name: `QUORATE__SECTION__KEY=value`.
 pub(super) fn override_from(
     sections: &mut Table,

@@ -10,6 +10,7 @@ use quorate_node::Settings;
 
 use super::buckets::check_buckets;
 use super::checks::{check_cluster, check_node, check_settings};
+use super::env::is_override;
 use super::file::ConfigFile;
 use super::first_layout::FirstLayout;
 use super::sections::{ClusterSection, FaultsSection, NodeSection, PluginSection};
@@ -55,8 +56,15 @@ impl Config {
     ) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError::new(format!("cannot read {}: {error}", path.display())))?;
-        Config::parse(&text, environment, registry)
-            .map_err(|error| ConfigError::new(format!("{}: {error}", path.display())))
+        let environment: Vec<(String, String)> = environment.collect();
+        let overrides: Vec<&str> =
+            environment.iter().map(|(name, _)| name.as_str()).filter(|name| is_override(name)).collect();
+        let source = match overrides.as_slice() {
+            [] => path.display().to_string(),
+            names => format!("{}, overridden by the environment ({})", path.display(), names.join(", ")),
+        };
+        Config::parse(&text, environment.into_iter(), registry)
+            .map_err(|error| ConfigError::new(format!("{source}: {error}")))
     }
 
     /// Parses a configuration from its text, by the rules of [`Config::load`].

@@ -254,7 +254,7 @@ struct GossipOnlyService {
 impl NodeService for GossipOnlyService {
     fn client(&self, batch: Vec<Incoming<ClientRequest, ClientResult>>) {
         for incoming in batch {
-            let what = "what a node takes that has not found its cluster yet".to_owned();
+            let what = "this node has not found its cluster yet".to_owned();
             incoming.reply.send(Err(RequestError::Overloaded { what, limit: 0 }));
         }
     }

@@ -22,8 +22,9 @@ pub(super) struct State {
     pub(super) pending: BufferPart,
     /// Changes of the WAL batch that is being written.
     pub(super) wal_batch: Arc<BufferPart>,
-    /// Sizes of the two parts of the write buffer.
+    /// Size of the part of the write buffer that takes new changes.
     pub(super) active_size: BufferSize,
+    /// Size of the part of the write buffer that the checkpoint is writing.
     pub(super) frozen_size: BufferSize,
     /// Applied updates that wait for the next WAL batch ("fsync") or checkpoint ("interval").
     pub(super) queued_updates: Vec<Box<dyn Update>>,

@@ -22,7 +22,7 @@ pub(crate) struct Wal {
     pub(super) end: WalPosition,
     /// Offset after the last batch, in the file of its generation.
     pub(super) end_offset: u64,
-    /// Seed of the generation's checksums. `None` before the first batch.
+    /// Seed of the checksums in the log's current generation. `None` before the first batch.
     seed: Option<u64>,
     encoded: Vec<u8>,
 }

@@ -106,8 +106,8 @@ impl History {
         }
     }
 
-    /// Returns true if the version is live in the end, if a version that saw it is, or if a
-    /// deletion of it was collected. `known` holds the answers found so far.
+    /// Returns true if the version is live in the end, or if a kept version replaced it. Also true
+    /// if the tombstone that replaced it was collected. `known` holds the answers found so far.
     fn is_kept(&self, dot: Dot, key: &StorageKey, end: &Object, known: &mut BTreeMap<Dot, bool>) -> bool {
         if let Some(&answer) = known.get(&dot) {
             return answer;

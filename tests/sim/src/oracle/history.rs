@@ -67,7 +67,7 @@ pub struct Ack {
     pub w: usize,
     /// Nodes that acked.
     pub nodes: Vec<usize>,
-    /// Fallbacks among them: each keeps a hint for a replica.
+    /// Fallbacks among the nodes that acked. Each keeps a hint for a replica.
     pub fallbacks: Vec<usize>,
     /// Dots of the write that the reply's context contains. Failed attempts may have left others.
     pub dots: Vec<Dot>,

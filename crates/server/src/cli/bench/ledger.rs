@@ -55,7 +55,7 @@ impl Values {
             return Err("bytes that no run of this command wrote (wrong checksum)".into());
         }
         if word(0) != key {
-            return Err(format!("it has the value of another key, number {}", word(0)));
+            return Err(format!("the value of another key, key number {}", word(0)));
         }
         Ok(word(4))
     }
@@ -75,7 +75,8 @@ pub(super) struct Ledger {
 /// Writes to the keys before this run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum EarlierWrites {
-    /// This run writes every key before it reads, so no read may return an earlier write.
+    /// This run writes every key before it reads any. No read may return a value from before the
+    /// run.
     Overwritten,
     /// An earlier run wrote the keys: a read may return any of its writes.
     Unknown,

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 /// Measurements of one thread, or of all.
 pub(super) struct Report {
-    /// Latencies of reads begun while measuring, microseconds. In an open loop they count from the
+    /// Latencies of reads begun while measuring, in microseconds. In an open loop they count from the
     /// time at which the operation was due.
     pub(super) reads: Histogram<u64>,
-    /// Latencies of writes, likewise.
+    /// Latencies of writes begun while measuring, in microseconds, counted as in `reads`.
     pub(super) writes: Histogram<u64>,
     /// Operations that succeeded within the measured time.
     pub(super) operations: u64,

@@ -118,19 +118,24 @@ def test_a_valid_configuration_is_accepted(tmp_path: Path) -> None:
         ('[buckets.b]\nresolver = "newest"\n', "[buckets.b] resolver"),
         ("[buckets.b]\nn = 4\n", "[buckets.b] n = 4"),
         ("[buckets.b]\nn = 1\nr = 2\n", "[buckets.b] r=2"),
-        ('[buckets.b]\nw = "most"\n', '"most": use a number from 1, "quorum" or "all"'),
+        ('[buckets.b]\nw = "most"\n', '[buckets.b] w = "most": use a number from 1, "quorum" or "all"'),
         ("[buckets.b]\nmax_value_bytes = 999999999\n", "use 1 to 16777216"),
         ('[node]\nlisten = "0.0.0.0:7400"\n', "insecure = true"),
-        ('[node]\nlisten = "localhost"\n', "listen"),
+        ('[node]\nlisten = "localhost:7400"\n', '[node] listen = "localhost:7400": use ip:port'),
         ('[node]\nname = "no spaces"\n', "A-Z a-z 0-9"),
-        ("[node]\nworkers = 0\n", "workers"),
+        ("[node]\nworkers = 0\n", "[node] workers = 0: use 1 to 256"),
         ("[cluster]\npartitions = 1000\n", "power of two"),
+        ('[node]\nworkers = "many"\n', '[node] workers = "many": use a whole number'),
+        ('[node]\ninsecure = "yes"\n', '[node] insecure = "yes": use true or false'),
+        ('[membership]\nplugin = "gossip"\nseeds = "a:1"\n', 'seeds = "a:1": use a list'),
+        ("[cluster]\nreplicas = 0\n", "[cluster] replicas = 0: use 1 or more"),
+        ("[cluster]\nreplicas = 300\n", "replicas = 300: use a whole number up to 255"),
         ("[cluster]\nreplicas = 3\n", "has 1 members"),
         ("[storage]\ninterval_ms = 0\n", "interval_ms = 0: use 1 to 60000"),
         ("[storage]\nmap_size_mib = 99999999999\n", "map_size_mib = 99999999999: use 1 to 16777216"),
         ("[reaping]\nenabled = false\n", "section [reaping] has a new name: write [tombstone_gc]"),
         ('[membership]\nmembers = [{ name = "x", address = "h:1" }]\n', "does not list this node"),
-        ('[storage]\ndurability = "never"\n', "never"),
+        ('[storage]\ndurability = "never"\n', 'durability = "never": use `fsync` or `interval`'),
         ("[node\n", "TOML parse error"),
         ("[coordinator]\nmax_in_flight = 0\n", "max_in_flight = 0: use 1"),
     ],
@@ -147,6 +152,8 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     assert "64 partitions" in check(tmp_path, "", QUORATE__CLUSTER__PARTITIONS="64").stdout
     wrong = check(tmp_path, "", QUORATE__NODE__NAMES="b")
     assert wrong.returncode == 2 and "did you mean" in wrong.stderr
+    # The file does not contain the key, so the error names the variable.
+    assert "overridden by the environment (QUORATE__NODE__NAMES)" in wrong.stderr
 
 
 def test_serve_refuses_a_used_address_and_a_missing_file(cluster: LocalCluster, tmp_path: Path) -> None:

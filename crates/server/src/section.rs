@@ -41,6 +41,7 @@ fn invalid_value(error: &toml::de::Error, table: &Table) -> String {
         None => message.to_owned(),
     };
     match key.and_then(|key| Some((key, table.get(key)?))) {
+        Some((key, value)) if remedy.starts_with(&value.to_string()) => format!("{key} = {remedy}"),
         Some((key, value)) => format!("{key} = {value}: {remedy}"),
         None => text.trim().replace('\n', " "),
     }

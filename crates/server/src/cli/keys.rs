@@ -67,7 +67,7 @@ impl Get {
                 let _ = std::io::stdout().write_all(&sibling.value);
             }
         } else if !read.siblings.is_empty() {
-            let mut out = table(&["written (ms)", "bytes", "value"]);
+            let mut out = table(&["written (ms since 1970)", "bytes", "value"]);
             for sibling in &read.siblings {
                 out.add_row([
                     sibling.stamp.wall_ms().to_string(),

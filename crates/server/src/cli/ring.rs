@@ -47,7 +47,7 @@ impl Ring {
             layout.partitions(),
             layout.replicas()
         );
-        let mut out = table(&["node", "address", "partitions", "first", "share"]);
+        let mut out = table(&["node", "address", "partitions", "first replica of", "share"]);
         let all = f64::from(layout.partitions()) * f64::from(layout.replicas());
         let mut members: Vec<_> = layout.members().iter().collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));

@@ -38,7 +38,8 @@ fn print_status(status: &NodeStatus) {
         status.uptime_ms as f64 / 1000.0
     );
     print_upkeep(status);
-    let mut out = table(&["node", "address", "zone", "state", "partitions", "first", "last error"]);
+    let mut out =
+        table(&["node", "address", "zone", "state", "partitions", "first replica of", "last error"]);
     let mut members: Vec<_> = status.members.iter().collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     for member in members {

@@ -16,7 +16,8 @@ pub(super) fn print_cluster(report: &ClusterReport, output: Output) {
         report.partitions,
         report.replicas
     );
-    let mut out = table(&["node", "address", "zone", "weight", "role", "state", "partitions", "first"]);
+    let mut out =
+        table(&["node", "address", "zone", "weight", "role", "state", "partitions", "first replica of"]);
     for member in &report.members {
         out.add_row([
             member.name.clone(),

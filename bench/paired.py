@@ -4,7 +4,7 @@
 
 OLD and NEW are `quorate` binaries. Each round starts three nodes of each build in memory and loads
 them with that build's own generator. The output is the ratio NEW / OLD of each round, and its median.
-The script needs no package, so it can compare builds whose reports differ.
+The script does not import the package `quorate`, so the builds may be of different versions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Measures the processor time of a put and of a get, by part of the program.
 
 It samples three nodes and the load generator with perf, and writes a table into docs/benchmarks.md.
-A sample counts for the part of its innermost frame that matches one of the parts below. The
-microseconds are processor time over all processes, divided by the operations done meanwhile.
+A sample counts for the part below that matches its innermost frame. If none matches, the next outer
+frame decides. The microseconds are the processor time of all processes, divided by the operations
+done meanwhile.
 
 Run it with ``make profile``. It needs perf (Debian: linux-perf) and the permission to use it.
 """

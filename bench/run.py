@@ -1,11 +1,11 @@
 """Measures Quorate on this machine and writes the figures into docs/benchmarks.md.
 
-Run it with ``make bench``. It starts its own clusters. The same run also measures bare ceilings,
-one Cap'n Proto hop and three LMDB commit loops, because machines differ, and one machine differs
-from hour to hour.
+Run it with ``make bench``. It starts its own clusters. The same run also measures bare ceilings:
+one Cap'n Proto hop and three LMDB commit loops, without Quorate. Compare each figure with them,
+because machines differ, and one machine differs from hour to hour.
 
 Each figure is the median of several runs, followed by the lowest and the highest one. A figure that
-misses its bar is marked; the run does not fail.
+misses its bar, a value that is just good enough, is marked; the run does not fail.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 MIB = 1024 * 1024
 
-# Bytes of a storage key, and of a key with its record after one write (schema/object.md).
+# Bytes of a storage key in this benchmark.
 KEY_BYTES = 3 + len("bench\0") + len("key0000000000")
+# Bytes of a storage key and its record, after one write of 100 bytes (schema/object.md).
 RECORD_BYTES = KEY_BYTES + 40 + 100
 
 
@@ -101,7 +102,7 @@ class Run:
         self.row(what, f"{figures} {unit}", number(least), number(aim), verdict)
 
     def at_most(self, what: str, figure: float, shown: str, least: str, aim: str, bars: tuple[float, float]) -> None:
-        """Add a row whose figure should be low. ``bars``: the bar and the aim."""
+        """Add a row whose figure should be low. ``bars``: the bar and the aim as numbers."""
         verdict = "aim" if figure <= bars[1] else "bar" if figure <= bars[0] else "below"
         self.row(what, shown, least, aim, verdict)
 
@@ -124,7 +125,7 @@ def load(workload: str, in_flight: int, *more: str) -> list[str]:
 
 
 def cargo_bench(package: str, name: str, *arguments: str) -> list[dict[str, float]]:
-    """Run one of the benchmarks of bare ceilings, and return the JSON lines that it prints."""
+    """Run a benchmark that measures a bare ceiling, and return the JSON lines that it prints."""
     command = ["cargo", "bench", "--quiet", "--locked", "-p", package, "--bench", name, "--", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:

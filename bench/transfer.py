@@ -109,7 +109,7 @@ def change(cluster: LocalCluster, before_us: float) -> dict[str, Any]:
 
 
 def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the round with the median slowdown of clients, with the failures of all rounds.
+    """Return the round with the median slowdown of clients. Its failures are those of all rounds.
 
     Its two latencies are replaced by the medians over all rounds, each separately: the latency
     before a change varies as much as the latency during it.

@@ -21,7 +21,7 @@ BATCH = 256
 
 
 def hints(cluster: LocalCluster) -> dict[str, int]:
-    """Return the number of hints on all running nodes, by the name of the node they are for."""
+    """Return the number of hints on all running nodes, by the name of the node that each is for."""
     waiting: dict[str, int] = {}
     for node in cluster.nodes:
         if node.running and not node._paused:

@@ -2,9 +2,10 @@
 # The protocol between clients and nodes, after the preamble of the connection (schema/preamble.md).
 #
 # All operations are batched. A call carries the operations that gathered at the sender while
-# earlier calls were under way. It is answered as soon as any operation of the connection has a
-# result. The answer has all results that are ready, also those of operations from other calls. A
-# call without operations only collects results. So no batch waits for its slowest operation.
+# earlier calls were under way. The call is answered as soon as any operation of the connection has
+# a result. The answer has the results that are ready, also those of operations from other calls.
+# So no batch waits for its slowest operation. A call without operations only collects results.
+# A call that waits for too long is answered without results, as a sign of life.
 
 interface Node {
   exchange @0 (operations :List(Operation)) -> (results :List(Result));
@@ -18,7 +19,8 @@ struct Operation {
   bucket @2 :Text;
   key @3 :Data;
   quorum @4 :Int16;
-  # R or W: 1 to 255 replicas, 0 as the bucket's definition says, -1 more than half, -2 all.
+  # R of a read, W of a write. 1 to 255: this number of replicas. 0: as the bucket's definition
+  # says. -1: more than half of the replicas. -2: all replicas.
 
   union {
     ping @5 :Void;
@@ -30,8 +32,8 @@ struct Operation {
     layout @11 :Void;
     fingerprint @12 :Void;
     faults @13 :List(Text);
-    # The names of the peers to cut this node off from. With ">" before a name, only bytes to that
-    # peer are lost. The node refuses this unless its configuration enables faults.
+    # The names of the peers from which this node is cut off. With ">" before a name, only bytes to
+    # that peer are lost. The node refuses the operation unless its configuration enables faults.
     repair @14 :Bool;
     # True if the node begins a round of anti-entropy with every peer now.
     cluster @15 :Cluster;
@@ -42,7 +44,7 @@ struct Cluster {
   verb @0 :Verb;
   change @1 :Data;
   # For stage and apply: an id and a change (schema/layout.md). For createBucket: a change. For
-  # commit: the digest that a plan showed, 8 bytes, big-endian, or nothing.
+  # commit: the digest of the layout that a plan showed (8 bytes, big-endian), or nothing.
 
   enum Verb {
     show @0;
@@ -55,7 +57,7 @@ struct Cluster {
     # The reply is sent once every node uses the definition, or when the deadline passes.
     buckets @7;
     apply @8;
-    # Commits this change at once, without the staged changes.
+    # Makes the change the newest layout at once, without the staged changes.
   }
 }
 
@@ -68,14 +70,15 @@ struct Put {
   mode @3 :WriteMode;
   requestId @4 :UInt64;
   attempt @5 :UInt16;
-  # The number of the attempt, from 0. A later attempt checks first that no earlier one was applied.
+  # The number of the attempt at this write, from 0. An attempt with a number above 0 first checks
+  # that no earlier attempt was applied.
   sloppy @6 :Choice;
 
   enum WriteMode {
     overwrite @0;
-    # Replaces the versions that the coordinator holds, and those in the context.
+    # The write replaces all versions that the coordinator holds, and those in the context.
     exactly @1;
-    # Replaces exactly the versions in the context.
+    # The write replaces exactly the versions in the context.
   }
   enum Choice {
     bucket @0;
@@ -163,7 +166,8 @@ struct Failure {
   needed @1 :UInt8;
   received @2 :UInt8;
   number @3 :UInt64;
-  # A number of siblings, or milliseconds.
+  # For tooManySiblings: the number of siblings. For deadlineExceeded: milliseconds from the request
+  # to the error.
   limit @4 :UInt64;
   detail @5 :Text;
 

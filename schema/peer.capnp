@@ -1,5 +1,6 @@
 @0xc82c1f8dce4c551d;
-# The protocol between nodes. Operations are batched as in client.capnp.
+# The protocol between nodes. Operations are batched as in client.capnp. PeerRequest, PeerReply and
+# their fields in crates/core/src/request/peer.rs describe each operation and result.
 
 using Client = import "client.capnp";
 
@@ -17,11 +18,12 @@ struct Operation {
     write @4 :Write;
     scan @5 :Scan;
     forward @6 :Client.Operation;
-    # A client's request, from a node that is no replica of its key.
+    # A client's request. The sender is the node that received it, and is no replica of the key.
     readHints @7 :Data;
-    # A storage key. The reply merges the hints that the peer holds for the key's replicas.
+    # A storage key. The reply is one object, merged from the peer's hints for this key.
     fetch @8 :Data;
-    # A storage key. A replica that recovers answers this read too.
+    # A storage key. The read is for repair, never for a client, so a replica that recovers answers
+    # it too.
     roots @9 :List(TreeRoot);
     leaves @10 :Tree;
     digests @11 :DigestsOf;
@@ -36,7 +38,8 @@ struct Operation {
     layouts @19 :Void;
   }
   layout @17 :UInt64;
-  # For read, write, scan and mayCollect: the digest of the layout that the sender uses.
+  # For read, write, scan and mayCollect: the digest of the layout that the sender uses. A
+  # receiver that does not use that layout refuses. For a write with handOff it is not checked.
 }
 
 struct Write {
@@ -44,9 +47,10 @@ struct Write {
   object @1 :Data;
   # An encoded object: schema/object.md.
   hintFor @2 :UInt64;
-  # If not 0, the receiver keeps the object as a hint for the node with this id.
+  # If not 0: the id of a replica that cannot be reached. The receiver keeps the object as a hint
+  # for that replica.
   handOff @3 :Bool;
-  # True if the receiver acks only once the object is durable.
+  # True if the receiver acks only once the object is durable. The sender may then forget it.
   validUntilMs @4 :UInt64;
   # The time after which the receiver refuses the write, in milliseconds since 1970.
 }

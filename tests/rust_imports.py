@@ -13,7 +13,7 @@ from pathlib import Path
 
 Graph = dict[str, set[str]]
 
-# Text that is no code, in the order in which a lexer meets it: comments, raw strings, strings, chars.
+# Text that is no code: comments, strings, chars. The leftmost match counts, as in a lexer.
 NO_CODE = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | \bb?r(?P<hashes>\#*)".*?"(?P=hashes) | b?"(?:[^"\\]|\\.)*" | b?'(?:[^'\\\n]|\\[^\n]+?)'""",
     re.DOTALL | re.VERBOSE,
@@ -121,7 +121,8 @@ def folder_circles(graph: Graph) -> list[list[str]]:
     for file in graph:
         parts = file.split("/")[:-1]
         parents.update("/".join(parts[: depth + 1]) + "/" for depth in range(len(parts)))
-    # A folder's own mod.rs shows what is in the folder, and may be named by it: that is no circle.
+    # A folder's mod.rs names the files of the folder, and these may import what it defines. That is
+    # no circle, so mod.rs and lib.rs are left out.
     found = []
     for above in sorted(parents):
         between = folder_imports(graph, above)
@@ -149,7 +150,10 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def foreign_methods(source: Path) -> list[str]:
-    """Return the inherent impls in another folder than their type: an import that no `use` shows."""
+    """Return the inherent impls that lie in another folder than their type.
+
+    Such an impl is an import that no `use` shows.
+    """
     written = [file for file in modules(source).values() if "generated" not in Path(file).parts]
     files = {file: code_of((source / file).read_text()) for file in written}
     home: dict[str, set[str]] = {}
@@ -168,7 +172,7 @@ def foreign_methods(source: Path) -> list[str]:
 
 
 def without_generics(header: str) -> str:
-    """Return the header of an impl without everything in angle brackets."""
+    """Return the header of an impl without its angle brackets and the text in them."""
     header = header.replace("->", "  ")
     while "<" in header:
         shorter = re.sub(r"<[^<>]*>", "", header)

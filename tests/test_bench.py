@@ -91,7 +91,7 @@ def test_errors_are_counted_by_type() -> None:
 def test_an_open_loop_charges_a_stall_to_every_request_due_in_it() -> None:
     """A node is frozen for 0.8 of 3 s.
 
-    Meanwhile a closed loop sends only a few requests. An open loop counts all that were due.
+    A closed loop sends few requests meanwhile. An open loop counts every request that was due.
     """
     arguments = ["--seconds", "3", "--warm-up", "0", "--keys", "100", "--in-flight", "4"]
     with LocalCluster(nodes=1) as cluster:
@@ -127,7 +127,7 @@ def test_an_open_loop_charges_a_stall_to_every_request_due_in_it() -> None:
         (["--keys", "10", "--in-flight", "64", "--verify", "--workload", "a"], "use more keys"),
         (["--workload", "d"], "possible values"),
         (["--bucket", "no spaces"], "no spaces"),
-        (["--r", "0"], "use a number from 1"),
+        (["--r", "0"], "a number of at least 1"),
     ],
 )
 def test_invalid_options_are_named_in_the_error(small: LocalCluster, arguments: list[str], said: str) -> None:

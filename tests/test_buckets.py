@@ -120,15 +120,15 @@ def test_buckets_are_created_while_others_are_used() -> None:
 
 
 def test_invalid_definitions_are_refused_with_the_reason() -> None:
-    config = {"buckets": {"founded": {"n": 2, "resolver": "lww"}}}
+    config = {"buckets": {"first": {"n": 2, "resolver": "lww"}}}
     with LocalCluster(nodes=4, storage="memory", config=config) as cluster, cluster.connect(timeout=5.0) as db:
-        assert db.buckets()["founded"]["n"] == 2
-        db.create_bucket("founded", n=2, resolver="lww")
+        assert db.buckets()["first"]["n"] == 2
+        db.create_bucket("first", n=2, resolver="lww")
         db.create_bucket("carts", n=2)
         db.bucket("used").put("k", b"v")
         wrong: list[tuple[dict[str, Any], str]] = [
             ({"name": "carts", "n": 3}, 'bucket "carts" exists with another definition (n = 2, not 3)'),
-            ({"name": "founded"}, "resolver = lww, not siblings"),
+            ({"name": "first"}, "resolver = lww, not siblings"),
             ({"name": "x", "n": 4}, "the cluster keeps 3 replicas"),
             ({"name": "x", "n": 0}, "n = 0"),
             ({"name": "x", "n": 300}, "300"),
@@ -139,7 +139,7 @@ def test_invalid_definitions_are_refused_with_the_reason() -> None:
             ({"name": "x", "max_siblings": 0}, "max_siblings = 0: use 1 or more"),
             ({"name": "x", "max_value_bytes": 1 << 30}, "use 1 to 16777216"),
             ({"name": "a b"}, "A-Z a-z 0-9"),
-            ({"name": "default", "n": 1}, "founded"),
+            ({"name": "default", "n": 1}, "before the cluster begins"),
             ({"name": "used", "n": 1}, 'bucket "used" has keys already (k)'),
             ({"name": "used", "r": 1}, "with the cluster's n, r = quorum, w = quorum"),
         ]
@@ -147,7 +147,7 @@ def test_invalid_definitions_are_refused_with_the_reason() -> None:
             with pytest.raises(InvalidRequest) as caught:
                 db.create_bucket(**arguments)
             assert words in str(caught.value), str(caught.value)
-        assert sorted(db.buckets()) == ["carts", "default", "founded"]
+        assert sorted(db.buckets()) == ["carts", "default", "first"]
         # A bucket with keys can be defined if its n, r and w do not change.
         db.create_bucket("used", max_siblings=5)
         entry = db.bucket("used").get("k")

@@ -101,7 +101,7 @@ def test_a_forked_child_can_use_the_client(db: Client, name: str) -> None:
 
 
 def test_request_ids_differ_after_a_fork(db: Client, name: str) -> None:
-    """With equal request ids, the writes of the parent and of the child would void each other."""
+    """With equal request ids, a write of the child would count as a retry of one of the parent."""
     bucket = db.bucket(name)
     bucket.put("warm", b"")
     child = os.fork()
@@ -232,12 +232,12 @@ def _runs(pid: int) -> bool:
 def test_local_cluster_checks_its_arguments() -> None:
     with pytest.raises(InvalidRequest, match="nodes=0"):
         LocalCluster(nodes=0)
-    with pytest.raises(quorate.ConfigError, match='"tape": this build has lmdb, memory'):
+    with pytest.raises(quorate.ConfigError, match='"tape": this build has no plugin of that name; use one of lmdb, memory'):
         LocalCluster(nodes=1, storage="tape")
     with pytest.raises(quorate.ConfigError, match="did you mean"):
         LocalCluster(nodes=1, storage="lmdb", config={"storage": {"durabilty": "fsync"}})
     with LocalCluster(nodes=1) as cluster:
-        with pytest.raises(InvalidRequest, match="runs already"):
+        with pytest.raises(InvalidRequest, match="already running"):
             cluster[0].start()
         with pytest.raises(InvalidRequest, match="before wipe"):
             cluster[0].wipe()

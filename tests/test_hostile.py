@@ -1,4 +1,4 @@
-"""Malformed and excessive input. It may end its own connection, and disturbs no other request."""
+"""Malformed and excessive input: a node may close its connection, but serves all other requests."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def assert_unharmed(cluster: LocalCluster, db: Client) -> None:
     ids=["http", "tls", "redis", "zeros", "long body", "short body", "unknown role", "half a node"],
 )
 def test_connections_with_another_protocol_are_refused_and_logged(cluster: LocalCluster, db: Client, garbage: bytes) -> None:
-    before = cluster[0].log.count("no introduction of a Quorate client")
+    before = cluster[0].log.count("did not introduce itself as a Quorate client")
     send(cluster[0].address, garbage)
     deadline = time.monotonic() + 5
-    while cluster[0].log.count("no introduction of a Quorate client") == before and time.monotonic() < deadline:
+    while cluster[0].log.count("did not introduce itself as a Quorate client") == before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert cluster[0].log.count("no introduction of a Quorate client") == before + 1
+    assert cluster[0].log.count("did not introduce itself as a Quorate client") == before + 1
     assert_unharmed(cluster, db)
 
 
@@ -157,5 +157,5 @@ def test_requests_beyond_the_limit_are_refused_not_queued() -> None:
             with pytest.raises(quorate.PartialError) as caught:
                 db.bucket("b").put_many(items, timeout=0.05)
             assert any(isinstance(error, quorate.Overloaded) for error in caught.value.errors.values())
-            # With enough time for retries after a pause, all are accepted.
+            # The client retries refused requests after a pause. With enough time, all are accepted.
             assert len(db.bucket("b").put_many(dict(list(items.items())[:40]), timeout=10)) == 40

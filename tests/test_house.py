@@ -261,7 +261,7 @@ STEPS = {"put": 12, "get": 9}
 
 @pytest.mark.parametrize("verb", STEPS)
 def test_the_steps_of_a_request_exist(verb: str) -> None:
-    """The functions of a request that ARCHITECTURE.md lists exist, in few files of crates/node."""
+    """The functions that ARCHITECTURE.md lists for a request exist, in few files of crates/node."""
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
     [section] = re.findall(rf"^## A {verb}, step by step$(.*?)^## ", architecture, re.DOTALL | re.MULTILINE)
     steps = re.findall(r"^(\d+)\. `([\w/.-]+\.rs)::([\w:]+)`", section, re.MULTILINE)

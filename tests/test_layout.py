@@ -83,7 +83,10 @@ def partitions(cluster: LocalCluster) -> dict[str, int]:
 
 
 def holds_only_its_own(cluster: LocalCluster) -> None:
-    """Check that nodes hold only their own partitions. `wait_converged` counts the holders."""
+    """Check that nodes hold only their own partitions.
+
+    `wait_converged` fails if more or fewer nodes hold a partition than it has replicas.
+    """
     cluster.wait_converged(timeout=30.0)
 
 

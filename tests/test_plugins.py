@@ -22,9 +22,9 @@ def cargo(folder: Path, *arguments: str) -> str:
 
 
 def test_a_copy_of_the_template_builds_a_node_and_passes_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the folder and the paths in the manifest of the copy change.
+    """The copy differs from the template only in its folder and in the paths of its manifest.
 
-    It is compiled in the build cache of this checkout.
+    The copy is compiled in the build cache of this checkout.
     """
     folder = tmp_path / "shelf"
     shutil.copytree(ROOT / "plugins/template", folder, ignore=shutil.ignore_patterns("target", "Cargo.lock"))

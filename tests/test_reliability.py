@@ -69,8 +69,8 @@ def check(bucket: Bucket[bytes], acked: dict[str, bytes]) -> None:
     """Check that every acknowledged write is readable.
 
     An attempt may wait in the socket of a frozen node while the client retries it at another node.
-    Then the node may apply it once more. The result is a sibling of the later value, and never
-    hides that value.
+    Then the frozen node may apply the write once more when it continues. The result is a sibling of
+    the later value, and never hides that value.
     """
     found = bucket.get_many(acked, r="all")
     for key, value in acked.items():
@@ -200,7 +200,7 @@ def test_partitions_lose_nothing(kind: str) -> None:
         with cluster.connect(timeout=10.0) as db:
             found = db.bucket("b").get_many(writer.acked, r="all")
             for key, value in writer.acked.items():
-                # A write that failed may be a sibling.
+                # A write that failed may have been stored too: then it is a sibling.
                 assert value in found[key].siblings, key
 
 

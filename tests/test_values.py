@@ -351,7 +351,7 @@ def test_siblings_over_20_mib_together_are_refused(db: Client, name: str) -> Non
     bucket = db.bucket(name)
     for _ in range(20):
         bucket.put("k", b"x" * (1024 * 1024), context=EMPTY)
-    with pytest.raises(InvalidRequest, match="side by side would be 22020096 bytes"):
+    with pytest.raises(InvalidRequest, match="siblings would be 22020096 bytes in all, the limit is 20971520"):
         bucket.put("k", b"x" * (1024 * 1024), context=EMPTY)
     entry = bucket.get("k")
     assert entry is not None and len(entry.siblings) == 20

@@ -696,7 +696,7 @@ def quorum_text(name: str, size: Quorum | None) -> str | None:
     if size is None or size in ("quorum", "all"):
         return None if size is None else str(size)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 255:
-        raise InvalidRequest(f'{name}={size!r}: use a number from 1, "quorum" or "all"')
+        raise InvalidRequest(f'{name}={size!r}: use "quorum", "all", or a number of at least 1')
     return str(size)
 
 

@@ -64,7 +64,7 @@ def seconds(value: Seconds, name: str = "timeout") -> float:
         name: name of the argument, for the error.
 
     Raises:
-        InvalidRequest: the duration is not more than 0 and at most 86,400 s.
+        InvalidRequest: the duration is 0 or less, more than 86,400 s, or no number.
     """
     number = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 86_400:

@@ -29,8 +29,8 @@ STOP_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 
 # Program of the watcher process. It reads process ids of nodes from a pipe: "+pid" adds one, "-pid"
-# removes one. When this process ends, for any reason, the pipe closes. The watcher then kills the
-# nodes that are left.
+# removes one. When the process that made the cluster ends, for any reason, the pipe closes. The
+# watcher then kills the nodes that are left.
 _WATCHER = """
 import os, signal, sys
 pids = set()
@@ -45,7 +45,7 @@ for pid in pids:
 
 
 class _Watcher:
-    """Process that kills the nodes when this process has ended without stopping them."""
+    """Process that kills the nodes if their parent process has ended without stopping them."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -132,9 +132,9 @@ class Node:
         self._wait_ready(seconds(timeout), self._spawn())
 
     def _spawn(self) -> int:
-        """Start the process, and return the length of the log before, in characters."""
+        """Start the process, and return the length of the log before the start, in characters."""
         if self.running:
-            raise InvalidRequest(f"node {self.name} runs already")
+            raise InvalidRequest(f"node {self.name} is already running: stop() or kill() it first")
         logged = len(self.log)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("QUORATE__")}
         with open(self.folder / "log", "ab") as log:
@@ -354,7 +354,7 @@ class LocalCluster:
         return node
 
     def _start_waiting(self, *, zone: str = "", timeout: Seconds = START_SECONDS) -> Node:
-        """Start one more node that is not a member yet. With gossip, wait until a node knows it."""
+        """Start a node that is not a member yet. With gossip, wait until an older node knows it."""
         name, self._named = f"n{self._named}", self._named + 1
         address = f"127.0.0.1:{_free_ports(1)[0]}"
         members = [{"name": node.name, "address": node.address} for node in self.nodes]
@@ -458,7 +458,7 @@ class LocalCluster:
                         f"the cluster has not settled after {seconds(timeout)} s: "
                         + ("; ".join(changes) or f"the nodes have different layouts: {', '.join(map(str, layouts))}")
                     )
-                # Poll less often the longer the wait, so that polling does not slow the nodes down.
+                # The pause between two polls grows, so that polling does not slow the nodes down.
                 time.sleep(pause)
                 pause = min(1.5 * pause, 0.5)
 
@@ -519,7 +519,8 @@ class LocalCluster:
         for node in running:
             with connect(node.address, timeout=1.0, follow=False) as client:
                 status = client.status()
-                # While a node is missing, recovery may have to wait for that node.
+                # Recovery may have to wait for a node that does not run, so it counts only if all
+                # nodes run.
                 if status["recovering"] and len(running) == len(self.nodes):
                     missing.append(f"{node.name} is recovering ({status['recovering']} partitions)")
                 for member in status["members"]:

@@ -90,7 +90,7 @@ class InvalidRequest(QuorateError, ValueError):
 class StorageFailed(QuorateError):
     """Error of a storage engine: the disk or the map is full, or a record is unreadable.
 
-    The node that failed wrote nothing. Another replica may have.
+    The node that failed wrote nothing. Another replica may have stored the write.
     """
 
 

@@ -1,5 +1,5 @@
-//! One blocking call. It runs on the event loop and the connections of the calling thread, with the
-//! interpreter released.
+//! One blocking call. It runs on the event loop and the connections of the calling thread. During
+//! the call, other threads may run Python code.
 //!
 //! Passing a call to another thread would cost more time than the call itself. So each thread that
 //! uses a client has its own event loop, which runs only during calls. Nothing reads the sockets
@@ -23,31 +23,33 @@ use crate::error::raise;
 /// Interval at which a call checks for Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
-/// Time between two calls after which the next call first polls the connections: a node may have
-/// closed one.
+/// Time without a call after which the next call polls the connections before it sends. A node may
+/// have closed a connection in that time.
 const IDLE_LIMIT: Duration = Duration::from_millis(100);
 
 /// Longest time for which a call polls the sockets in a loop, before it sleeps until the kernel
 /// wakes it. If the nodes are near, the wake-up takes about as long as the reply.
 const BUSY_POLL: Duration = Duration::from_micros(250);
-/// While busy polling is off, one of this many calls tries it again.
+/// Interval, counted in calls, at which a thread tries busy polling (see `BUSY_POLL`) again while
+/// it is off.
 const PROBE_INTERVAL: u32 = 64;
 /// Late replies in a row after which a thread turns busy polling off. A reply is late if it takes
 /// longer than `BUSY_POLL`.
 const LATE_LIMIT: u32 = 4;
 
-/// Number of calls in progress, in the lower 32 bits. The upper 32 bits are the id of the process:
-/// a forked child does not count the calls of its parent. A call polls busily only while it is the
-/// only one, because other calls make better use of the processor.
+/// Number of calls in progress, in the lower 32 bits. The upper 32 bits are the id of the process.
+/// A forked child has another id, so it discards the count of its parent. A call polls busily only
+/// while it is the only one, because other calls make better use of the processor.
 static CALLS: AtomicU64 = AtomicU64::new(0);
-/// True if the machine has several processors. With only one, the node that must reply needs it.
+/// True if the machine has several processors. With only one, busy polling would take it from a
+/// node on the same machine that must reply.
 static MAY_BUSY_POLL: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
-/// Number of clients closed so far. A thread that reads a new number drops its own connections of
-/// closed clients.
+/// Number of clients that this process has closed so far. When a thread sees that the number has
+/// changed since its last call, it drops its own connections of these clients.
 static CLOSED: AtomicU64 = AtomicU64::new(0);
-/// Number of the next handle.
+/// Number that the next new [`Handle`] gets.
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 
 /// The part of a client that the threads of a process share.
@@ -66,7 +68,7 @@ struct Local {
     last_used: Cell<Instant>,
 }
 
-/// The connections of one thread for all clients, by the numbers of the handles.
+/// The connections of one thread for all clients, by the `number` of their handle.
 struct Locals(BTreeMap<u64, Local>);
 
 impl Drop for Locals {
@@ -84,7 +86,8 @@ impl Drop for Locals {
 thread_local! {
     static LOCALS: RefCell<Locals> = const { RefCell::new(Locals(BTreeMap::new())) };
     static TOKIO_IS_READY: Cell<bool> = const { Cell::new(false) };
-    /// Value of `CLOSED` at the last sweep of this thread.
+    /// Value of `CLOSED` when this thread last read it. If `CLOSED` differs, clients were closed
+    /// since.
     static CLOSED_AT_SWEEP: Cell<u64> = const { Cell::new(0) };
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
     /// Number of late replies in a row, see `LATE_LIMIT`.
@@ -96,8 +99,8 @@ fn event_loop() -> std::io::Result<LocalRuntime> {
 }
 
 /// Makes tokio create its thread-local state before `LOCALS` is first used. Thread-locals are
-/// destroyed in reverse order, so when the thread ends, tokio can still handle the wake-ups of the
-/// connections.
+/// destroyed in the reverse order of their first use. So when the thread ends and the connections
+/// are dropped, tokio's state still exists and can handle their wake-ups.
 fn prepare_thread() -> std::io::Result<()> {
     if !TOKIO_IS_READY.get() {
         let task = async { tokio::task::spawn_local(tokio::task::yield_now()).await };
@@ -137,12 +140,11 @@ impl Handle {
         }
     }
 
-    /// Removes the connections of this thread from `LOCALS` and returns them; connects if it has
-    /// none. So `LOCALS` is not borrowed while Python code may run.
+    /// Removes the connections of this thread from `LOCALS` and returns them. Connects if the
+    /// thread has none. Python code may run during a call, and `LOCALS` must not be borrowed then.
     fn take_local(&self, py: Python<'_>) -> PyResult<Local> {
         if IN_CALL.get() {
-            let detail =
-                "a signal handler can't use a client while it interrupts a call of one: set a flag instead";
+            let detail = "a signal handler can't use a client while it interrupts a client's call: set a flag, and use the client after the call";
             return Err(raise(py, &RequestError::invalid(detail).into()));
         }
         if TOKIO_IS_READY.get()
@@ -158,7 +160,7 @@ impl Handle {
         match kept {
             Some(local) if local.process == std::process::id() => Ok(local),
             // After a fork, the event loop and the sockets belong to the parent. Even dropping them
-            // would disturb it.
+            // would disturb the parent.
             Some(inherited) => {
                 std::mem::forget(inherited);
                 self.connect(py)
@@ -196,7 +198,8 @@ impl Drop for Handle {
     }
 }
 
-/// Runs the event loop until the operation ends, or a signal handler (of Ctrl-C, say) raises.
+/// Runs the event loop until the operation ends, or until a signal handler (of Ctrl-C, for example)
+/// raises an exception.
 fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, was_idle: bool) -> PyResult<T> {
     let _guard = InCall::enter();
     runtime.block_on(async {
@@ -205,9 +208,9 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, was_idle: 
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let begun = Instant::now();
-        // Hundreds of requests may be polled here at once. Under tokio's budget some of them would
-        // be deferred. `block_on` keeps the wake-ups of deferred tasks, and loses them when it
-        // returns.
+        // Hundreds of requests may be polled here at once (`get_many`). Tokio's budget for one poll
+        // would defer some of them, and deferred wake-ups are lost when `block_on` returns. So the
+        // operation runs without a budget.
         let outcome = tokio::task::unconstrained(async {
             tokio::select! {
                 biased;
@@ -220,8 +223,8 @@ fn run<T>(runtime: &LocalRuntime, operation: impl Future<Output = T>, was_idle: 
         if begun.elapsed() < BUSY_POLL {
             LATE_REPLIES.set(0);
         }
-        // For the same reason, deliver the deferred wake-ups of the connections before the loop
-        // ends.
+        // The connections may have deferred wake-ups, which would be lost when `block_on` returns.
+        // This yield delivers them first.
         tokio::task::yield_now().await;
         outcome
     })
@@ -256,7 +259,7 @@ async fn busy_poll() -> std::convert::Infallible {
     if *MAY_BUSY_POLL && (late < LATE_LIMIT || late.is_multiple_of(PROBE_INTERVAL)) {
         let begun = Instant::now();
         while begun.elapsed() < BUSY_POLL && CALLS.load(Ordering::Relaxed) & 0xffff_ffff == 1 {
-            // Returns after the event loop has polled the sockets.
+            // The event loop polls the sockets before this task continues.
             tokio::task::yield_now().await;
         }
     }
@@ -284,10 +287,10 @@ fn sweep() {
     drop(closed);
 }
 
-/// Runs `work` on this thread with the interpreter released.
+/// Runs `work` on this thread, and lets other threads run Python code meanwhile.
 fn released<T>(py: Python<'_>, work: impl FnOnce() -> T) -> T {
-    /// Wrapper that is `Send`. `detach` requires `Send`, because it cannot know that the closure
-    /// stays on this thread. It does: `detach` calls the closure here, before it returns.
+    /// Wrapper that is `Send`, which `detach` requires of its closure. The closure never leaves
+    /// this thread: `detach` calls it here, before it returns.
     struct SameThread<T>(T);
     // SAFETY: `Python::detach` runs its closure on the calling thread and returns its result there.
     // No other thread ever accesses the closure or the result, and neither uses Python objects.

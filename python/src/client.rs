@@ -19,7 +19,8 @@ use crate::error::{instance, raise};
 /// Largest number of operations that one `*_many` call has in progress at a time.
 const MANY_IN_FLIGHT: usize = 512;
 
-/// A client whose keys and values are bytes. Threads share it; each thread has its own connections.
+/// A client whose keys and values are bytes. Threads may share it: each thread has its own
+/// connections.
 #[pyclass(module = "quorate._native", frozen)]
 pub(crate) struct Client {
     handle: Handle,
@@ -29,8 +30,8 @@ pub(crate) struct Client {
 type Got<'py> = (Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>);
 /// Entry of a scan: key, siblings, context, and the cursor after this entry.
 type Scanned<'py> = (Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, Bound<'py, PyBytes>);
-/// Result of a write: context, acknowledgements, acknowledgements by hint, and true if there are
-/// siblings that this client has not seen.
+/// Result of a write: context, number of acknowledgements, number of those that came from
+/// fallbacks, and true if the key has siblings that this client has not seen.
 type Written<'py> = (Bound<'py, PyBytes>, usize, u8, bool);
 
 #[pymethods]
@@ -63,8 +64,8 @@ impl Client {
 
     /// Writes a value, or deletes the key if `value` is None.
     ///
-    /// With `exact`, the write replaces exactly the versions in `context`. Otherwise it overwrites,
-    /// and `context` adds the versions that the client last saw.
+    /// With `exact`, the write replaces exactly the versions in `context`. Otherwise it replaces
+    /// all versions that its coordinator holds, and those in `context`, which the client last saw.
     #[pyo3(signature = (bucket, key, value, context, exact, w, sloppy, timeout))]
     #[allow(clippy::too_many_arguments)]
     fn put<'py>(
@@ -87,7 +88,7 @@ impl Client {
         Ok(written(py, &reply))
     }
 
-    /// Reads many keys. Returns one result or exception for each key, in order.
+    /// Reads many keys. Returns one result or exception for each key, in the order of `keys`.
     #[pyo3(signature = (bucket, keys, r, timeout))]
     fn get_many<'py>(
         &self,
@@ -114,8 +115,8 @@ impl Client {
         Ok(results)
     }
 
-    /// Writes many keys. An item is a key, a value (None deletes), a context and `exact`, as for
-    /// `put`. Returns one result or exception for each item, in order.
+    /// Writes many keys. An item is a key, a value (None deletes the key), a context and `exact`,
+    /// as for `put`. Returns one result or exception for each item, in the order of `items`.
     #[pyo3(signature = (bucket, items, w, sloppy, timeout))]
     #[allow(clippy::type_complexity)]
     fn put_many<'py>(
@@ -151,8 +152,9 @@ impl Client {
         Ok(results)
     }
 
-    /// Reads one page of a bucket. Returns its entries and the cursor of the next page, which is
-    /// empty after the last page. A `limit` of 0 returns as many entries as fit into a page.
+    /// Reads one page of a bucket. Returns its entries and the cursor of the next page. The cursor
+    /// is empty after the last page. With a `limit` of 0, returns as many entries as fit into a
+    /// page.
     #[pyo3(signature = (bucket, prefix, cursor, limit, keys_only, r, timeout))]
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     fn scan<'py>(
@@ -186,7 +188,7 @@ impl Client {
         Ok((entries, PyBytes::new(py, &page.cursor)))
     }
 
-    /// Returns the placement of a key and the versions of each replica, as JSON.
+    /// Returns the placement of a key and the versions that each replica holds, as JSON.
     #[pyo3(signature = (bucket, key))]
     fn explain(&self, py: Python<'_>, bucket: &str, key: &[u8]) -> PyResult<String> {
         let key = named(py, bucket, key)?;
@@ -206,8 +208,8 @@ impl Client {
         Ok(took.as_secs_f64())
     }
 
-    /// Returns the partition number, n, the number of records and their digest, for each partition
-    /// of which the node holds records.
+    /// Returns the fingerprints of the records that the connected node holds, one tuple for each
+    /// partition and n: partition number, n, number of records, digest.
     fn fingerprint(&self, py: Python<'_>) -> PyResult<Vec<(u16, u8, u64, u64)>> {
         let partitions = self.handle.call(py, |client| async move { client.fingerprint().await })?;
         Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
@@ -246,7 +248,7 @@ impl Client {
     }
 
     /// Creates a bucket with a definition of its own, given as JSON, and waits until all nodes use
-    /// it.
+    /// the definition.
     fn create_bucket(&self, py: Python<'_>, name: &str, definition: &str, timeout: f64) -> PyResult<()> {
         let invalid = |detail: String| raise(py, &ClientError::Request(RequestError::invalid(detail)));
         let definition: BucketDefinition =
@@ -263,8 +265,8 @@ impl Client {
         Ok(serde_json::to_string(&report).expect("plain data"))
     }
 
-    /// Cuts the node off from the named nodes. A name that begins with ">" drops only the messages
-    /// to that node.
+    /// Cuts the connected node off from the named nodes, and ends its earlier cuts. With a ">"
+    /// before a name, only messages to that node are lost.
     #[pyo3(signature = (cut))]
     fn set_faults(&self, py: Python<'_>, cut: Vec<String>) -> PyResult<()> {
         self.handle.call(py, |client| async move { client.set_faults(cut).await })

@@ -22,9 +22,9 @@ use crate::routes::{Route, Routes};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// Time after the first attempt in which a write that may have been applied is repeated. Nodes
-/// recognise its request id for 30 s (their `max_request_timeout_ms`), and the last attempt needs a
-/// part of that time.
+/// Time after the first attempt in which a write that may have been applied is repeated. A node
+/// that does not recognise the write's request id would apply it again. Nodes recognise it for 30 s
+/// (their `max_request_timeout_ms`), and the last attempt needs a part of that time.
 const RETRY_WINDOW: Duration = Duration::from_secs(15);
 /// Share of an attempt's time that the node gets as its timeout. The rest is for the network.
 const NODE_SHARE: f64 = 0.9;

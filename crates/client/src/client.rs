@@ -28,21 +28,21 @@ use crate::system::{System, Tcp};
 /// Options of a read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadOptions {
-    /// Replicas that must answer. Default: the bucket's R.
+    /// Number of replicas that must answer. Default: the bucket's R.
     pub r: QuorumSize,
-    /// Longest time of the operation, retries included. Default: the client's.
+    /// Longest time of the operation, retries included. Default: the client's timeout.
     pub timeout: Option<Duration>,
 }
 
 /// Options of a write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteOptions {
-    /// Replicas that must ack. Default: the bucket's W.
+    /// Number of replicas that must ack. Default: the bucket's W.
     pub w: QuorumSize,
     /// True if the ack of a fallback counts for the replica that it stands in for. Default: the
     /// bucket's setting.
     pub sloppy: Option<bool>,
-    /// Longest time of the operation, retries included. Default: the client's.
+    /// Longest time of the operation, retries included. Default: the client's timeout.
     pub timeout: Option<Duration>,
 }
 
@@ -53,11 +53,11 @@ pub struct ScanOptions {
     pub prefix: Bytes,
     /// Cursor that the previous page returned; empty for the first page.
     pub cursor: Bytes,
-    /// Most entries of the page; 0: as many as fit.
+    /// Most entries of the page. 0: the node's default, 1,000. A page of large values ends earlier.
     pub limit: u32,
     /// True if the values are left out.
     pub keys_only: bool,
-    /// Options of the read of each partition.
+    /// Options of the read: `r` is that of each partition, `timeout` that of the whole page.
     pub read: ReadOptions,
 }
 
@@ -167,9 +167,10 @@ impl Client {
         }
     }
 
-    /// Deletes a key: with a context exactly the versions in it, without one the versions that a
-    /// read of R replicas returns. The context is fixed before the first attempt, so that a retry
-    /// deletes nothing that was written meanwhile.
+    /// Deletes versions of a key. With a context, deletes exactly the versions in the context.
+    /// Without one, first reads R replicas, and deletes the versions that the read returns. The
+    /// context is fixed before the first attempt of the delete, so that a retry deletes nothing
+    /// that was written meanwhile.
     ///
     /// # Errors
     /// [`ClientError`]; `Indeterminate` if the delete may take effect later.
@@ -239,13 +240,13 @@ impl Client {
     /// for buckets, and a [`quorate_core::report::ClusterReport`] otherwise.
     ///
     /// # Errors
-    /// [`ClientError`]; `InvalidRequest` if a change does not fit.
+    /// [`ClientError`]; `InvalidRequest` if a change does not fit the newest layout.
     pub async fn cluster(&self, request: ClusterRequest) -> Result<String, ClientError> {
         self.cluster_within(request, None).await
     }
 
-    /// Gives a layout change an id, once for all attempts. Nodes do not apply a change again that
-    /// is sent again.
+    /// Gives a layout change an id, once for all attempts. By the id, nodes recognise a change that
+    /// is sent again, and do not apply it again.
     pub fn staged(&self, change: LayoutChange) -> StagedChange {
         let id = change_id(self.environment.wall_ms(), self.environment.random(), self.last_change.get());
         self.last_change.set(id);
@@ -300,7 +301,7 @@ impl Client {
     }
 
     /// Fetches the layout if layout `number`, which the coordinator of a reply used, is newer than
-    /// the client's. If that fails, the client keeps its layout.
+    /// the client's layout. If the fetch fails, the client keeps its layout.
     async fn follow(&self, number: u64) {
         if !self.config.follow || !self.routes.is_newer(number) {
             return;
@@ -314,7 +315,7 @@ impl Client {
         }
     }
 
-    /// Returns the layout by which a node reads.
+    /// Fetches the layout that a node uses for reads.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -9,8 +9,8 @@ use quorate_core::RequestError;
 pub struct ClientConfig {
     /// Addresses of the nodes to contact first, "host:port" each.
     pub nodes: Vec<String>,
-    /// True if the client learns the other nodes and routes by key. Otherwise it only contacts the
-    /// named nodes.
+    /// True if the client learns the other nodes from the layout, and sends requests for a key to a
+    /// replica of that key. Otherwise the client only contacts the nodes in `nodes`.
     pub follow: bool,
     /// Longest time of an operation, retries included. Default 2 s.
     pub timeout: Duration,
@@ -43,7 +43,7 @@ impl ClientConfig {
 /// Error of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// The error that a node returned, or the one that follows from several attempts.
+    /// The error that a node returned, or the error that the client derived from several attempts.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// No node accepted a connection; nothing was sent.

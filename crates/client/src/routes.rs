@@ -15,9 +15,10 @@ use quorate_rpc::{ClientAnswer, ClientProtocol};
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 
-/// Longest time of a connection attempt, and of a probe.
+/// Longest time of a connection attempt, and of a probe. A probe tests if an avoided node answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time from a node's first failure to the probe that follows it. Each further failure doubles it.
+/// Time from a node's first failure to the probe that follows it. Each further failure doubles the
+/// time.
 const FIRST_AVOIDANCE: Duration = Duration::from_millis(100);
 /// Longest time from a failure to the next probe.
 const LONGEST_AVOIDANCE: Duration = Duration::from_secs(2);
@@ -50,7 +51,7 @@ impl Route {
         self.sender.borrow().clone().filter(|sender| sender.closed().is_none())
     }
 
-    /// Returns the open connection, or opens one. If this fails, nothing has been sent.
+    /// Returns the open connection, or opens one. If this fails, no request has been sent.
     pub(crate) async fn sender(
         &self,
         network: &dyn Network,
@@ -99,9 +100,9 @@ impl Route {
         }
     }
 
-    /// True while requests avoid this node. False again if its probe is long overdue: then the
-    /// event loop did not run, as between the calls of a synchronous client, and a request must
-    /// serve as the probe.
+    /// True while requests avoid this node. False again if its probe is long overdue: a request
+    /// must then serve as the probe. This happens if the event loop did not run, as between the
+    /// calls of a synchronous client.
     fn is_avoided(&self, now: Instant) -> bool {
         self.probe_at.get().is_some_and(|at| at + CONNECT_TIMEOUT > now)
     }
@@ -159,7 +160,7 @@ impl Routes {
         self.layout.borrow().as_ref().is_some_and(|layout| layout.number() < number)
     }
 
-    /// Routes by this layout from now on.
+    /// Chooses nodes by this layout from now on.
     pub(crate) fn follow(&self, layout: Layout) {
         let mut known = self.known.borrow_mut();
         // Forget nodes that left the cluster, except the seeds that the user named.

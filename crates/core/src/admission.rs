@@ -21,9 +21,9 @@ pub struct Introduction {
 /// The role of one side of a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// A client. It names no cluster, and uses the one that it reaches.
+    /// A client. It names no cluster, and uses the cluster of the node that it reaches.
     Client,
-    /// A node, with the identity that it must agree on with its peers.
+    /// A node. Its identity must not contradict the identity of the other side.
     Node(Identity),
 }
 

@@ -1,10 +1,10 @@
 //! The assignment of partitions to nodes: loads by weight, replicas spread over zones, and as few
 //! moves as possible.
 //!
-//! It is an exact minimum-cost flow: from a partition to its replicas in a zone, to a node, to the
-//! sink. A replica costs 1 unless the node held the partition before; a node's edge to the sink has
-//! its share as capacity. Greedy assignments are not optimal: they save one move now and need two
-//! later.
+//! It is an exact minimum-cost flow: from the source to each partition, to the partition's part of
+//! each zone, to a node, to the sink. A replica costs 1 unless the node held the partition before.
+//! The capacity of a node's edge to the sink is the node's share. Greedy assignments are not
+//! optimal: they may save one move now and need two later.
 //!
 //! Source: the idea of computing a layout as a flow is Garage's ("layout optimisation"); Dynamo
 //! §6.2, strategy 3.
@@ -16,13 +16,13 @@ use crate::key::PartitionId;
 use crate::member::{Member, NodeId};
 
 /// Returns each partition's replicas in order, as positions in `members`. `previous` returns a
-/// partition's replicas in the layout before.
+/// partition's replicas in the previous layout.
 ///
 /// Guarantees:
 /// - A partition's replicas are in as many zones as possible: all zones, or N of them.
-/// - Every node holds the floor or the ceiling of its share by weight; where zones have uneven
-///   sizes, of the share that these leave to it. The same holds for its partitions as first,
-///   second, … replica.
+/// - Every node holds its share by weight, rounded up or down. Where a zone's size does not allow
+///   that, its nodes divide the zone's limit by weight. The numbers of partitions of which a node
+///   is the first, second, … replica differ by at most one.
 /// - No other assignment with such loads keeps more of the previous replicas.
 ///
 /// `members` is sorted by id, has no repetitions, and has at least `replicas` entries.
@@ -60,9 +60,9 @@ pub(crate) fn assign(
     ordered
 }
 
-/// Returns all nodes in an order that is pseudo-random but fixed for the partition. It decides
-/// which node is the first fallback, and which is preferred among equals. So the partitions of one
-/// node have their other replicas on many nodes.
+/// Returns all nodes in an order that is pseudo-random but fixed for the partition. The order
+/// decides which node is the first fallback, and which of several equally good nodes becomes a
+/// replica. So the partitions of one node have their other replicas on many nodes.
 pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<u16> {
     let mut order: Vec<u16> = (0..nodes.len() as u16).collect();
     order.sort_by_cached_key(|&node| {
@@ -78,7 +78,7 @@ pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<
 struct Zones {
     /// Zone of each node.
     zone_of: Vec<usize>,
-    /// Minimum and maximum for each zone.
+    /// Minimum and maximum number of replicas of one partition, for each zone.
     bounds: Vec<(u64, u64)>,
 }
 
@@ -95,8 +95,8 @@ impl Zones {
             .collect();
         let mut sizes = vec![0u64; names.len()];
         zone_of.iter().for_each(|&zone| sizes[zone] += 1);
-        // The zones share a partition's replicas as evenly as their sizes allow: each holds
-        // `level`, or all its nodes, and some hold one more.
+        // The zones share a partition's replicas as evenly as their sizes allow: each zone holds
+        // `level` replicas, or one on each node if it has fewer nodes. Some zones hold one more.
         let taken = |level: u64| sizes.iter().map(|&size| size.min(level)).sum::<u64>();
         let mut level = 0;
         while taken(level + 1) <= u64::from(replicas) && level < u64::from(replicas) {
@@ -107,8 +107,8 @@ impl Zones {
         Zones { zone_of, bounds }
     }
 
-    /// Returns each node's share, by weight. No zone gets less or more than its bounds allow for
-    /// each partition, and no node more than one replica of each.
+    /// Returns each node's share, by weight. The shares of a zone's nodes keep the zone's bounds,
+    /// and no node gets more than one replica of each partition.
     fn shares(&self, members: &[Member], partitions: u32, replicas: u8) -> Vec<Share> {
         let all = f64::from(partitions);
         let weight = |node: usize| f64::from(members[node].weight);
@@ -131,7 +131,7 @@ impl Zones {
 }
 
 /// Finds the smallest scale at which `total(scale)` reaches `wanted`, by bisection. `total` must
-/// not decrease.
+/// not decrease as the scale grows.
 fn solve(most: f64, wanted: f64, total: impl Fn(f64) -> f64) -> f64 {
     let (mut low, mut high) = (0.0, most);
     for _ in 0..200 {
@@ -163,7 +163,7 @@ impl Share {
 }
 
 /// Chooses `count` of each partition's candidates at the least cost. Every node gets its share, and
-/// every zone its part of each partition.
+/// the replicas in every zone keep the zone's bounds.
 fn place(
     candidates: &[Vec<u16>],
     count: i64,
@@ -178,8 +178,8 @@ fn place(
     let zone_count = zones.map_or(0, |zones| zones.bounds.len());
     let in_zone = |p: usize, zone: usize| 2 + partitions + shares.len() + p * zone_count + zone;
     let mut flow = Flow::new(2 + partitions + shares.len() + partitions * zone_count);
-    // A replica above a node's minimum costs more than all moves together, and one above a zone's
-    // minimum costs more than all of these. So all minimums are filled first.
+    // A replica above a node's minimum costs more than all moves together. A replica above a zone's
+    // minimum costs more than all replicas above nodes' minimums. So all minimums are filled first.
     let above = partitions as i64 * count + 1;
     let above_zone = above * above;
     let mut choices = Vec::with_capacity(partitions);

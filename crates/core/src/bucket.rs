@@ -42,7 +42,7 @@ pub struct BucketDefinition {
     pub n: Option<u8>,
     /// Replies that a read waits for: a number, "quorum" or "all". Default "quorum".
     pub r: QuorumSize,
-    /// Acks a write waits for: a number, "quorum" or "all". Default "quorum".
+    /// Acks that a write waits for: a number, "quorum" or "all". Default "quorum".
     pub w: QuorumSize,
     /// The conflict resolver plugin. Default "siblings".
     pub resolver: String,
@@ -83,9 +83,9 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Returns the number of replicas, out of `n`, that a request needs: its own size `wish`, or
-    /// else the bucket's `default`. The number is never reduced to fit. `name` is "r" or "w", for
-    /// the error.
+    /// Returns the number of replicas, out of `n`, that must answer a request: `wish`, or the
+    /// bucket's `default` if the request names no number. A number above `n` is an error, and is
+    /// never reduced to `n`. `name` is "r" or "w", for the error.
     ///
     /// # Errors
     /// `InvalidRequest` if the number is 0 or larger than `n`.
@@ -108,11 +108,12 @@ impl Bucket {
 }
 
 impl Bucket {
-    /// True if requests under this definition and under `other` overlap, in a layout with N =
-    /// `replicas`.
+    /// True if reads and writes under this definition and under `other` see each other, in a layout
+    /// with N = `replicas`.
     ///
-    /// They do if the keys have the same replicas, and each definition's reads see the other one's
-    /// writes. Equal quorums count as overlapping too.
+    /// They do if n is equal, r + w' > n and r' + w > n, where r' and w' are those of `other`.
+    /// Equal quorums (r = r' and w = w') always count, because then nothing changes for reads and
+    /// writes.
     pub fn meets(&self, other: &Bucket, replicas: u8) -> bool {
         let n = self.n.min(replicas);
         let sizes = |of: &Bucket| (u16::from(of.definition.r.of(n)), u16::from(of.definition.w.of(n)));
@@ -140,7 +141,7 @@ impl Buckets {
     /// Checks the definitions against the cluster's number of replicas.
     ///
     /// # Errors
-    /// [`LayoutError::Bucket`], with the bucket's name, the value that does not fit, and the
+    /// [`LayoutError::Bucket`], with the bucket's name, the value that is not allowed, and the
     /// remedy.
     pub fn new(
         definitions: &BTreeMap<String, BucketDefinition>,
@@ -185,13 +186,13 @@ impl Buckets {
         self.declared.iter().map(|(name, bucket)| (name.clone(), bucket.definition.clone())).collect()
     }
 
-    /// Returns the names of buckets that have another number of replicas in `other`.
+    /// Returns the names of the buckets whose n differs between these definitions and `other`.
     pub fn with_other_n<'a>(&'a self, other: &'a Buckets) -> impl Iterator<Item = &'a str> {
         self.names_with(other).filter(|name| self.get(name).n != other.get(name).n)
     }
 
-    /// Returns the names of buckets for which requests under one definition may miss writes under
-    /// the other.
+    /// Returns the names of buckets for which reads under these definitions may miss writes under
+    /// `other`, or the reverse.
     pub fn that_miss<'a>(&'a self, other: &'a Buckets, replicas: u8) -> impl Iterator<Item = &'a str> {
         self.names_with(other).filter(move |name| !self.get(name).meets(other.get(name), replicas))
     }
@@ -286,7 +287,7 @@ fn read_size(reader: &mut Reader<'_>) -> Result<QuorumSize, LayoutError> {
 /// Checks a definition against the cluster's number of replicas.
 ///
 /// # Errors
-/// [`LayoutError::Bucket`], with the value that does not fit, and the remedy.
+/// [`LayoutError::Bucket`], with the value that is not allowed, and the remedy.
 pub(crate) fn check(name: &str, definition: &BucketDefinition, replicas: u8) -> Result<Bucket, LayoutError> {
     numbers_of(name, definition, replicas)
         .map_err(|detail| LayoutError::Bucket { name: name.to_owned(), detail })
@@ -353,8 +354,7 @@ mod tests {
         }
     }
 
-    /// A value that does not fit the cluster is refused, with the bucket's name, the field and the
-    /// value.
+    /// A value outside of its limits is refused, with the bucket's name, the field and the value.
     #[test]
     fn values_that_do_not_fit_are_named() {
         let plain = BucketDefinition::default;

@@ -7,7 +7,7 @@ use crate::clock::Stamp;
 
 /// A random number under which one run of a node's process mints the writes of one partition.
 ///
-/// A node draws a new one when it starts, and when it begins to hold the partition again. It also
+/// A node draws a new actor when it starts, and when it begins to hold the partition again. It also
 /// does so when a change that had been applied could not be committed. As a fallback, a node mints
 /// under a separate actor.
 ///
@@ -28,12 +28,12 @@ impl fmt::Debug for Actor {
 pub struct Dot {
     /// The actor that minted the write.
     pub actor: Actor,
-    /// The time of the write, from that actor's clock.
+    /// The time of the write, by the hybrid clock of the actor's node.
     pub stamp: Stamp,
 }
 
-/// A set of dots: a version vector and extra dots above it. The vector holds, per actor, *all* of
-/// its dots of this key up to a stamp.
+/// A set of dots: a version vector, and extra dots that the vector does not cover. The vector has
+/// one stamp per actor: *all* dots of the actor for this key, up to that stamp, are in the set.
 ///
 /// An object keeps its replaced versions in such a set. A client has one for the versions that it
 /// has seen.
@@ -69,7 +69,7 @@ impl CausalContext {
         &self.vector
     }
 
-    /// Returns the single dots above the vector, sorted. Normally there are none.
+    /// Returns the single dots that the vector does not cover, sorted. Normally there are none.
     pub fn extra(&self) -> &[Dot] {
         &self.extra
     }
@@ -102,8 +102,9 @@ impl CausalContext {
 
     /// Adds *all* dots of the actor up to the stamp.
     ///
-    /// The caller must have seen them all. An object that holds a dot of an actor holds its earlier
-    /// ones too: replicas are sent merged objects, and an actor forgets nothing.
+    /// The caller must have seen them all. This is true of an object with a live dot of the actor.
+    /// Its live and replaced versions include the actor's earlier dots, because replicas are sent
+    /// merged objects and an actor forgets nothing.
     pub fn raise(&mut self, actor: Actor, stamp: Stamp) {
         match self.vector.binary_search_by_key(&actor, |entry| entry.0) {
             Ok(at) => self.vector[at].1 = self.vector[at].1.max(stamp),

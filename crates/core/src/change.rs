@@ -24,12 +24,12 @@ pub enum LayoutChange {
         /// Share of the partitions that the node holds, relative to the other members' weights.
         weight: u16,
     },
-    /// A member hands over its data and stops being one.
+    /// A member hands over its data and stops being a member.
     Leave {
         /// The member's name.
         name: String,
     },
-    /// A member whose disk is lost stops being one. No node waits for it.
+    /// A member whose disk is lost stops being a member. No node waits for it.
     Remove {
         /// The member's name.
         name: String,
@@ -73,11 +73,11 @@ pub struct StagedChange {
     pub change: LayoutChange,
 }
 
-/// Returns the number of a new change. The numbers of one source increase; those of different
-/// sources are in time order as far as their clocks agree.
+/// Returns the number of a new change. The numbers of one caller increase. The numbers of different
+/// callers are in time order, as far as their clocks agree.
 ///
 /// `wall_ms`: the wall clock, in milliseconds since 1970. `random`: a random number, of which the
-/// low 16 bits are used. `last`: the previous number of the same source, or 0.
+/// low 16 bits are used. `last`: the previous number of the same caller, or 0.
 pub fn change_id(wall_ms: u64, random: u64, last: u64) -> u64 {
     // The shift keeps 48 bits of milliseconds, which last for 8,900 years.
     ((wall_ms << 16) | (random & 0xffff)).max(last.saturating_add(1))
@@ -211,7 +211,7 @@ impl Outline {
     /// Applies one change.
     ///
     /// # Errors
-    /// [`LayoutError`] if the change does not fit.
+    /// [`LayoutError`] if the change is not possible, for example for a node that is no member.
     pub(crate) fn apply(&mut self, change: &LayoutChange) -> Result<(), LayoutError> {
         let refused = |detail: String| Err(LayoutError::Change { detail });
         match change {
@@ -250,7 +250,8 @@ impl Outline {
                 }
                 let how = match (lost, self.gone.get(name)) {
                     (true, _) => Departure::Lost { by: self.number },
-                    // The record that its disk was lost once is kept when it leaves.
+                    // If the node's disk was lost before, that is still recorded when the node
+                    // leaves.
                     (false, Some(returned @ Departure::Returned { .. })) => *returned,
                     (false, _) => Departure::Left,
                 };

@@ -42,7 +42,7 @@ impl fmt::Debug for Stamp {
     }
 }
 
-/// The state of one node's clock. It is a value: the caller stores the one that `mint` returns.
+/// The state of one node's clock. `mint` returns the next state, which the caller stores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HybridClock {
     /// The newest stamp of this node's clock. It follows minted stamps, but never too far ahead of
@@ -55,8 +55,8 @@ impl HybridClock {
     /// clock. The stamp is later than `newest` and `self.last`, whatever the wall clock says.
     ///
     /// The node's own clock runs at most `max_skew_ms` ahead of the wall clock. So one peer whose
-    /// clock is a year ahead does not move the clocks of the others. A write that has seen such a
-    /// stamp still gets a later one; only the node's clock does not follow.
+    /// clock is a year ahead does not move the clocks of the others. A write that has seen a stamp
+    /// from that clock still gets a later stamp. Only the node's own clock does not follow.
     pub fn mint(self, newest: Stamp, wall_ms: u64, max_skew_ms: u64) -> (Stamp, HybridClock) {
         let wall = Stamp::from_wall_ms(wall_ms);
         let stamp = self.last.next().max(wall).max(newest.next());
@@ -86,8 +86,8 @@ mod tests {
         assert_eq!(stamp, Stamp::from_wall_ms(70).next());
     }
 
-    /// A write gets a stamp later than one of a clock far ahead, but this node's clock does not
-    /// follow.
+    /// A write that has seen the stamp of a clock far ahead gets a later stamp, but this node's
+    /// clock does not follow.
     #[test]
     fn a_far_clock_does_not_drag_this_one() {
         let year = 365 * 24 * 3_600_000;

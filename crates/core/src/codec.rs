@@ -1,8 +1,8 @@
 //! The encoding of objects and contexts, on disk and on the wire.
 //!
 //! It is compact and versioned, and has checksums. `schema/object.md` describes it byte by byte.
-//! Bytes that `encode_*` would not write are an error. So a damaged record is a read error, which
-//! other replicas repair, and never "absent".
+//! Bytes that `encode_*` would not write are an error. So a damaged record is a read error, never
+//! an absent record. The record is repaired from other replicas.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,27 +14,31 @@ use crate::varint::{Reader, Short, put_bytes, put_u64, put_varint};
 
 /// Version of the record encoding that this build writes, and the newest that it reads.
 pub const FORMAT_VERSION: u8 = 2;
-/// The first record version. It stores all values within the part that the record's checksum
-/// covers.
+/// The first version of the record encoding. It stores all values, also large ones, within the part
+/// that the record's checksum covers.
 const ALL_WITHIN: u8 = 1;
 /// Version of the context encoding.
 const CONTEXT_VERSION: u8 = 1;
 
-/// Flags of a record.
+/// Flag of a record that contains the client's full key.
 const LONG_KEY: u8 = 1;
+/// Flag of a record with large values, which follow the part that the record's checksum covers.
 const APART: u8 = 2;
-/// Kinds of payloads.
+/// Kind of a payload: a tombstone.
 const TOMBSTONE: u8 = 0;
+/// Kind of a payload: a value within the part that the record's checksum covers.
 const VALUE: u8 = 1;
+/// Kind of a payload: a large value, which follows the part that the record's checksum covers.
 const VALUE_APART: u8 = 2;
 /// Largest value that is stored within the part that the record's checksum covers, in bytes.
 ///
-/// A larger value follows that part, with a checksum of its own. Code that only compares versions
-/// need not read such values.
+/// A larger value follows that part, and has a checksum of its own. So code that only compares
+/// versions need not read large values.
 const LARGEST_WITHIN: usize = 1_024;
 const HEADER_BYTES: usize = 10;
 const DOT_BYTES: usize = 16;
-/// Maximum number of dots in a client's context. The contexts that nodes return have far fewer.
+/// Maximum number of dots in a client's context. A context with more is refused. The contexts that
+/// nodes return have far fewer.
 const MAX_CLIENT_DOTS: usize = 4_096;
 
 /// Error of decoding an object or a context.
@@ -133,7 +137,8 @@ pub fn encode_object(object: &Object, long_key: Option<&[u8]>) -> Bytes {
     Bytes::from(out)
 }
 
-/// A decoded record whose large values have not been read, and so not been checked.
+/// A decoded record whose large values have not been read. So their checksums have not been
+/// compared.
 pub struct Unread {
     record: Record,
     /// The large values, each with the checksum that it must have.
@@ -294,7 +299,8 @@ pub fn decode_context(bytes: &[u8], key_hash: u64) -> Result<CausalContext, Code
     Ok(context)
 }
 
-/// Returns the checksum over the two leading bytes and all bytes after the checksum.
+/// Returns the checksum over the two leading bytes (version, flags) and all bytes after the
+/// checksum's own field.
 fn checksum_of(bytes: &[u8]) -> u64 {
     let lead = u64::from(bytes[0]) << 8 | u64::from(bytes[1]);
     xxh3_64(&bytes[HEADER_BYTES..]) ^ lead.wrapping_mul(0x9e37_79b9_7f4a_7c15)

@@ -1,4 +1,4 @@
-//! Errors of client requests, one variant for each state that the coordinator can know.
+//! Errors of client requests, one variant for each outcome that a coordinator can tell apart.
 
 /// Error of a client's request. Rust, the wire, the command line and Python use the same names. The
 /// table in `docs/errors.md` maps situations to them.
@@ -13,8 +13,8 @@ pub enum RequestError {
         /// Live replicas that the coordinator can reach.
         reachable: u8,
     },
-    /// A write reached some replicas, but not enough in time. Later reads may show it or not. It is
-    /// never applied in part.
+    /// A write reached some replicas, but not enough in time. Later reads may show the write or
+    /// not. Each replica has the whole write or nothing of it.
     #[error("indeterminate: needed {needed} acks, received {received}; the write may appear later")]
     Indeterminate {
         /// Acks that the write needs.
@@ -26,12 +26,12 @@ pub enum RequestError {
     /// done. The request can be repeated after a pause.
     #[error("overloaded: {what}{}; retry after a pause", limit_text(*limit))]
     Overloaded {
-        /// The queue. If `limit` is 0: the whole reason.
+        /// Name of the queue that is full. If `limit` is 0: the whole reason.
         what: String,
-        /// The queue's limit. 0 if the reason is no limit.
+        /// The queue's limit. 0 if the reason is not a limit.
         limit: u64,
     },
-    /// A read did not get its replies in time. It can be repeated at any time.
+    /// A read did not get its replies in time. The read can be repeated at any time.
     #[error("deadline exceeded: needed {needed} replies, received {received} within {after_ms} ms")]
     DeadlineExceeded {
         /// Replies that the read needs.
@@ -42,7 +42,7 @@ pub enum RequestError {
         after_ms: u32,
     },
     /// The context is empty, and the key already has as many siblings as the bucket allows. The
-    /// client has to read, and to write with that context.
+    /// client has to read, and to write with the context of that read.
     #[error(
         "too many siblings: the key has {siblings}, the limit is {limit}; read the key and write with the context of that read"
     )]
@@ -52,7 +52,7 @@ pub enum RequestError {
         /// Maximum number of siblings, from the bucket's definition.
         limit: u32,
     },
-    /// A storage engine refused or failed.
+    /// A storage engine refused or failed to read or write a record.
     #[error("storage failed: {detail}")]
     StorageFailed {
         /// The engine's error.
@@ -66,7 +66,7 @@ pub enum RequestError {
     },
 }
 
-/// Describes the limit of an overload. Empty if the reason is no limit.
+/// Describes the limit of an overload. Returns an empty text if the reason is not a limit.
 fn limit_text(limit: u64) -> String {
     match limit {
         0 => String::new(),

@@ -1,16 +1,16 @@
-//! The events of a node, as one typed stream. Logs, metrics and the simulation's oracle are fed
-//! from it.
+//! The events of a node, as one typed stream. Logs, metrics and the simulation's oracle receive
+//! this stream.
 
 use crate::layout_change::Phase;
 use crate::member::NodeId;
 use crate::object::RequestId;
 
-/// An event of a node. Nothing else writes to the log.
+/// An event of a node, for logs and metrics.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// Wall clock, milliseconds since 1970.
+    /// Time of the event by the node's wall clock, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The node of the event.
+    /// The node that reports the event.
     pub node: NodeId,
     /// The id of the client's request that caused the event, if it has one.
     pub request: Option<RequestId>,
@@ -37,7 +37,7 @@ pub enum EventKind {
     PeerUnreachable {
         /// The peer's name.
         peer: String,
-        /// The reason.
+        /// The reason why there is no connection.
         reason: String,
     },
     /// This node and a peer refuse each other, because they do not belong to one cluster.
@@ -47,16 +47,16 @@ pub enum EventKind {
         /// The setting that differs, and the remedy.
         reason: String,
     },
-    /// A connection was closed, because the other side does not speak this protocol.
+    /// A connection was closed, because the other side does not speak Quorate's protocol.
     StrangerRefused {
         /// The address of the other side.
         address: String,
-        /// The bytes or the error that showed it.
+        /// The bytes or the error that showed this.
         reason: String,
     },
-    /// A read found replicas that were behind, and sent them the merged object.
+    /// A read found replicas that lacked versions, and sent them the merged object.
     ReadRepaired {
-        /// Number of replicas.
+        /// Number of replicas that were sent the merged object.
         replicas: usize,
     },
     /// A write did not get enough acks in time.
@@ -70,18 +70,18 @@ pub enum EventKind {
     Served {
         /// Kind of request: "get", "put" or "scan".
         verb: &'static str,
-        /// "ok", or the error's name.
+        /// Outcome of the request: "ok", or the error's name.
         outcome: &'static str,
         /// Time from the request's arrival to its answer, in microseconds.
         micros: u64,
-        /// Acks or replies that the answer is based on.
+        /// Number of acks or replies that the answer is based on. 0 for scans and errors.
         acked: u8,
-        /// Values that a read showed.
+        /// Number of values that a get showed. 0 for other requests.
         siblings: u32,
-        /// Acks that were hints.
+        /// Number of acks by fallbacks, which keep the write as a hint.
         hinted: u8,
     },
-    /// A hint was refused, because the limit for its target is reached.
+    /// A hint was refused, because the hints for its target have reached their size limit.
     HintRefused {
         /// Name of the replica that the hint was for.
         target: String,
@@ -96,34 +96,36 @@ pub enum EventKind {
     /// This node may have forgotten records of some partitions. It answers no reads of them until
     /// it has merged with enough other replicas.
     Recovering {
-        /// Number of partitions.
+        /// Number of partitions of which records may be forgotten.
         partitions: usize,
     },
-    /// This node has merged with enough other replicas of some partitions.
+    /// This node has merged with enough other replicas of some partitions. It answers reads of them
+    /// again.
     Recovered {
-        /// Number of partitions.
+        /// Number of partitions that have recovered.
         partitions: usize,
     },
     /// A round of anti-entropy with a peer ended.
     Repaired {
         /// The peer's name.
         peer: String,
-        /// Keys that differed.
+        /// Number of keys that differed between this node and the peer.
         keys: u64,
     },
-    /// A round of anti-entropy failed.
+    /// An exchange of records with a peer failed: in anti-entropy, recovery or a layout change.
     RepairFailed {
         /// The peer's name.
         peer: String,
-        /// The reason.
+        /// The reason why the exchange failed.
         reason: String,
     },
-    /// Tombstones were deleted, because all replicas held them.
+    /// This node has ordered the deletion of tombstones that all replicas hold.
     TombstonesCollected {
         /// Number of tombstones.
         keys: usize,
     },
-    /// This node's clock differs too much from those of most of its peers, or no longer does.
+    /// This node's clock differs too much from the clocks of most of its peers, or no longer does.
+    /// While it differs, the node coordinates no writes.
     ClockSkewed {
         /// Milliseconds by which this node's clock is ahead; negative if it is behind. `None`: the
         /// clock is right again.
@@ -140,7 +142,7 @@ pub enum EventKind {
     LayoutPhase {
         /// The new layout's number.
         number: u64,
-        /// The phase.
+        /// The phase that this node has reached.
         phase: Phase,
         /// True if the layout change has ended: the older layouts are forgotten.
         settled: bool,

@@ -1,6 +1,6 @@
 //! Minimum-cost maximum flow on small graphs, by the primal-dual method. Each round finds the
-//! shortest paths, then makes all augmentations of that length. There are few rounds, because costs
-//! have few distinct values here.
+//! length of the shortest paths, then augments the flow along all paths of that length. There are
+//! few rounds, because paths have few distinct lengths here.
 
 use std::collections::VecDeque;
 
@@ -81,8 +81,8 @@ impl Flow {
         distance
     }
 
-    /// Augments the flow along edges of shortest paths, and returns the amount sent. `next` skips
-    /// edges that were used up in this round.
+    /// Augments the flow along edges of shortest paths, and returns the amount sent. `next` is, for
+    /// each node, the position of its first edge that is not used up in this round.
     fn augment(
         &mut self,
         node: usize,

@@ -4,7 +4,8 @@ use crate::key::{StorageKey, Table};
 use crate::member::NodeId;
 
 /// Returns the storage key of a hint: for the node `target`, with the object of storage key `key`.
-/// Hints for one target are adjacent in storage order. Hints for the same target and key merge.
+/// Hints for one target have adjacent storage keys. Hints for the same target and object have the
+/// same key, so the node merges them into one.
 pub fn hint_key(target: NodeId, key: &StorageKey) -> StorageKey {
     let mut rest = Vec::with_capacity(8 + key.as_bytes().len());
     rest.extend_from_slice(&target.0.to_be_bytes());
@@ -12,12 +13,12 @@ pub fn hint_key(target: NodeId, key: &StorageKey) -> StorageKey {
     StorageKey::of_table(Table::Hints, &rest)
 }
 
-/// Returns the common first bytes of all hints.
+/// Returns the common first bytes of the storage keys of all hints.
 pub fn all_hints() -> Vec<u8> {
     vec![Table::Hints as u8]
 }
 
-/// Returns the common first bytes of all hints for `target`.
+/// Returns the common first bytes of the storage keys of all hints for `target`.
 pub fn hints_for(target: NodeId) -> Vec<u8> {
     let mut start = all_hints();
     start.extend_from_slice(&target.0.to_be_bytes());

@@ -14,7 +14,8 @@ pub const MAX_KEY_BYTES: usize = 1024;
 /// Longest value that a bucket may be configured to accept, in bytes.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Bytes of a long key that the storage key keeps unchanged. A 128-bit hash replaces the rest.
+/// Number of leading bytes of a key that its storage key contains unchanged. A 128-bit hash
+/// replaces the rest of a longer key.
 const STORED_KEY_BYTES: usize = 400;
 const HASH_BYTES: usize = 16;
 
@@ -60,7 +61,8 @@ fn check_bucket(name: &[u8]) -> Result<(), RequestError> {
 
 /// The name of a value: a bucket, and 1 to 1,024 bytes of key in it.
 ///
-/// It is kept in one buffer: bucket, 0, key. The same bytes are hashed onto the ring.
+/// One buffer holds the bucket, a zero byte and the key. The hash of these bytes is the key's
+/// position on the ring.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     joined: Bytes,
@@ -100,13 +102,14 @@ impl Key {
         &self.joined[self.bucket_bytes as usize + 1..]
     }
 
-    /// Returns the key's position on the ring: xxh3-64 over (bucket, 0, key). A client's context
-    /// contains it too, so that the context can only be used for this key.
+    /// Returns the key's position on the ring: xxh3-64 over the bucket, a zero byte and the key. A
+    /// client's context contains this hash too, so that the context can only be used for this key.
     pub fn hash(&self) -> u64 {
         xxh3_64(&self.joined)
     }
 
-    /// True if the key is too long for a storage key. The record then holds the whole key.
+    /// True if the key is so long that its storage key contains only a part of it. The record then
+    /// holds the whole key.
     pub fn is_long(&self) -> bool {
         self.bytes().len() > STORED_KEY_BYTES
     }
@@ -134,11 +137,11 @@ pub enum Table {
     NodeMetadata = b'm',
 }
 
-/// The name of a record in a storage engine: at most 511 bytes, the same in every engine. An
-/// object's is: table, partition, bucket, 0, key.
+/// The name of a record in a storage engine: at most 511 bytes, the same in every engine. The
+/// storage key of an object is: table, partition, bucket, a zero byte, key.
 ///
 /// A 128-bit hash replaces the bytes of a key after the first 400; the record then holds the full
-/// key. Scans return records in the order of these bytes.
+/// key. Scans return records in the order of these bytes (storage order).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorageKey(Bytes);
 
@@ -214,20 +217,20 @@ impl StorageKey {
         self.0.clone()
     }
 
-    /// Returns the partition. The storage key must be that of an object.
+    /// Returns the partition. Call it only on the storage key of an object.
     pub fn partition(&self) -> PartitionId {
         PartitionId(u16::from_be_bytes([self.0[1], self.0[2]]))
     }
 
-    /// Returns the bucket. The storage key must be that of an object.
+    /// Returns the bucket. Call it only on the storage key of an object.
     pub fn bucket(&self) -> &str {
         let rest = &self.0[3..];
         let end = rest.iter().position(|&b| b == 0).unwrap_or(rest.len());
         std::str::from_utf8(&rest[..end]).unwrap_or("")
     }
 
-    /// Returns the client's key, or `None` if it was too long for a storage key. The record then
-    /// holds it.
+    /// Returns the client's key, or `None` if the storage key contains only a part of it. The
+    /// record then holds the whole key.
     pub fn client_key(&self) -> Option<&[u8]> {
         let rest = &self.0[3..];
         let key = &rest[rest.iter().position(|&b| b == 0)? + 1..];

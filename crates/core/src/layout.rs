@@ -14,7 +14,7 @@ use crate::layout_error::LayoutError;
 use crate::member::{Departure, MAX_MEMBERS, Member, NodeId, WEIGHTS};
 use crate::varint::{Reader, put_bytes, put_u64, put_varint};
 
-/// Allowed number of partitions.
+/// Allowed numbers of partitions (Q). Q must also be a power of two.
 pub const PARTITIONS: std::ops::RangeInclusive<u32> = 1..=16_384;
 
 /// The members of a cluster and, for each partition, its N replicas in order.
@@ -27,7 +27,8 @@ pub struct Layout {
     members: Vec<Member>,
     /// N node ids per partition, in order of preference.
     assignment: Vec<NodeId>,
-    /// Members that departed, by name.
+    /// The way in which nodes left the cluster, by name. A declared loss of the disk is kept when
+    /// the node joins again.
     gone: BTreeMap<String, Departure>,
     /// The changes that made this layout from its parent.
     changes: Vec<StagedChange>,
@@ -40,7 +41,7 @@ impl Layout {
     /// Makes the first layout of a cluster.
     ///
     /// # Errors
-    /// [`LayoutError`], with the value that does not fit.
+    /// [`LayoutError`], with the value that is not allowed.
     pub fn first(members: Vec<Member>, partitions: u32, replicas: u8) -> Result<Layout, LayoutError> {
         let none = Layout {
             number: 0,
@@ -56,10 +57,11 @@ impl Layout {
         none.compute(members, partitions, replicas, &|_| Vec::new())
     }
 
-    /// Returns this layout with these bucket definitions. It is for the first layout only.
+    /// Returns this layout with these bucket definitions. Outside of this file, call it only on a
+    /// first layout: later layouts get their buckets by changes.
     ///
     /// # Errors
-    /// [`LayoutError::Bucket`], with the value that does not fit.
+    /// [`LayoutError::Bucket`], with the value that is not allowed.
     pub fn with_buckets(
         mut self,
         definitions: &BTreeMap<String, BucketDefinition>,
@@ -68,11 +70,11 @@ impl Layout {
         Ok(self.with_digest())
     }
 
-    /// Makes the layout after this one, for changed members. Its loads are even, and as few
-    /// replicas as possible move.
+    /// Makes the layout that follows this one, with these members. Each member holds its share of
+    /// the partitions, and as few replicas as possible move.
     ///
     /// # Errors
-    /// [`LayoutError`], with the value that does not fit.
+    /// [`LayoutError`], with the value that is not allowed.
     pub fn next(&self, members: Vec<Member>) -> Result<Layout, LayoutError> {
         self.next_with(members, self.replicas)
     }
@@ -81,10 +83,11 @@ impl Layout {
         self.compute(members, self.partitions(), replicas, &|p| self.replicas_of(p, self.replicas).to_vec())
     }
 
-    /// Makes the layout after this one by some changes.
+    /// Makes the layout that follows this one, by applying some changes.
     ///
     /// # Errors
-    /// [`LayoutError`] if a change does not fit, or if the changes together make no valid layout.
+    /// [`LayoutError`] if a change is not possible in this layout, or if the changes together make
+    /// no valid layout.
     pub fn changed(&self, changes: &[StagedChange]) -> Result<Layout, LayoutError> {
         let mut outline = self.outline();
         for staged in changes {
@@ -96,7 +99,7 @@ impl Layout {
         layout.with_buckets(&outline.buckets)
     }
 
-    /// Returns the members, N and buckets, for changes to be applied to.
+    /// Returns a copy of the members, N and buckets, to which changes can be applied.
     pub(crate) fn outline(&self) -> Outline {
         Outline {
             number: self.number + 1,
@@ -166,7 +169,8 @@ impl Layout {
         &self.members
     }
 
-    /// Returns the members that departed, by name.
+    /// Returns the way in which nodes left the cluster, by name. A node whose disk was declared
+    /// lost stays in the map when it joins again.
     pub fn gone(&self) -> &BTreeMap<String, Departure> {
         &self.gone
     }
@@ -178,7 +182,7 @@ impl Layout {
     }
 
     /// Returns the number of the layout that last declared this node's disk lost, also if the node
-    /// has joined again. 0: none did.
+    /// has joined again. 0: no layout did.
     pub fn lost_by(&self, node: NodeId) -> u64 {
         let of_node = self.gone.iter().find(|(name, _)| NodeId::of_name(name) == node);
         match of_node.map(|(_, how)| *how) {
@@ -198,7 +202,8 @@ impl Layout {
         &self.changes
     }
 
-    /// True if the node is a replica of the partition, for buckets of any n.
+    /// True if the node is one of the N replicas of the partition. (A bucket with a smaller n uses
+    /// only the first n of them.)
     pub fn holds(&self, node: NodeId, partition: PartitionId) -> bool {
         self.replicas_of(partition, u8::MAX).contains(&node)
     }
@@ -213,15 +218,15 @@ impl Layout {
         self.member(node).map_or_else(|| format!("{node:?}"), |member| member.name.clone())
     }
 
-    /// Returns the partition of a key with this hash. Q is a power of two, so the top bits are the
-    /// partition's number.
+    /// Returns the partition of a key with this hash. Q is a power of two, so the top bits of the
+    /// hash are the partition's number.
     pub fn partition_of(&self, key_hash: u64) -> PartitionId {
         let bits = self.partitions().trailing_zeros();
         PartitionId(if bits == 0 { 0 } else { (key_hash >> (64 - bits)) as u16 })
     }
 
-    /// Returns the first `n` replicas of a partition, in order of preference. `n` is that of a
-    /// bucket; N is the upper limit.
+    /// Returns the first `n` replicas of a partition, in order of preference. `n` is the n of a
+    /// bucket. If it is larger than N, all N replicas are returned.
     pub fn replicas_of(&self, partition: PartitionId, n: u8) -> &[NodeId] {
         let start = partition.0 as usize * self.replicas as usize;
         &self.assignment[start..start + n.min(self.replicas) as usize]
@@ -236,7 +241,7 @@ impl Layout {
     /// replicas.
     ///
     /// The order is the rendezvous-hash order of (partition, node), so that the partitions of one
-    /// node have different fallbacks.
+    /// node have different fallbacks. If the node fails, many nodes share its load.
     pub fn fallbacks_of(&self, partition: PartitionId, n: u8) -> Vec<NodeId> {
         let nodes: Vec<NodeId> = self.members.iter().map(|member| member.id).collect();
         let replicas = self.replicas_of(partition, n);

@@ -41,12 +41,12 @@ pub enum LayoutError {
         /// Digest of the layout that would be committed now.
         now: u64,
     },
-    /// A bucket's definition does not fit the cluster.
+    /// A bucket's definition has a value that this cluster does not allow.
     #[error("bucket {name:?}: {detail}")]
     Bucket {
         /// The bucket's name.
         name: String,
-        /// The value that does not fit, and the remedy.
+        /// The value that is not allowed, and the remedy.
         detail: String,
     },
     /// The maximum number of layout changes is under way already.
@@ -57,10 +57,10 @@ pub enum LayoutError {
         /// Changes under way.
         changes: usize,
     },
-    /// A change does not fit the layout that it is applied to.
+    /// A change is not possible in the layout to which it is applied.
     #[error("{detail}")]
     Change {
-        /// The value that does not fit, and the remedy.
+        /// The reason why the change is not possible, with the value and the remedy.
         detail: String,
     },
     /// Two members have the same name or, very unlikely, the same hash of their names.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A node's id for its whole life: a hash of its configured name. It stays the same after a
-/// restart, also at another address.
+/// A node's id for its whole life: a hash of its configured name. The id stays the same after a
+/// restart, even if the node's address changes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId(pub u64);
 
@@ -73,8 +73,8 @@ pub enum Departure {
         /// Number of the layout that declared the disk lost.
         by: u64,
     },
-    /// The member's disk was declared lost, and the member has joined again since. Only an empty
-    /// disk is accepted.
+    /// The member's disk was declared lost, and the member has joined again since. The member is
+    /// accepted only with an empty disk.
     Returned {
         /// Number of the layout that declared the disk lost.
         lost_by: u64,

@@ -1,5 +1,6 @@
 //! The third plugin trait: membership, which finds the cluster's nodes and says if they seem alive.
-//! It does no IO: it receives messages, and returns messages to send.
+//! A membership plugin does no IO: it is given the messages that arrive, and returns messages to
+//! send.
 
 use crate::member::{Member, NodeId};
 
@@ -35,15 +36,15 @@ pub struct MemberView {
 /// The settings with which a node without a layout finds a cluster, or initialises one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterInit {
-    /// Addresses of members to ask first, "host:port".
+    /// Addresses, "host:port", through which the node finds the cluster.
     pub seeds: Vec<String>,
     /// Number of members of a new cluster. 0: this node initialises none, and waits until it finds
     /// one.
     pub expect: usize,
 }
 
-/// The cluster's nodes and their states. The caller drives it: `tick` as time passes, `receive` for
-/// messages.
+/// The cluster's nodes and their states. The caller calls `tick` as time passes, and `receive` for
+/// each message.
 ///
 /// # Contract
 /// - Deterministic: the same calls give the same messages and views.
@@ -61,7 +62,7 @@ pub trait Membership: Send + 'static {
     fn receive(&mut self, from: NodeId, message: &[u8], now_ms: u64) -> Vec<OutgoingMessage>;
 
     /// Returns the settings with which a node without a layout finds or initialises a cluster.
-    /// `None`: the view is the cluster from the start.
+    /// `None`: the members of the view are the cluster from the start.
     fn cluster_init(&self) -> Option<ClusterInit> {
         None
     }
@@ -69,8 +70,8 @@ pub trait Membership: Send + 'static {
     /// Returns all members, as this node sees them.
     fn view(&self) -> Vec<MemberView>;
 
-    /// Publishes an entry of this node's metadata to the other nodes. It replaces an earlier entry
-    /// of the same name.
+    /// Publishes an entry of this node's metadata to the other nodes. The entry replaces an earlier
+    /// one of the same name.
     fn publish(&mut self, name: &str, value: &[u8]);
 
     /// Returns the metadata that a member published, by name. It is empty for an unknown member.

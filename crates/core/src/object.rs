@@ -55,14 +55,14 @@ pub struct ReplacedRequest {
     /// The replaced write's request id.
     pub request: RequestId,
     /// Time of the replacement, in milliseconds since 1970: the wall clock of the coordinator that
-    /// replaced the write. For a version that [`MergeRule::KeepNewest`] dropped, it is the wall
-    /// time of its own stamp.
+    /// replaced the write. If [`MergeRule::KeepNewest`] dropped the version: the wall time of that
+    /// version's own stamp.
     pub replaced_ms: u64,
 }
 
 impl ReplacedRequest {
-    /// Returns the sort key: newest first, then by id. The order depends on nothing else, so that
-    /// merges commute.
+    /// Returns the sort key: newest replacement first, then by id. So equal sets of entries are
+    /// equal lists.
     fn order(&self) -> (std::cmp::Reverse<u64>, RequestId) {
         (std::cmp::Reverse(self.replaced_ms), self.request)
     }
@@ -70,29 +70,29 @@ impl ReplacedRequest {
 
 /// Maximum number of replaced request ids that an object remembers. The oldest are forgotten first.
 ///
-/// A key may be overwritten more often than this within the longest deadline. A later retry of a
-/// forgotten write is applied again, and may show as a sibling.
+/// A key may be overwritten more often than this before a write's deadline has passed. A retry of a
+/// forgotten write is applied again, and reads may show its value as a sibling.
 pub const MAX_REPLACED_REQUESTS: usize = 64;
 
-/// Maximum number of extra dots in [`Object::replaced`]: dots above the version vector. A write that
-/// would add one more is refused, and its client has to read first.
+/// Maximum number of extra dots in [`Object::replaced`]: dots that the version vector does not
+/// cover. A write that would add one more is refused, and its client has to read the key first.
 pub const MAX_EXTRA_DOTS: usize = 64;
 
-/// Maximum size of the values that a write may leave side by side in one object, in bytes. While
-/// they cannot reach each other, replicas may accept this much each. The merge of three such objects
-/// still fits a message.
+/// Maximum size of the values that a write may leave side by side in one object, in bytes. Replicas
+/// that cannot reach each other may each accept values of this size. The merge of three such
+/// objects is still smaller than the largest message (64 MiB).
 pub const MAX_OBJECT_BYTES: usize = 20 * 1024 * 1024;
 
-/// A 64-bit hash of an object's *logical* state. Two replicas agree on a key if and only if their
-/// digests are equal.
+/// A 64-bit hash of an object's *logical* state: its replaced and its live versions, without the
+/// remembered request ids. Two replicas agree on a key if and only if their digests are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Digest(pub u64);
 
 /// The rule by which stored objects keep concurrent versions: all of them, or only the newest one.
 ///
-/// `KeepNewest` is the only exception to "merging never drops a version that nothing replaced". The
-/// maximum of (stamp, actor) is commutative, associative and idempotent. It respects causality too,
-/// because a write's stamp is later than all stamps that the write has seen.
+/// `KeepNewest` is the only exception to "merging never drops a version that nothing replaced".
+/// Keeping the maximum of (stamp, actor) is commutative, associative and idempotent. It never drops
+/// a write in favour of an older one that the write has seen, because the write's stamp is later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MergeRule {
     /// Concurrent versions all stay until a write replaces them.
@@ -101,8 +101,8 @@ pub enum MergeRule {
     KeepNewest,
 }
 
-/// Everything that a replica stores under a key: its live versions, tombstones included, and the
-/// set of replaced versions.
+/// Everything that a replica stores under a key: its live versions (those that nothing has
+/// replaced), tombstones included, and the set of replaced versions.
 ///
 /// # Invariants
 /// - No live version's dot is in `replaced`.
@@ -124,7 +124,8 @@ pub enum WriteMode {
     /// All versions that the coordinator holds, and those that this client last saw of the key: an
     /// overwrite.
     Overwrite {
-        /// The context that the client last saw, or the empty context.
+        /// The context that the client last received for the key, or the empty context if it has
+        /// none.
         seen: CausalContext,
     },
     /// Exactly the versions of this context. With the empty context the write is concurrent with
@@ -153,22 +154,22 @@ pub struct Write {
     pub mode: WriteMode,
 }
 
-/// Limits on the object that a client's write may leave. Merges have no limits.
+/// Limits that an object must keep when a client's write is applied to it. Merges have no limits.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteLimits {
     /// Maximum number of sibling values. A write with the empty context is refused if the object
     /// has this many already.
     pub max_siblings: usize,
     /// Time for which the ids of replaced writes are remembered, in milliseconds: the longest
-    /// deadline of a request.
+    /// deadline of a request. After its deadline, a write is not retried.
     pub remember_requests_ms: u64,
 }
 
 /// The result of a write that was applied, now or by an earlier attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Written {
-    /// The context that the client has now seen of the key. The client sends it with its next
-    /// write.
+    /// The context of the key's versions that the client has now seen. The client sends it with its
+    /// next write.
     pub context: CausalContext,
     /// True if the object has other live values, which this client has not seen.
     pub conflict: bool,
@@ -187,14 +188,15 @@ pub enum WriteRefusal {
         /// Maximum number of siblings, from the bucket's definition.
         limit: usize,
     },
-    /// The values side by side would be larger than [`MAX_OBJECT_BYTES`]. The client has to read,
-    /// and to write with the context of that read.
+    /// All siblings' values together would be larger than [`MAX_OBJECT_BYTES`]. The client has to
+    /// read, and to write with the context of that read, which replaces the siblings.
     TooLarge {
         /// Size of the values together, in bytes.
         bytes: usize,
     },
-    /// The context would leave more than [`MAX_EXTRA_DOTS`] extra dots. The client has to read
-    /// first, because the context of a read compacts them.
+    /// With the write's context, the object would have more than [`MAX_EXTRA_DOTS`] extra dots. The
+    /// client has to read first: in the context of a read, the version vector covers nearly all
+    /// dots.
     TooManyDots {
         /// Extra dots that the write would leave.
         dots: usize,
@@ -235,7 +237,7 @@ impl Object {
     /// Merges another replica's object into this one. The replaced versions become the union of
     /// both sets. The live versions become the union of both lists, without the replaced ones.
     ///
-    /// Returns true if the object changed. Under [`MergeRule::KeepNewest`] it sometimes returns true
+    /// Returns true if the object changed. Under [`MergeRule::KeepNewest`] the result may be true
     /// although the object did not change. `rule` must be the bucket's.
     ///
     /// The merge is commutative, associative and idempotent in the replaced and the live versions
@@ -262,8 +264,8 @@ impl Object {
         learnt
     }
 
-    /// True if a merge with `other` would add no live version to this object: each of `other`'s is
-    /// replaced or live here already.
+    /// True if a merge with `other` would add no live version to this object: each live version of
+    /// `other` is replaced or live here already.
     pub fn replaces_all_of(&self, other: &Object) -> bool {
         let is_here = |dot| self.live.binary_search_by_key(&dot, |version| version.dot).is_ok();
         other.live.iter().all(|version| self.replaced.contains(version.dot) || is_here(version.dot))
@@ -275,8 +277,8 @@ impl Object {
         !self.live.is_empty() && self.live.iter().all(|version| version.payload == Payload::Tombstone)
     }
 
-    /// Returns the newest version, without the other live versions. This is a planted bug: replicas
-    /// must be sent the merged object, *not* this.
+    /// Returns an object with only the newest live version. Only a planted bug uses this: replicas
+    /// must be sent the merged object, *not* this one.
     #[doc(hidden)]
     pub fn bare(&self, write: &Write) -> Object {
         let newest: Vec<Version> =
@@ -300,8 +302,8 @@ impl Object {
     /// the write's context; the dot's stamp must be later. `now_ms` is the wall clock in
     /// milliseconds since 1970.
     ///
-    /// Nothing is minted if the request id is live or was replaced recently. The result is then
-    /// that of [`Object::already_written`].
+    /// Nothing is minted if the write with this request id is live or was replaced recently. The
+    /// result is then that of [`Object::already_written`].
     ///
     /// # Errors
     /// [`WriteRefusal`]; the object is unchanged then.
@@ -371,7 +373,7 @@ impl Object {
     }
 
     /// Returns the context of a client that reads this object: all replaced versions, and all
-    /// versions of each actor up to its live ones.
+    /// versions of each actor up to its newest live one.
     ///
     /// Only live dots advance the version vector. An extra dot says nothing about its actor's earlier
     /// versions.
@@ -389,9 +391,9 @@ impl Object {
             || self.replaced_requests.iter().any(|seen| seen.request == request)
     }
 
-    /// Returns the answer to a retry of a write that this object knows. Its context is the
-    /// one that the client sent, plus the write's dot if that is live. It contains no version that
-    /// the client has not seen.
+    /// Returns the answer to a retry of a write that this object knows. Its context is the one that
+    /// the client sent, plus the write's dot if that is live. So the context contains no version
+    /// that the client has not seen.
     pub fn already_written(&self, write: &Write) -> Written {
         let mut context = write.mode.own_context().clone();
         let mut others = false;
@@ -456,7 +458,7 @@ impl Object {
         let mut lost = std::mem::take(&mut self.live);
         let newest = (0..lost.len()).max_by_key(|&at| (lost[at].dot.stamp, lost[at].dot.actor)).unwrap_or(0);
         self.live.push(lost.swap_remove(newest));
-        // A retry of a dropped version must be recognised too. The time is that of the version's
+        // A retry of a dropped write must be recognised too. Its time of replacement is that of its
         // own stamp, because a merge reads no clock.
         for version in lost {
             let replaced_ms = version.dot.stamp.wall_ms();
@@ -472,7 +474,7 @@ impl Object {
         else {
             return false;
         };
-        // The request is known with another time: the later time is kept.
+        // The list may have this request with another time. The later time is kept.
         if let Some(known) = self.replaced_requests.iter().position(|known| known.request == seen.request) {
             if known < at {
                 return false;

@@ -1,8 +1,8 @@
 //! Planted bugs: known faults that the simulation switches on one at a time, to show that its
 //! oracle finds them.
 //!
-//! Without the feature `planted-bugs`, no bug can be planted, and the checks cost nothing. No node
-//! is built with the feature.
+//! Without the feature `planted-bugs`, no bug can be planted, and the checks cost nothing. Only
+//! tests and the simulation are built with the feature, never a real node.
 
 /// A bug that can be planted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,7 +17,7 @@ pub enum Bug {
     GcAsksOnce,
     /// Tombstones are collected when the live replicas agree, without the dead ones.
     GcIgnoresTheDead,
-    /// A node mints under its old actor after a restart.
+    /// After a restart, a node mints under the same actor as before the restart.
     ActorReusedAfterStart,
     /// Replicas are sent the new version alone, not the merged object.
     BareWriteReplicated,
@@ -26,7 +26,7 @@ pub enum Bug {
     PutAnswersWholeVector,
     /// Read repair overwrites a replica's object instead of merging.
     RepairOverwrites,
-    /// A fallback without a hint answers "absent".
+    /// A fallback without a hint counts as a replica that answered "absent".
     FallbackAnswersAbsent,
     /// A replica that may have forgotten records answers reads.
     AmnesiacAnswers,
@@ -85,7 +85,7 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Plants a bug in this thread, or none.
+/// Plants a bug in this thread. `None` removes the planted bug.
 #[cfg(feature = "planted-bugs")]
 pub fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::member::Member;
 use crate::storage::StorageError;
 
-/// The node that opens a plugin.
+/// The facts about a node that a plugin is given when the node opens it.
 #[derive(Clone, Copy, Debug)]
 pub struct PluginContext<'a> {
     /// The node's data folder. A durable engine creates it, locks it, and checks its format.

@@ -39,7 +39,7 @@ impl std::str::FromStr for QuorumSize {
             "all" => Ok(QuorumSize::All),
             number => match number.parse() {
                 Ok(count) if count > 0 => Ok(QuorumSize::Count(count)),
-                _ => Err(format!("{number:?}: use a number from 1, \"quorum\" or \"all\"")),
+                _ => Err(format!("{number:?}: use \"quorum\", \"all\", or a number of at least 1")),
             },
         }
     }
@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for QuorumSize {
             type Value = QuorumSize;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a number from 1, \"quorum\" or \"all\"")
+                f.write_str("\"quorum\", \"all\", or a number of at least 1")
             }
 
             fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<QuorumSize, E> {
@@ -104,8 +104,8 @@ pub enum Step {
     Impossible,
 }
 
-/// A read's quorum: R replies from the key's live replicas, nearest first. One more replica is
-/// asked whenever one fails or is slow.
+/// A read's quorum: R replies from the key's live replicas, asked in the order that the caller
+/// gives. One more replica is asked whenever one fails or is slow.
 #[derive(Clone, Debug)]
 pub struct ReadQuorum {
     required: usize,
@@ -134,8 +134,8 @@ impl ReadQuorum {
         &self.candidates[..self.required]
     }
 
-    /// Counts a replica's reply. A second reply of one replica does not count, nor does one of a
-    /// replica that was not asked.
+    /// Counts a replica's reply. A second reply of the same replica does not count. A reply of a
+    /// replica that was not asked does not count either.
     pub fn reply(&mut self, from: NodeId) -> Step {
         if !self.replied.contains(&from) && self.candidates[..self.asked].contains(&from) {
             self.replied.push(from);
@@ -178,8 +178,8 @@ impl ReadQuorum {
     }
 }
 
-/// A write's quorum: W acks from each replica set. There is one set, or one for each layout that
-/// writes use during a layout change.
+/// A write's quorum: W acks from each replica set. There is one replica set. During a layout change
+/// there is one for each layout that writes use.
 ///
 /// Acks are counted for replicas (*targets*): a fallback's ack counts for the replica that it keeps
 /// the write for.
@@ -239,8 +239,7 @@ impl WriteQuorum {
         self.sets.iter_mut().filter(|set| set.has(target)).for_each(|set| set.outstanding += 1);
     }
 
-    /// Counts an ack of `from` for the replica `target`. The caller makes sure that each target is
-    /// counted once.
+    /// Counts an ack of `from` for the replica `target`. Call it at most once for each target.
     pub fn ack(&mut self, target: NodeId, from: NodeId) -> Step {
         if !self.acked.contains(&from) {
             self.acked.push(from);
@@ -346,8 +345,8 @@ mod tests {
         assert_eq!(fails.failure(D), Step::Impossible);
     }
 
-    /// A write is impossible as soon as the outstanding acks cannot complete W. It is not while a
-    /// fallback was sent the write too.
+    /// A write is impossible as soon as the outstanding acks cannot complete W. It is still
+    /// possible while a fallback that was sent the write too has not answered.
     #[test]
     fn write_fails_as_early_as_it_can() {
         let mut write = sent(3, &[A, B, C]);

@@ -4,27 +4,28 @@ use std::collections::BTreeMap;
 
 use crate::member::NodeId;
 
-/// Returns the number of other replicas that a replica must merge with. Only replicas that have
-/// forgotten nothing count.
+/// Returns max(n - w, n - r) + 1: the number of other replicas that a recovering replica must merge
+/// with. Only replicas that have forgotten nothing count.
 ///
 /// The replica then has every write that W replicas acked, and every value that a read of R
-/// replicas showed. This includes the writes and reads in which it took part itself.
+/// replicas showed. This includes the writes and reads in which the recovering replica itself took
+/// part.
 pub fn others_needed(n: u8, w: u8, r: u8) -> usize {
     usize::from((n.saturating_sub(w)).max(n.saturating_sub(r))) + 1
 }
 
 /// Returns the number of replicas, out of `n`, whose records must be read to have every write that
-/// `w` of them acked.
+/// `w` of them acked: n - w + 1.
 pub fn sources_needed(n: u8, w: u8) -> usize {
     usize::from(n.saturating_sub(w)) + 1
 }
 
 /// True if a replica has merged with enough of the `others`: with `needed` that were not
-/// recovering, or with all of them in any state. Records that no replica has left cannot be waited
-/// for.
+/// recovering, or with all of them in any state. After a merge with all of them, no replica is left
+/// that could have a missing record.
 ///
-/// `merged`: the replicas whose records it has all merged since its start, and for each, true if it
-/// was recovering then.
+/// `merged`: the other replicas of which all records were merged since this replica started. The
+/// value is true if the other replica was recovering at that time.
 pub fn has_recovered(others: &[NodeId], needed: usize, merged: &BTreeMap<NodeId, bool>) -> bool {
     let whole = others.iter().filter(|other| merged.get(other) == Some(&false)).count();
     whole >= needed || others.iter().all(|other| merged.contains_key(other))

@@ -9,7 +9,7 @@ use crate::bucket::BucketDefinition;
 /// The definitions of all buckets, as a node knows them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BucketsReport {
-    /// The answering node.
+    /// Name of the node that made the report.
     pub node: String,
     /// The newest layout's number.
     pub layout: u64,
@@ -33,7 +33,7 @@ pub struct BucketReport {
 /// The layout and members of a cluster, as a node knows them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterReport {
-    /// The answering node.
+    /// Name of the node that made the report.
     pub node: String,
     /// The newest layout's number.
     pub layout: u64,
@@ -45,11 +45,11 @@ pub struct ClusterReport {
     pub partitions: u32,
     /// N of the newest layout.
     pub replicas: u8,
-    /// Members of the active layouts, and nodes that wait to become members.
+    /// Members of the active layouts, and nodes that gossip has found and that no layout names.
     pub members: Vec<ClusterMember>,
-    /// Changes that wait for their commit.
+    /// Staged changes, as text for people. They wait for their commit.
     pub staged: Vec<String>,
-    /// Past layouts, the newest last.
+    /// The most recent layouts, oldest first. The last one is the newest layout.
     pub history: Vec<PastLayout>,
     /// The layout change under way, if there is one.
     pub change: Option<ChangeReport>,
@@ -77,14 +77,14 @@ pub struct ClusterMember {
     pub first: u32,
 }
 
-/// A layout of the history.
+/// One layout of the cluster's history.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PastLayout {
     /// The layout's number.
     pub number: u64,
     /// The layout's digest, in hexadecimal.
     pub digest: String,
-    /// The changes that made the layout, for people.
+    /// The changes that made the layout, as text for people.
     pub summary: String,
 }
 
@@ -97,7 +97,8 @@ pub struct ChangeReport {
     pub phase: String,
     /// Each participant's phase, by name.
     pub phases: BTreeMap<String, String>,
-    /// Participants that are down and for which the change waits. Each with the remedy.
+    /// Messages for people: one for each participant that is down and for which the change waits,
+    /// with the remedy.
     pub blocked_by: Vec<String>,
     /// Progress of the answering node's copies and handoffs.
     pub transfer: TransferReport,
@@ -106,22 +107,24 @@ pub struct ChangeReport {
 /// Progress of one node's copies and handoffs in a layout change.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TransferReport {
-    /// Partitions to copy or to hand over.
+    /// Number of partitions that the node has to copy or to hand over, including those that are
+    /// done.
     pub partitions: u32,
-    /// Partitions that are done.
+    /// Number of partitions that the node has copied or handed over.
     pub done: u32,
     /// Size of the keys and objects that were copied so far, in bytes.
     pub bytes: u64,
-    /// Bytes per second, since the copying began.
+    /// Average copied bytes per second since the node began to copy.
     pub bytes_per_s: u64,
-    /// Estimated time left, in milliseconds. `None` while no partition is done.
+    /// Estimated time until all partitions are done, in milliseconds. `None` while no partition is
+    /// done.
     pub left_ms: Option<u64>,
 }
 
 /// The layout that the staged changes would make, and the data that would move.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// The staged changes, for people.
+    /// The staged changes, as text for people.
     pub staged: Vec<String>,
     /// The new layout's number.
     pub layout: u64,
@@ -129,30 +132,33 @@ pub struct PlanReport {
     pub digest: String,
     /// N of the new layout.
     pub replicas: u8,
-    /// The changes for each node.
+    /// Effect of the plan on each node.
     pub nodes: Vec<PlanNode>,
-    /// Replicas of partitions that would be copied.
+    /// Number of replicas that would move: each is the copy of one partition to a node that does
+    /// not hold it now.
     pub moved: u32,
-    /// Smallest number of replicas that any plan with the same loads would copy.
+    /// Lower limit of `moved`: no plan that gives each node as many partitions as this one moves
+    /// fewer.
     pub fewest: u32,
-    /// Estimated bytes that would be copied, measured on the partitions of the answering node.
+    /// Estimated bytes that would be copied in all. The estimate is based on the partitions of the
+    /// answering node.
     pub bytes: u64,
-    /// Smallest number of zones that the replicas of any partition are in.
+    /// Number of zones that hold replicas of a partition, for the partition with the fewest.
     pub zones: u32,
 }
 
-/// The changes for one node.
+/// The effect of a plan on one node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PlanNode {
     /// The node's name.
     pub name: String,
     /// The node's zone in the new layout, or empty.
     pub zone: String,
-    /// Partitions in the newest layout.
+    /// Number of partitions that the node holds in the newest layout.
     pub before: u32,
-    /// Partitions in the planned layout.
+    /// Number of partitions that the node would hold in the planned layout.
     pub after: u32,
-    /// Partitions that the node would copy.
+    /// Number of partitions that the node would copy, because it does not hold them now.
     pub gains: u32,
     /// Estimated bytes that the node would copy.
     pub bytes: u64,
@@ -165,7 +171,7 @@ pub struct ReplicaState {
     pub node: String,
     /// State of the replica: "held", "absent", or the reason why it did not answer.
     pub state: String,
-    /// The object's digest, in hexadecimal.
+    /// The object's digest, in hexadecimal. `None` if the replica has no object or did not answer.
     pub digest: Option<String>,
     /// Live versions, tombstones included.
     pub versions: Vec<VersionSummary>,
@@ -174,7 +180,7 @@ pub struct ReplicaState {
 /// One live version, for `explain`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VersionSummary {
-    /// Actor and stamp of the write.
+    /// The write's dot, as "actor@stamp".
     pub dot: String,
     /// Bytes of the value; `None` for a tombstone.
     pub value_bytes: Option<u64>,
@@ -193,11 +199,11 @@ pub struct Explanation {
     pub partition: u16,
     /// The number of the layout that reads use.
     pub layout: u64,
-    /// Replicas of each key, by the bucket's definition.
+    /// Number of replicas of the key.
     pub n: u8,
-    /// Replies that a read waits for.
+    /// Replies that a read waits for, unless its request names another number.
     pub r: u8,
-    /// Acks a write waits for.
+    /// Acks that a write waits for, unless its request names another number.
     pub w: u8,
     /// Names of the replicas, in order.
     pub replicas: Vec<String>,
@@ -205,7 +211,7 @@ pub struct Explanation {
     pub fallbacks: Vec<String>,
     /// The versions that each replica holds.
     pub holdings: Vec<ReplicaState>,
-    /// True if all replicas answered and agree.
+    /// True if all replicas answered, and either hold equal objects or all hold none.
     pub agree: bool,
     /// Names of the nodes that hold hints for this key.
     pub hints: Vec<String>,
@@ -214,7 +220,7 @@ pub struct Explanation {
 /// The hints that a node keeps for one replica.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HintStatus {
-    /// The replica's name.
+    /// Name of the replica that the hints are for.
     pub target: String,
     /// Number of hints.
     pub hints: u64,
@@ -227,26 +233,28 @@ pub struct HintStatus {
 /// The progress of anti-entropy.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RepairStatus {
-    /// Rounds that succeeded since the start, each with one peer.
+    /// Rounds that succeeded since the node started. A round is a comparison with one peer.
     pub rounds: u64,
-    /// Name of the peer of the round under way.
+    /// Name of the peer of the round under way. `None` between rounds.
     pub running_with: Option<String>,
-    /// Keys that differed, since the start.
+    /// Keys that differed between this node and a peer, in all rounds since the node started.
     pub divergent_keys: u64,
     /// Keys that differed in the last successful round.
     pub last_round_keys: u64,
-    /// Milliseconds since the last successful round ended.
+    /// Milliseconds since the last successful round ended. `None` before the first.
     pub last_round_ago_ms: Option<u64>,
-    /// The peer and the error of the last round, if that failed.
+    /// The last round's peer and error, if that round failed.
     pub last_error: Option<String>,
 }
 
 /// The progress of tombstone collection.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TombstoneGcStatus {
-    /// Tombstones that this node holds in partitions of which it is the first replica.
+    /// Tombstones that this node holds in partitions of which it is the first replica. The first
+    /// replica orders the collection.
     pub waiting: u64,
-    /// Tombstones that were collected by this node's orders since the start.
+    /// Number of tombstones that this node has ordered the replicas to delete, since the node
+    /// started.
     pub collected: u64,
     /// The reason why the last check could not collect all tombstones, mostly a member that is
     /// down.
@@ -276,7 +284,7 @@ pub struct MemberStatus {
 /// A node's view of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// The answering node.
+    /// Name of the node that made the report.
     pub node: String,
     /// The cluster's id.
     pub cluster: String,
@@ -294,14 +302,14 @@ pub struct Status {
     pub storage: String,
     /// Milliseconds since the node started.
     pub uptime_ms: u64,
-    /// Hints that this node holds for other nodes.
+    /// Number of hints that this node holds, for all other nodes together.
     pub hints: u64,
-    /// Hints that this node holds, by target.
+    /// The hints that this node holds, one entry for each replica that they are for.
     pub hints_for: Vec<HintStatus>,
-    /// Partitions of which this node may have forgotten records. It answers no reads of them until
-    /// it has merged with enough other replicas.
+    /// Number of partitions of which this node may have forgotten records. It answers no reads of
+    /// them until it has merged with enough other replicas.
     pub recovering: u32,
-    /// The reason why this node coordinates no requests, if its clock differs too much from its
+    /// The reason why this node coordinates no writes, if its clock differs too much from its
     /// peers' clocks.
     pub clock_problem: Option<String>,
     /// The progress of anti-entropy.

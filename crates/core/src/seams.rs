@@ -17,8 +17,8 @@ pub trait ReplySink<A> {
     fn reply(&self, id: u64, answer: Option<A>);
 }
 
-/// The right and the duty to answer one request once. If it is dropped unused, the sink receives
-/// `None`, so that no caller waits in vain.
+/// A handle for the answer to one request, to be used once. If it is dropped unused, the sink
+/// receives `None`, so that no caller waits in vain.
 pub struct ReplyTo<A> {
     sink: Option<Rc<dyn ReplySink<A>>>,
     id: u64,
@@ -51,7 +51,7 @@ impl<A> ReplyTo<A> {
     }
 }
 
-/// The sink of [`ReplyTo::call`].
+/// The sink of [`ReplyTo::call`]: it calls a closure with the answer.
 struct Call<A, F>(Cell<Option<F>>, PhantomData<fn(A)>);
 
 impl<A, F: FnOnce(A)> ReplySink<A> for Call<A, F> {

@@ -15,10 +15,10 @@ pub enum StorageError {
         /// The space that is used up, and the remedy.
         detail: String,
     },
-    /// The update queue has reached its limit.
+    /// The queue of updates has reached a limit, in number or in bytes. The update was not run.
     #[error("storage queue is at its limit of {limit}")]
     QueueFull {
-        /// Maximum number of queued updates.
+        /// The limit that was reached: a number of updates, or of bytes.
         limit: u64,
     },
     /// The disk or the file failed.
@@ -30,7 +30,7 @@ pub enum StorageError {
     /// The update itself refused the stored record, because it is damaged or must not be replaced.
     #[error("{detail}")]
     Rejected {
-        /// The reason.
+        /// The reason for the refusal.
         detail: String,
     },
 }
@@ -48,10 +48,10 @@ pub enum RecordAction {
 
 /// One read-change-write of one record, which the engine runs atomically.
 ///
-/// The engine calls `change` once. It calls `applied` before it begins any later update of the
-/// record, and `finished` after that. If `change` keeps the record, both are called all the same:
-/// `finished` once the bytes that it read are durable. None of the three may call the engine, which
-/// may hold a lock.
+/// The engine calls `change` once. It then calls `applied`, before it begins the next update of the
+/// record, and `finished` at the end. It calls both even if `change` keeps the record: then
+/// `finished` means that the bytes that `change` read are durable. None of the three methods may
+/// call the engine, because the engine may hold a lock.
 pub trait Update: Send {
     /// Returns the key of the record.
     fn key(&self) -> &StorageKey;
@@ -66,8 +66,8 @@ pub trait Update: Send {
 
     /// Notes that the change is decided: later updates of the record see it.
     ///
-    /// Readers see it now too, if the engine lets replicas ack now
-    /// (`!capability().ack_when_durable`). Otherwise they see it when it is `finished`.
+    /// If `capability().ack_when_durable` is false, `get` and `scan` see the change from now on
+    /// too. Otherwise they see it once it is `finished`.
     fn applied(&mut self);
 
     /// Notes that the change is durable, as far as the engine promises that, or that it failed. A
@@ -84,9 +84,10 @@ pub struct Capability {
     /// True if a change that was reported durable survives a crash of the process and of the
     /// machine.
     pub durable: bool,
-    /// True if a replica may ack only after `finished`, false if it may ack after `applied`.
+    /// True if a replica may ack a write only after `finished`. False if it may ack it already
+    /// after `applied`.
     pub ack_when_durable: bool,
-    /// True if the records are kept over a clean stop of the process.
+    /// True if the records are still there after the process was stopped cleanly and started again.
     pub survives_restart: bool,
 }
 
@@ -106,7 +107,7 @@ pub struct Range<'a> {
     pub max_bytes: usize,
 }
 
-/// Records of a range.
+/// One page of a range: its records up to a limit of the [`Range`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// Keys with their values, in key order.
@@ -115,13 +116,16 @@ pub struct Page {
     pub more: bool,
 }
 
-/// One node's records, as bytes under bytes. Thread-safe; methods may block on disk.
+/// One node's records: each is a value under a storage key, and both are bytes. Thread-safe;
+/// methods may block on disk.
 ///
 /// # Contract
 /// - Keys have 1 to 511 bytes, values up to 64 MiB. Both are returned exactly as they were stored.
-/// - `update` is atomic per record: no other update of it runs between an update's read and its
-///   write. Updates that one thread submits for one record run in that order.
-/// - The updates of one call are committed in groups, each of which is atomic on disk.
+/// - `update` is atomic per record: no other update of the record runs between an update's read and
+///   its write. Updates that one thread submits for one record run in the order of their
+///   submission.
+/// - The updates of one call are committed in groups. After a crash, all changes of a group are on
+///   disk or none of them.
 /// - `applied` is called when later updates see the change. `get` and `scan` see it then too,
 ///   unless `ack_when_durable`.
 /// - `finished(Ok)` is called when all readers see the change and it is as durable as
@@ -130,22 +134,22 @@ pub struct Page {
 /// - Once reported durable, a change survives a crash if `capability().durable`.
 /// - A read never returns bytes that were not stored. A record that cannot be read is an error,
 ///   never absent.
-/// - Full is an error of the update, not of the engine: reads still work, and so do updates once
-///   there is space.
+/// - `Full` fails one update, not the engine: reads still work, and updates work again once there
+///   is space.
 /// - `scan` returns the records that were visible at one moment, in key order, none of them twice.
 ///   An error is never reported as the end of the data.
 /// - Queues are bounded: an update beyond the limit is finished with `QueueFull`.
 /// - Dropping the engine finishes all submitted updates, and leaves the folder ready to be opened
 ///   again.
 pub trait StorageEngine: Send + Sync + 'static {
-    /// Returns the record, if there is one. It is fast enough for an event loop.
+    /// Returns the record, if there is one. It must be fast, because event loops call it.
     ///
     /// # Errors
     /// [`StorageError`] if the record cannot be read; never for an absent record.
     fn get(&self, key: &StorageKey) -> Result<Option<Bytes>, StorageError>;
 
-    /// Submits updates. It may read records for them, but does not wait for a commit. Each update
-    /// receives its result through [`Update`].
+    /// Submits updates. It may read the records of these updates, but does not wait until they are
+    /// durable. Each update receives its result through [`Update`].
     fn update(&self, batch: Vec<Box<dyn Update>>);
 
     /// Asks an engine that buffers to commit all submitted updates now, not at its usual time. It
@@ -163,7 +167,7 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// Returns the records of a range, in key order.
     ///
     /// # Errors
-    /// [`StorageError`] if any of them cannot be read.
+    /// [`StorageError`] if any of the records cannot be read.
     fn scan(&self, range: Range<'_>) -> Result<Page, StorageError>;
 
     /// Writes a consistent copy of all durable records into an empty folder, while the engine

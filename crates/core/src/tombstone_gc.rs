@@ -1,4 +1,4 @@
-//! The conditions of tombstone collection that depend on memory and time.
+//! The conditions of tombstone collection that depend on earlier checks and on time.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::planted::{Bug, planted};
 /// - Every replica durably held exactly the same state twice, a grace period apart.
 /// - No node holds a hint for the key, or recently deleted a hint of its partition.
 ///
-/// The first agreement keeps the tombstone while a replica has missed the delete. The second one
-/// covers older versions that were in flight at the first. A message with an object is void after
-/// less than the grace period.
+/// The first agreement shows that no replica has missed the delete. At that time, messages with
+/// older versions may still be under way. They are refused by the time of the second agreement,
+/// because a message is void after less than a grace period.
 #[derive(Default, Debug)]
 pub struct Candidates {
     seen: BTreeMap<StorageKey, Seen>,
@@ -64,8 +64,8 @@ mod tests {
     use super::*;
     use crate::key::{Key, PartitionId};
 
-    /// Two agreements must be a grace period apart, on one state under one layout. Any other state
-    /// in between starts over.
+    /// Two agreements must be a grace period apart, on one state under one layout. After any other
+    /// state in between, the period starts again.
     #[test]
     fn agreement_must_last_a_grace_period() {
         let key = StorageKey::of(PartitionId(0), &Key::new(b"b", b"k").unwrap());

@@ -4,16 +4,17 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::object::Digest;
 
-/// Number of leaves of a tree. A partition of a million keys in 1024 partitions has about 15 keys
-/// per leaf.
+/// Number of leaves of a tree. With a million keys in 1024 partitions, a leaf covers about 15 keys.
 pub const LEAVES: usize = 64;
 
-/// A hash tree of two levels over (storage key, object digest).
+/// A hash tree of two levels, leaves and root, over (storage key, object digest).
 ///
-/// Its leaves are XORs, so a write changes a leaf by the old and the new digest alone. The tree is
-/// updated together with the record, and no other record is read for it.
+/// Each leaf is the XOR of its records' hashes. So a leaf is updated from the old and the new
+/// digest of one record. The tree is updated together with the record, and no other record is read
+/// for that.
 ///
-/// Source: Dynamo §4.7; the XOR in place of a hash over a sorted list is what makes it incremental.
+/// Source: Dynamo §4.7; the XOR, instead of a hash over a sorted list, makes the update of one
+/// record cheap.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HashTree {
     leaves: Box<[u64; LEAVES]>,

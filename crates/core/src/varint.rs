@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         Ok(u32::from_le_bytes(fixed))
     }
 
-    /// Returns the same reader with the input cut at position `end`.
+    /// Returns the same reader, for which the input ends at position `end`.
     pub(crate) fn until(mut self, end: usize) -> Result<Reader<'a>, Short> {
         self.bytes = self.bytes.get(..end).filter(|_| end >= self.at).ok_or(Short)?;
         Ok(self)
@@ -94,12 +94,13 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    /// Reads a length and that many bytes of UTF-8.
+    /// Reads a text: its length in bytes, then that many bytes of UTF-8.
     pub(crate) fn text(&mut self) -> Result<&'a str, Short> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Short)
     }
 
-    /// Checks that the rest of the input can hold `items` items of at least one byte each.
+    /// Checks that the rest of the input can hold `items` items of at least one byte each. Call it
+    /// before memory is allocated for the items.
     pub(crate) fn check_count(&self, items: u64) -> Result<(), Short> {
         if items > self.remaining() as u64 { Err(Short) } else { Ok(()) }
     }

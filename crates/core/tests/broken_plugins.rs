@@ -1,5 +1,5 @@
-//! The conformance suites, run on plugins that are broken on purpose. A suite that accepts one of
-//! them checks too little.
+//! The conformance suites, run on plugins that are broken on purpose. A suite that accepts a broken
+//! plugin checks too little.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use quorate_core::resolver::ConflictResolver;
 use quorate_core::storage::{Capability, Page, Range, RecordAction, StorageEngine, StorageError, Update};
 use quorate_core::{Member, NodeId, StorageKey, Version};
 
-/// The flaw of the storage engine below.
+/// The fault that the storage engine in this file is given.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Flaw {
     None,
@@ -284,7 +284,7 @@ fn every_broken_resolver_fails_the_suite() {
     }
 }
 
-/// The flaw of the membership plugin below.
+/// The fault that the membership plugin in this file is given.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Lapse {
     None,

@@ -46,7 +46,7 @@ fn objects() -> impl Strategy<Value = Object> {
         let requests = requests
             .into_iter()
             .enumerate()
-            // Every two requests share one time, so that ties occur too.
+            // Each time is used for two requests, so that the order by (time, id) is tested too.
             .map(|(at, request)| ReplacedRequest {
                 request: RequestId(request),
                 replaced_ms: 1_000 - at as u64 / 2,
@@ -86,7 +86,7 @@ proptest! {
     }
 
     /// A decoder that does not read large values notices all other damage. The later check of the
-    /// values finds theirs.
+    /// large values finds the damage in these.
     #[test]
     fn only_large_values_may_be_damaged_in_an_unread_record(
         object in objects(),

@@ -69,7 +69,7 @@ struct World {
     random: Random,
     replicas: Vec<Replica>,
     clients: Vec<Seen>,
-    /// Messages under way: an object as it was when it was sent.
+    /// Messages under way: the receiver, and the object as it was when it was sent.
     late: Vec<(usize, Object, Events)>,
     minted: BTreeMap<Dot, RequestId>,
     lost_writes: Vec<(Write, BTreeSet<Dot>)>,
@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    /// Sends again, under its id and to any replica, a write whose answer was lost.
+    /// Retries a write whose answer was lost: sends it with the same request id to any replica.
     fn retry(&mut self, at: usize, client: usize) {
         if self.lost_writes.is_empty() {
             return;
@@ -224,8 +224,9 @@ impl World {
         self.clients[client] = seen;
     }
 
-    /// Checks that a context contains exactly the events that its holder has seen. With more of
-    /// them, writes would vanish; with fewer, writes would not be replaced.
+    /// Checks that a context contains exactly the events that its holder has seen. With more
+    /// events, writes would vanish. With fewer, writes would not replace versions that their writer
+    /// has seen.
     fn check_context(&self, context: &CausalContext, events: &BTreeSet<Dot>) {
         for dot in self.minted.keys() {
             assert_eq!(context.contains(*dot), events.contains(dot), "{dot:?} in {context:?}");
@@ -297,7 +298,8 @@ fn version_vectors_contain_exactly_the_events_of_explicit_sets() {
     }
 }
 
-/// The merge is a join, on states that histories reach, under either rule.
+/// The merge is commutative, associative and idempotent under both rules, for objects from random
+/// histories.
 #[test]
 fn merge_is_commutative_associative_and_idempotent() {
     for seed in 0..2_000 {
@@ -316,7 +318,7 @@ fn merge_is_commutative_associative_and_idempotent() {
                 assert!(learnt == (joined != *x) || rule == MergeRule::KeepNewest);
                 joined
             };
-            // A state under a rule is one that was merged under that rule.
+            // The objects are merged under the rule first, so that they keep it.
             let [a, b, c] = [&a, &b, &c].map(|object| join(&Object::default(), object));
             // The state is the replaced and the live versions. The remembered request ids are
             // outside of it: under `KeepNewest` they depend on the order of merges.

@@ -45,7 +45,8 @@ fn moved(before: &Layout, after: &Layout) -> u32 {
         .sum()
 }
 
-/// Every node's number of partitions is within one of its share, also as first replica.
+/// Every node is a replica of an equal share of the partitions, rounded up or down. The same is
+/// true of the partitions of which it is the first replica.
 #[test]
 fn load_is_even_for_up_to_thirty_nodes() {
     for nodes in 1..=30 {
@@ -91,8 +92,8 @@ fn all_nodes_compute_the_same_layout() {
     assert_ne!(forward.digest(), Layout::first(members(8), 256, 3).unwrap().digest());
 }
 
-/// The partitions of one node have their other replicas on all other nodes, and their fallbacks
-/// too.
+/// The other replicas of one node's partitions are spread over all other nodes. So are their first
+/// fallbacks.
 #[test]
 fn failures_are_shared_by_all() {
     let layout = Layout::first(members(10), 1024, 3).unwrap();
@@ -151,8 +152,8 @@ fn join(number: usize, weight: u16, zone: &str) -> LayoutChange {
     LayoutChange::Join { name, address, zone: zone.into(), weight }
 }
 
-/// Returns the fewest replicas that any assignment must copy, from these loads to loads that are
-/// rounded shares by weight.
+/// Returns the smallest number of replicas that any assignment must copy, to get from the loads of
+/// `before` to the shares by weight of `after`.
 fn fewest_moves(before: &Layout, after: &Layout) -> u32 {
     let total: f64 = f64::from(after.partitions()) * f64::from(after.replicas());
     let weights: f64 = after.members().iter().map(|member| f64::from(member.weight)).sum();
@@ -169,8 +170,8 @@ fn fewest_moves(before: &Layout, after: &Layout) -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Over random sequences of twenty joins, leaves and new weights, at most 2 in 100 more
-    /// replicas move than necessary.
+    /// Over random sequences of twenty joins, leaves and new weights, at most 2 % more replicas
+    /// move than necessary.
     #[test]
     fn sequences_of_changes_move_little_more_than_necessary(
         steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), 80u16..140), 20),
@@ -197,7 +198,7 @@ proptest! {
     }
 
     /// With at least as many zones as replicas, no two replicas share a zone, whatever the zones'
-    /// sizes. With fewer zones, each has a replica.
+    /// sizes. With fewer zones than replicas, each zone has a replica of every partition.
     #[test]
     fn replicas_are_spread_over_zones(
         sizes in prop::collection::vec(1usize..5, 1..5), replicas in 1u8..5, weights in prop::collection::vec(50u16..200, 20),
@@ -223,7 +224,7 @@ proptest! {
     }
 }
 
-/// Loads of up to thirty nodes are at most one in a hundred above the mean, and follow the weights.
+/// Loads of up to thirty nodes are at most 1 % above the mean, and follow the weights.
 #[test]
 fn loads_are_even_and_follow_the_weights() {
     for nodes in 3..=30 {
@@ -264,7 +265,7 @@ fn replacements_and_other_numbers_of_replicas_move_the_least() {
     assert_eq!((fewer.replicas(), moved(&more, &fewer)), (2, 0));
 }
 
-/// Changes that do not fit are refused, and the error names the value and the remedy.
+/// Changes that are not possible are refused, and the error names the value and the remedy.
 #[test]
 fn changes_that_do_not_fit_are_refused() {
     let layout = Layout::first(members(3), 64, 3).unwrap();

@@ -11,11 +11,12 @@ use quorate_core::request::{PeerError, PeerResult};
 use quorate_core::seams::{ReplySink, ReplyTo};
 use tokio::time::{Instant, Sleep};
 
-/// Receiver of several nodes' answers. Each request is sent with its own [`Gather::reply_to`].
+/// Receiver of several nodes' answers. The request to a node is sent with the sink that
+/// [`Gather::reply_to`] returns for that node.
 #[derive(Default)]
 pub(crate) struct Gather {
     replies: Rc<ArrivedReplies>,
-    /// Timer of [`Gather::next`], reused from one answer to the next.
+    /// Timer for the time limit of [`Gather::next`]. It is created once, and reset for later calls.
     timer: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
@@ -42,7 +43,7 @@ impl Gather {
         ReplyTo::new(self.replies.clone(), node.0)
     }
 
-    /// Returns the next answer, or `None` once `until` has passed.
+    /// Returns the next answer that arrives, or `None` if no answer has arrived by `until`.
     pub(crate) async fn next(&self, until: Instant) -> Option<(NodeId, PeerResult)> {
         std::future::poll_fn(|cx| {
             if let Some(answer) = self.replies.arrived.borrow_mut().pop_front() {

@@ -1,10 +1,10 @@
 //! The behaviour of a node: as coordinator of clients' requests, and as replica of its partitions.
 //!
 //! This crate depends only on `quorate_core`: it names no plugin, no wire format, no socket.
-//! Requests come in through `NodeService` ([`Service`]). Requests to peers go out through
-//! `PeerTransport`. A `StorageEngine` keeps the records.
+//! Requests come in through the trait `NodeService`, which [`Service`] implements. Requests to
+//! peers go out through `PeerTransport`. A `StorageEngine` keeps the records.
 //!
-//! Each folder imports only folders below it:
+//! The code of each row imports only code of the rows below it:
 //!
 //! | | |
 //! |---|---|
@@ -40,7 +40,7 @@ pub use state::node_metadata::{layouts_key, recovering_key};
 pub use state::settings::{Settings, TransferConfig};
 pub use state::shared::{Parts, Shared};
 
-/// Starts the tasks that run without any client. Called once, on one worker of a node.
+/// Starts the background tasks of a node. Call it once per node, on one of its workers.
 pub fn start_upkeep(node: &Rc<Node>) {
     let shared = node.shared.clone();
     tokio::task::spawn_local(async move { repair::tree_builder::keep_built(&shared).await });
@@ -57,7 +57,8 @@ pub fn start_upkeep(node: &Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with the membership. Called on every worker.
+/// Starts the task that connects this worker to the nodes that the membership plugin and the
+/// layouts name. Call it once on every worker.
 pub fn follow_members(node: &Rc<Node>) {
     tokio::task::spawn_local(membership::gossip::follow(node.clone()));
 }

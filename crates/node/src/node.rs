@@ -26,7 +26,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Creates a worker's part of the node. Must be called on the worker's event loop.
+    /// Creates a worker's part of the node. Call it on the worker's event loop, because it starts a
+    /// task there.
     pub fn new(shared: Arc<Shared>, transport: Rc<dyn PeerTransport>) -> Rc<Node> {
         let replica = Replica::new(shared.clone());
         Rc::new(Node { shared, replica, transport })
@@ -70,7 +71,8 @@ impl Node {
         }
     }
 
-    /// Answers a request to a replica, from a peer or from this node. Refuses all other requests.
+    /// Answers a request that this node serves as a replica, from a peer or from this node itself.
+    /// Refuses the other kinds of requests, because they do not concern a replica.
     pub(crate) fn answer_as_replica(
         &self,
         request: PeerRequest,

@@ -27,7 +27,8 @@ use crate::replica::write::ReceivedWrite;
 use crate::state::scan_scheduler::Scanned;
 use crate::state::shared::Shared;
 
-/// Function that cuts a node off from the listed peers, and from no others. Only tests use it.
+/// Function that cuts this node off from the listed peers. Earlier cuts from other peers end. Only
+/// tests use it.
 pub type FaultSwitch = Arc<dyn Fn(Vec<Fault>) -> Result<(), String> + Send + Sync>;
 
 /// An artificial cut between this node and a peer.
@@ -35,11 +36,12 @@ pub type FaultSwitch = Arc<dyn Fn(Vec<Fault>) -> Result<(), String> + Send + Syn
 pub struct Fault {
     /// The peer.
     pub peer: NodeId,
-    /// True if only messages from this node to the peer are lost, not those from the peer.
+    /// True if only messages from this node to the peer are lost. False if those from the peer are
+    /// lost too.
     pub one_way: bool,
 }
 
-/// One worker's part of a node, as its connections call it. Clones share their state.
+/// Receiver of all requests that arrive at one worker's connections. Clones share their state.
 #[derive(Clone)]
 pub struct Service {
     node: Rc<Node>,
@@ -56,7 +58,8 @@ struct OpenRequests {
 }
 
 impl Service {
-    /// Creates the service of a worker. `faults` is the fault switch, if clients may use it.
+    /// Creates the service of a worker. `faults` cuts this node off from peers at a client's
+    /// request. `None`: clients may not do that.
     pub fn new(node: Rc<Node>, faults: Option<FaultSwitch>) -> Service {
         Service { node, faults, requests: Rc::default() }
     }
@@ -66,7 +69,8 @@ impl Service {
         &self.node
     }
 
-    /// Refuses clients' requests from now on, because the node will stop. Open requests go on.
+    /// Refuses new requests of clients from now on, because the node will stop. Open requests
+    /// continue.
     pub fn refuse_clients(&self) {
         self.requests.stopping.set(true);
     }
@@ -76,7 +80,8 @@ impl Service {
         self.requests.count.get()
     }
 
-    /// Returns the deadline of a request with this timeout. Zero: the client named none.
+    /// Returns the deadline of a request with this timeout. A timeout of zero means that the client
+    /// named none, so the default is used.
     fn deadline(&self, timeout: Duration) -> Instant {
         let config = &self.node.shared.settings.coordinator;
         let wanted =
@@ -95,7 +100,7 @@ impl Service {
         let drained = shared.is_drained() && !is_about_node && origin == Origin::Client;
         if self.requests.stopping.get() || drained {
             let what =
-                "this node is drained or stops, so it accepts no requests of clients: use another node"
+                "this node is drained or is about to stop, so it accepts no requests of clients: use another node"
                     .to_owned();
             return Err(RequestError::Overloaded { what, limit: 0 });
         }
@@ -113,8 +118,8 @@ impl Service {
         Ok(())
     }
 
-    /// Admits a client's request and serves it in a task of its own, so that a client that
-    /// disconnects cancels nothing. The result goes to `reply`.
+    /// Checks a client's request, and serves it in a task of its own. So the request continues if
+    /// its client disconnects. The result goes to `reply`.
     fn begin(&self, request: ClientRequest, timeout: Duration, origin: Origin, reply: ReplyTo<ClientResult>) {
         if let Err(refusal) = self.admit(&request, origin) {
             return reply.send(Err(refusal));
@@ -129,8 +134,8 @@ impl Service {
         });
     }
 
-    /// Serves a client's request. A put answers after W acks and then goes on. All other requests
-    /// answer when they end.
+    /// Serves a client's request. A put replies after W acks, and then waits for the other
+    /// replicas. All other requests reply when they end.
     async fn serve(
         &self,
         request: ClientRequest,
@@ -241,7 +246,8 @@ impl Service {
     }
 }
 
-/// Guard that counts a request for as long as it is served.
+/// Guard of one client's request. The counters of open requests include the request until the guard
+/// is dropped.
 struct InFlight {
     shared: Arc<Shared>,
     requests: Rc<OpenRequests>,
@@ -271,8 +277,9 @@ impl NodeService for Service {
 
     fn peer(&self, from: NodeId, batch: Vec<Incoming<PeerRequest, PeerResult>>) {
         let mut writes = Vec::new();
-        // A peer that is no participant must not change anything here. Nor may any peer, while this
-        // node is removed or may have lost its layouts.
+        // Most requests are refused if the peer is no participant, because its data may be
+        // outdated. They are refused from every peer while this node is removed or may have lost
+        // its layouts.
         let view = self.node.shared.view();
         let confirmed = self.node.shared.recovery.are_layouts_confirmed();
         let is_accepted = view.is_participant(from) && !view.removed && confirmed;
@@ -296,7 +303,7 @@ impl NodeService for Service {
     }
 }
 
-/// True for requests that any node of the cluster may send, also one that is no participant.
+/// True for requests that are accepted from every node, also from one that is no participant.
 fn is_for_any_node(request: &PeerRequest) -> bool {
     matches!(request, PeerRequest::Layouts | PeerRequest::Clock | PeerRequest::Forward(_))
 }

@@ -1,5 +1,5 @@
-//! Upper bound for one hop: bare capnp-rpc between two processes over loopback. Of Quorate, only
-//! the schema is used.
+//! Benchmark of bare capnp-rpc between two processes over loopback. Its speed is an upper bound for
+//! one hop of a request in Quorate. Of Quorate, it uses only the schema.
 //!
 //! `cargo bench -p quorate-rpc --bench hop` prints one JSON object with two numbers. The first is
 //! the median round trip of a call with one put, one call at a time. The second is the puts per

@@ -1,10 +1,11 @@
-//! The sending side of a connection: operations gather here while earlier calls are under way.
+//! The sending side of a connection. Operations gather in its queue while earlier calls are under
+//! way. The next call carries them as one batch.
 //!
-//! No timer delays an operation. If the sender is idle, the operation is sent at the end of the
-//! event loop's turn. Under load, the operations that gather while two calls are under way make the
-//! next call. Up to eight calls are under way in two cases. In the first, enough operations have
-//! gathered. In the second, a quick operation (a read) would otherwise wait behind slow ones
-//! (writes that wait for their commit).
+//! No timer delays an operation. With fewer than two calls under way, an operation is sent at the
+//! end of the event loop's turn. Otherwise it waits in the queue until a call is answered. Up to
+//! eight calls may be under way in two cases. In the first, at least eight operations are queued.
+//! In the second, a quick operation (a read) would otherwise wait behind slow ones (writes that
+//! wait for their commit).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -21,25 +22,27 @@ use crate::connection::{self, SizeHint};
 use crate::network::Duplex;
 use crate::stream::SignsOfLife;
 
-/// Calls under way at a time: one that the other side works on, one on the wire.
+/// Most calls under way at a time, except in two cases (see [`MAX_CALLS`]). The other side can work
+/// on one call while the second is on the wire.
 const USUAL_CALLS: usize = 2;
-/// Most calls under way at a time, in the two cases that the module page names.
+/// Most calls under way at a time if many operations are queued, or if a quick operation would
+/// otherwise wait behind slow ones.
 const MAX_CALLS: usize = 8;
-/// Queued operations that justify a call beyond [`USUAL_CALLS`].
+/// Number of queued operations from which on the sender may exceed [`USUAL_CALLS`].
 const EXTRA_CALL_OPERATIONS: usize = 8;
 /// Most operations in one call.
 pub const MAX_BATCH_OPERATIONS: usize = 1024;
 /// Most bytes of operations in one call. A single larger operation travels alone.
 pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Most operations of one sender that wait for an answer.
+/// Most operations of one connection that wait for a result. Further operations are refused.
 pub const MAX_OUTSTANDING: usize = 16_384;
-/// Most bytes of one sender that wait to be sent.
+/// Most bytes of operations in the queue of one sender. Further operations are refused.
 pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// Interval at which a sender checks for signs of life from the other side. A live side answers a
 /// call within [`crate::reply_buffer::LONGEST_HOLD`], even if it has no results.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Checks in a row without a sign of life (see [`SignsOfLife`]) after which the other side counts
-/// as dead.
+/// Number of checks in a row without a sign of life (see [`SignsOfLife`]) while a call is under
+/// way. After them, the sender counts the other side as dead and closes the connection.
 const MAX_SILENT_CHECKS: u32 = 5;
 /// Number of checks in a row without a call under way. After them, a sender between nodes sends an
 /// empty call. Without that call, an idle sender would not notice a dead peer.
@@ -57,7 +60,8 @@ impl PeerQueues {
     }
 }
 
-/// One sender's share of [`PeerQueues`].
+/// One sender's part of the numbers in [`PeerQueues`]. The number of its peer includes `shown`
+/// waiting operations of this sender.
 pub(crate) struct Waits {
     queues: PeerQueues,
     peer: NodeId,
@@ -84,36 +88,38 @@ impl Drop for Waits {
     }
 }
 
-/// One of the two protocols, as a sender sees it.
+/// One of the two protocols, with the parts that a sender needs: the protocol between clients and
+/// nodes, or the one between nodes.
 pub trait Protocol: 'static {
     /// An operation.
     type Request: 'static;
-    /// Its result.
+    /// The result of an operation.
     type Reply: 'static;
     /// The Cap'n Proto capability that accepts batches.
     type Port: capnp::capability::FromClientHook + Clone + 'static;
 
-    /// True if the operation usually needs no commit. Such an operation must not wait behind
-    /// operations that need one.
+    /// True if the operation usually needs no commit of the storage engine. Such an operation must
+    /// not wait behind operations that need one.
     fn is_quick(request: &Self::Request) -> bool;
 
     /// Estimates the operation's size on the wire, in bytes.
     fn bytes_of(request: &Self::Request) -> usize;
 
-    /// Sends a batch. Returns results with the numbers of their operations. A result may belong to an
-    /// operation of an earlier batch.
+    /// Sends a batch in one call. Returns the results in the call's answer, each with the number of
+    /// its operation. A result may belong to an operation of an earlier batch.
     fn exchange(
         port: &Self::Port,
         batch: Vec<Queued<Self::Request>>,
     ) -> impl Future<Output = Result<Vec<(u64, Self::Reply)>, capnp::Error>> + 'static;
 
-    /// Returns the reply to an operation whose connection is lost.
+    /// Returns the reply to an operation that has no result when its connection is lost.
     fn disconnected() -> Self::Reply;
 
     /// Returns the reply to an operation whose deadline passed before it was sent.
     fn expired() -> Self::Reply;
 
-    /// Returns the reply to an operation that the sender refuses, because `what` is at its `limit`.
+    /// Returns the reply to an operation that the sender refuses because a limit is reached. `what`
+    /// names the limited quantity.
     fn overloaded(what: &str, limit: usize) -> Self::Reply;
 }
 
@@ -121,7 +127,8 @@ pub trait Protocol: 'static {
 pub struct Queued<Q> {
     /// Number of the operation, unique on this connection.
     pub id: u64,
-    /// Deadline of the operation. An operation that is still queued then is not sent.
+    /// Deadline of the operation. An operation that is still queued at its deadline is not sent,
+    /// but answered with [`Protocol::expired`].
     pub deadline: Instant,
     /// The operation itself.
     pub request: Q,
@@ -134,7 +141,7 @@ impl<Q> Queued<Q> {
     }
 }
 
-/// An operation that has no result yet.
+/// An operation that is queued or sent, and has no result yet.
 struct WaitingOperation<A> {
     reply: ReplyTo<A>,
     is_quick: bool,
@@ -149,7 +156,7 @@ pub struct BatchSender<P: Protocol> {
     waiting: RefCell<BTreeMap<u64, WaitingOperation<P::Reply>>>,
     /// Number of quick operations in the queue.
     quick: Cell<usize>,
-    /// Number of quick operations that were sent and not answered.
+    /// Number of quick operations that were sent and have no result yet.
     quick_under_way: Cell<usize>,
     next_id: Cell<u64>,
     calls: Cell<usize>,
@@ -159,14 +166,16 @@ pub struct BatchSender<P: Protocol> {
 }
 
 impl<P: Protocol> BatchSender<P> {
-    /// Opens a sender between nodes, on a stream that has passed its preamble. The connection lives
-    /// until the sender is dropped or the connection fails. An idle sender asks for signs of life.
-    /// The sender reports its number of waiting operations to `waits`.
+    /// Opens a sender to a peer, on a stream whose preamble ([`crate::preamble`]) is complete. The
+    /// connection lives until the sender is dropped or the connection fails. An idle sender sends
+    /// empty calls, to notice a dead peer. The sender reports its number of waiting operations to
+    /// `waits`.
     pub(crate) fn open_between_nodes(duplex: Duplex, waits: Waits) -> Rc<BatchSender<P>> {
         BatchSender::start(duplex, Some(waits))
     }
 
-    /// Opens a client's sender on a stream that has passed its preamble.
+    /// Opens a client's sender to a node, on a stream whose preamble ([`crate::preamble`]) is
+    /// complete.
     pub fn open(duplex: Duplex) -> Rc<BatchSender<P>> {
         BatchSender::start(duplex, None)
     }
@@ -260,8 +269,8 @@ impl<P: Protocol> BatchSender<P> {
         self.on_close.notify_waiters();
     }
 
-    /// Sends the queued operations while another call is allowed. Keeps one call under way while
-    /// results are outstanding, because results travel in answers to calls.
+    /// Sends the queued operations while another call is allowed. Keeps at least one call under way
+    /// while operations wait for results, because results travel only in answers to calls.
     fn pump(self: &Rc<Self>) {
         while self.closed.borrow().is_none() && self.may_call() {
             let batch = self.take_batch();
@@ -325,8 +334,8 @@ impl<P: Protocol> BatchSender<P> {
             if next.timeout(now).is_zero() {
                 expired.push(next.id);
             } else {
-                // Only a faulty peer answers an operation before it is sent. Such an operation has no
-                // waiting reply.
+                // False only if a faulty peer has answered this operation before it was sent. The
+                // operation then is no longer in `waiting`.
                 let is_owed = self.waiting.borrow().contains_key(&next.id);
                 self.quick_under_way.set(self.quick_under_way.get() + quick * usize::from(is_owed));
                 batch.push(next);
@@ -343,7 +352,7 @@ impl<P: Protocol> BatchSender<P> {
         batch
     }
 
-    /// Returns, with the reason, once the other side has been silent for too long. Counts checks
+    /// Waits until the other side has been silent for too long. Returns the reason. Counts checks
     /// and not time. A process that was stopped, or a client whose event loop does not run between
     /// its calls, must not mistake its own pause for the other side's silence.
     async fn watch(
@@ -394,8 +403,8 @@ mod tests {
     use super::*;
     use crate::convert::client::{ClientAnswer, ClientProtocol};
 
-    /// The peer never sends a byte. The sender then answers its waiting operation, and dropping it
-    /// frees the connection.
+    /// The peer never sends a byte. The sender then closes, and answers its waiting operation as
+    /// disconnected. Dropping the sender frees the connection.
     #[tokio::test]
     async fn a_connection_to_a_silent_peer_is_closed_and_freed() {
         let local = tokio::task::LocalSet::new();

@@ -1,5 +1,6 @@
-//! One Cap'n Proto connection over a byte stream that has passed its preamble. It is a two-party
-//! network of `capnp-rpc` that uses the inbox and outbox of [`stream`](crate::stream).
+//! One Cap'n Proto connection over a byte stream whose preamble ([`crate::preamble`]) is complete.
+//! It is a two-party network of `capnp-rpc` that uses the inbox and outbox of
+//! [`stream`](crate::stream).
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -18,18 +19,18 @@ use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNe
 use crate::network::Duplex;
 use crate::stream::{Flusher, Inbox, Message, Outbox, SignsOfLife};
 
-/// Largest message that is read. A batch is bounded far below it, and so is one operation with the
-/// largest value.
+/// Largest message that is read, in bytes. A larger one ends the connection. A batch that Quorate
+/// sends is far smaller, even a batch of one operation with the largest value.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 const MAX_NESTING: i32 = 32;
-/// Size that `capnp-rpc` requests, in words, for a call or results of unknown size. It requests
-/// less for a message of known size.
+/// Size, in words, that `capnp-rpc` requests for a call or results whose size it does not know. It
+/// requests less for all other messages. [`SizeHint`] replaces this size.
 const UNKNOWN_WORDS: u32 = 100;
-/// Words of a message besides its operations or results.
+/// Words that are allocated in a message for everything except its operations or results.
 const FRAME_WORDS: usize = 64;
 
-/// Expected size of the next call, or of the next results, in words. A message that is allocated at
-/// its final size is one segment, and no more memory is zeroed for it than it needs.
+/// Expected size, in words, of the next call or of the next results. The message is allocated at
+/// this size. It is then one segment, and no more memory is zeroed for it than it needs.
 #[derive(Clone)]
 pub(crate) struct SizeHint(Rc<Cell<u32>>);
 
@@ -40,7 +41,7 @@ impl Default for SizeHint {
 }
 
 impl SizeHint {
-    /// Announces operations or results of `bytes` bytes as the next message.
+    /// Sets the expected size of the next message to `bytes` bytes of operations or results.
     pub(crate) fn expect(&self, bytes: usize) {
         self.0.set((bytes / 8 + FRAME_WORDS) as u32);
     }
@@ -52,8 +53,8 @@ fn reader_options() -> ReaderOptions {
     options
 }
 
-/// The two sides of one stream, as `capnp-rpc` sees them. Every call of `connect` returns the same
-/// connection.
+/// Network of `capnp-rpc` with two parties, which are the two sides of one stream. Every call of
+/// `connect` returns the same connection.
 struct TwoPartyNetwork {
     side: Side,
     connection: Connection,
@@ -73,8 +74,8 @@ impl VatNetwork<Side> for TwoPartyNetwork {
     }
 
     fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
-        // `Connected::run` drives the flusher, in the connection's own task. There, the flusher can
-        // queue the task behind all other ready tasks before it writes.
+        // Nothing is driven here. `Connected::run` drives the flusher in the connection's own task.
+        // There, the flusher can let all other ready tasks run before it writes.
         Promise::from_future(std::future::pending())
     }
 }
@@ -82,7 +83,7 @@ impl VatNetwork<Side> for TwoPartyNetwork {
 #[derive(Clone)]
 struct Connection {
     side: Side,
-    /// `None` while a receive is in progress, which then owns the inbox.
+    /// The inbox. `None` while `receive_incoming_message` is in progress and owns the inbox.
     inbox: Rc<RefCell<Option<Inbox>>>,
     outbox: Outbox,
     size_hint: SizeHint,
@@ -207,8 +208,8 @@ pub(crate) async fn serve(
     start(duplex, Side::Server, Some(bootstrap), SignsOfLife::default(), size_hint).run().await
 }
 
-/// Opens the client's side. Returns the port to call, and the future that drives the connection
-/// until it ends.
+/// Opens the calling side. Returns the port, which is the object on the other side that receives
+/// calls, and the future that drives the connection until it ends.
 pub(crate) fn dial<C: FromClientHook>(
     duplex: Duplex,
     signs: SignsOfLife,
@@ -248,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    /// A call of announced size is one segment. The announcement does not apply to the next call.
+    /// A call whose size was announced is one segment. An announcement applies to one call only.
     #[test]
     fn a_message_of_announced_size_is_one_segment() {
         let size_hint = SizeHint::default();

@@ -1,5 +1,5 @@
-//! The only crate that names Cap'n Proto: conversions, serving, dialling, and batches of
-//! operations.
+//! Communication between clients and nodes, and between nodes: connections, batches of operations,
+//! and conversions. No other crate of a node or a client uses Cap'n Proto.
 //!
 //! The caller supplies the byte streams ([`network::Network`]) and the randomness
 //! ([`quorate_core::environment::Environment`]). The clock is tokio's, which a simulation drives.

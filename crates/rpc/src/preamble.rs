@@ -1,5 +1,6 @@
-//! Introductions that both sides of a connection exchange before Cap'n Proto begins: role, identity
-//! and protocol versions. Each side then admits or refuses the other.
+//! The preamble of a connection: introductions that both sides exchange before Cap'n Proto begins.
+//! An introduction has the role, identity and protocol versions of its sender. Each side then
+//! admits or refuses the other.
 //!
 //! An introduction is bounded, has a deadline of its own, and is read before any library sees a
 //! byte. A program that speaks another protocol is refused cheaply. `schema/preamble.md` describes
@@ -36,7 +37,7 @@ pub enum PreambleError {
     /// The other side speaks another protocol.
     #[error("the other side does not speak Quorate's protocol (it sent {sent:?}); is this the right port?")]
     Stranger {
-        /// First bytes that it sent, escaped as ASCII.
+        /// First bytes that the other side sent, escaped as ASCII.
         sent: String,
     },
     /// One side refused the other, for this reason.
@@ -72,7 +73,8 @@ pub async fn introduce(duplex: &mut Duplex, ours: Option<&Identity>) -> Result<I
     tokio::time::timeout(PREAMBLE_TIMEOUT, exchange).await.unwrap_or(Err(PreambleError::Timeout))
 }
 
-/// Reads the introduction of the side that opened a connection, and admits or refuses it.
+/// Reads the introduction of the side that opened a connection, and admits or refuses that side.
+/// Returns the role of an admitted side.
 ///
 /// # Errors
 /// [`PreambleError`]. With `Refused`, the reason has also been sent to the other side.

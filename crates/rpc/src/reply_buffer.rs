@@ -11,13 +11,15 @@ use tokio::sync::Notify;
 
 use crate::batch_sender::{MAX_BATCH_BYTES, MAX_BATCH_OPERATIONS, MAX_OUTSTANDING};
 
-/// Longest time for which a call waits for results. Then it is answered without any, as a sign of
-/// life.
+/// Longest time for which a call waits for results. Then it is answered without results, as a sign
+/// of life.
 pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
 /// Longest time for which a call waits while another call of the connection already waits. The
-/// sender has few calls, and slow operations (a quorum that misses a node) must not block them all.
+/// sender may have only a few calls under way. If all of them waited for slow operations (a quorum
+/// that misses a node), it could send nothing.
 const SURPLUS_HOLD: Duration = Duration::from_millis(5);
-/// Calls of one connection that may wait for results at a time. Further calls are answered at once.
+/// Most calls of one connection that wait for results at a time. Further calls are answered at
+/// once.
 const MAX_HELD_CALLS: usize = 8;
 /// Most bytes of one connection's operations under way and uncollected results together. Beyond
 /// this, new operations are refused.
@@ -35,8 +37,8 @@ pub struct ReplyBuffer<A> {
     bytes_of: fn(&A) -> usize,
 }
 
-/// Reply sink of one operation. It returns the operation's bytes to the budget when the operation
-/// is answered.
+/// Reply sink of one operation. When the operation is answered, the sink subtracts its bytes from
+/// the bytes under way.
 struct BufferedReply<A> {
     buffer: Rc<ReplyBuffer<A>>,
     bytes: usize,
@@ -85,8 +87,8 @@ impl<A: 'static> ReplyBuffer<A> {
         }
     }
 
-    /// Removes and returns results that are ready, as many as fit one answer. If none is ready and
-    /// operations are under way, it waits for the first result, at most [`LONGEST_HOLD`].
+    /// Removes and returns results that are ready, as many as fit into one answer. If none is ready
+    /// and operations are under way, waits for the first result, at most [`LONGEST_HOLD`].
     pub async fn collect(&self) -> Vec<(u64, A)> {
         let waits = || self.ready.borrow().is_empty() && self.outstanding.get() > 0;
         if waits() && self.held.get() < MAX_HELD_CALLS {
@@ -116,8 +118,8 @@ impl<A: 'static> ReplyBuffer<A> {
         }
         self.ready_bytes.set(self.ready_bytes.get() - bytes);
         if ready.is_empty() && self.outstanding.get() == 0 && self.held.get() > 0 {
-            // No result is outstanding any more. Calls that still wait would only keep the sender
-            // from sending.
+            // No operation is under way, so the calls that still wait would receive no result. They
+            // are answered now, because the sender may have only a few calls under way.
             self.arrived.notify_waiters();
         }
         results
@@ -149,8 +151,8 @@ mod tests {
     use super::*;
 
     /// Two calls wait, both results arrive in one turn, and the first call collects both. The
-    /// second call must then return at once. The sender has two calls at a time, and could
-    /// otherwise send nothing until the hold ends.
+    /// second call must then return at once. It would otherwise wait for its full time, and count
+    /// as one of the few calls that the sender may have under way.
     #[test]
     fn no_call_waits_when_no_result_is_outstanding() {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -20,8 +20,8 @@ use crate::network::{Duplex, Network};
 use crate::preamble::{PreambleError, welcome};
 use crate::reply_buffer::ReplyBuffer;
 
-/// Serves a connection until it ends. Returns the event to log, if the connection was refused.
-/// Bytes that are not Quorate's protocol have no other effect.
+/// Serves a connection until it ends. Returns the event to log, if the connection was refused. A
+/// program that speaks another protocol is refused too, and causes nothing but this event.
 pub async fn serve_connection(
     mut duplex: Duplex,
     from: &str,
@@ -52,7 +52,8 @@ pub async fn serve_connection(
             None
         }
         Err(PreambleError::Refused(reason)) => Some(EventKind::PeerRefused { peer: from.to_owned(), reason }),
-        // The stream failed or ended within the introduction, as it does after a port check.
+        // The stream failed or ended within the introduction. This is usual if a program only
+        // checks that the port is open, so nothing is logged.
         Err(PreambleError::Io(_)) => None,
         Err(error) => {
             Some(EventKind::StrangerRefused { address: from.to_owned(), reason: error.to_string() })
@@ -64,7 +65,7 @@ fn abandoned_by_client_side() -> ClientResult {
     Err(RequestError::Indeterminate { needed: 0, received: 0 })
 }
 
-/// Fails a call with more operations than Quorate's own sender puts into one.
+/// Returns an error if a call has more operations than Quorate's own senders put into one call.
 fn check_length(operations: u32) -> Result<(), Error> {
     if operations as usize > MAX_BATCH_OPERATIONS {
         return Err(Error::failed(format!(
@@ -75,8 +76,8 @@ fn check_length(operations: u32) -> Result<(), Error> {
 }
 
 struct ClientPort {
-    /// Weak, because Cap'n Proto may not free this port when a connection ends suddenly. The node
-    /// must not stay in memory with it.
+    /// The node's service. Weak, because Cap'n Proto may keep this port in memory after a
+    /// connection ended suddenly, and the port must not keep the node in memory.
     service: Weak<dyn NodeService>,
     replies: Rc<ReplyBuffer<ClientResult>>,
     size_hint: SizeHint,
@@ -116,7 +117,8 @@ impl client_capnp::node::Server for ClientPort {
             }
         }
         drop(params);
-        // If the node is gone, dropping the batch answers its operations as abandoned.
+        // If the node no longer exists, the batch is dropped. Each dropped operation is answered
+        // with `abandoned_by_client_side`.
         if let Some(service) = self.service.upgrade().filter(|_| !batch.is_empty()) {
             service.client(batch);
         }
@@ -137,7 +139,7 @@ fn needs_no_layout(request: &PeerRequest) -> bool {
 
 struct PeerPort {
     from: NodeId,
-    /// True if the peer has no layout yet. It may only gossip and ask for layouts.
+    /// True if the peer has no layout yet. Such a peer may only gossip and ask for layouts.
     only_gossip: bool,
     service: Weak<dyn NodeService>,
     replies: Rc<ReplyBuffer<PeerResult>>,

@@ -24,24 +24,26 @@ pub(crate) type Message = Builder<HeapAllocator>;
 const READ_BYTES: usize = 64 * 1024;
 /// Bytes that must be free in the read buffer before each read.
 const MIN_FREE_BYTES: usize = 8 * 1024;
-/// Largest reservation for a message of which no bytes have arrived. A message that claims to be
-/// larger gets more memory as its bytes arrive.
+/// Most bytes of memory that are reserved for a message before its bytes arrive. A message that
+/// claims to be larger gets more memory as its bytes arrive, so a false claim costs little.
 const MAX_RESERVED_BYTES: usize = 1024 * 1024;
-/// Most segments of a message. The Cap'n Proto library has the same limit.
+/// Most segments (Cap'n Proto's blocks of memory) of a message. The Cap'n Proto library has the
+/// same limit.
 const MAX_SEGMENTS: usize = 511;
-/// Smallest message that is written from the memory in which it was built. Smaller messages are
-/// copied into one buffer.
+/// Smallest size, in bytes, of a message that is written from the memory in which it was built.
+/// Smaller messages are first copied into one common buffer.
 const LARGE_BYTES: usize = 8 * 1024;
-/// Most slices in one system call.
+/// Most slices of bytes that one system call writes.
 const MAX_SLICES: usize = 64;
-/// Unwritten bytes above which a server reads nothing more from its client.
+/// Number of unwritten bytes of answers above which the serving side reads no further calls.
 const MAX_UNWRITTEN_BYTES: usize = 16 * 1024 * 1024;
-/// Largest buffer that is kept when it is empty. A larger one is freed.
+/// Largest buffer, in bytes, that is kept for reuse when it is empty. A larger one is freed.
 const KEEP_BYTES: usize = 256 * 1024;
 const WORD_BYTES: usize = 8;
 
 /// Counter of the signs that the other side is alive: reads that returned bytes, and writes that
-/// succeeded after the stream had been full. A write that fits the local buffers proves nothing.
+/// succeeded after the stream had been full. A write that succeeds at once proves nothing, because
+/// it may only have filled the local send buffer.
 #[derive(Clone, Default)]
 pub(crate) struct SignsOfLife(Rc<Cell<u64>>);
 
@@ -101,7 +103,8 @@ impl Inbox {
             let have = self.buffer.len();
             let missing =
                 message_bytes(&self.buffer, self.max_message_bytes)?.unwrap_or(0).saturating_sub(have);
-            // The claimed size alone reserves little memory.
+            // Reserve at most `MAX_RESERVED_BYTES`, or as much as has arrived already. The size
+            // that a message claims would otherwise reserve memory for bytes that may never come.
             let wanted = missing.min(MAX_RESERVED_BYTES.max(have)).max(MIN_FREE_BYTES);
             if self.buffer.capacity() - have < wanted {
                 self.buffer.reserve(wanted.max(READ_BYTES));
@@ -288,7 +291,7 @@ impl Pieces {
         slices
     }
 
-    /// Records that `count` more bytes are written, and removes pieces that are complete.
+    /// Records that `count` more bytes are written, and removes pieces that are written completely.
     fn advance(&mut self, count: usize) {
         self.written += count;
         while let Some(first) = self.queue.front_mut() {
@@ -311,8 +314,8 @@ impl Pieces {
     }
 }
 
-/// Adds the part of `bytes` behind the first `skip` ones, unless it is empty or the list is full.
-/// Reduces `skip` by the bytes that were skipped here.
+/// Adds `bytes` without its first `skip` bytes to `slices`, unless nothing is left or the list is
+/// full. Reduces `skip` by the number of bytes that were skipped here.
 fn add_slice<'a>(slices: &mut Vec<IoSlice<'a>>, skip: &mut usize, bytes: &'a [u8]) {
     let rest = &bytes[(*skip).min(bytes.len())..];
     *skip -= bytes.len() - rest.len();
@@ -419,7 +422,7 @@ impl Flusher {
 }
 
 impl Drop for Flusher {
-    /// Discards the messages that are not written. Later messages are dropped as well.
+    /// Discards the messages that are not written. [`Outbox::send`] drops later messages.
     fn drop(&mut self) {
         let mut outgoing = self.outbox.0.borrow_mut();
         outgoing.is_gone = true;

@@ -1,10 +1,10 @@
 //! The node's process and its tools: configuration, plugin registry, startup, command line.
 //!
-//! This crate decides nothing about requests or replicas: that is in `quorate_core` and
-//! `quorate_node`. Modules import only modules below them: `cli`, `startup`, `telemetry`, `config`,
-//! `registry`, `section`.
+//! The logic of requests and replicas is not in this crate, but in `quorate_core` and
+//! `quorate_node`. Each module imports only modules that come after it in this list: `cli`,
+//! `startup`, `telemetry`, `config`, `registry`, `section`.
 //!
-//! A node with plugins of one's own is ten lines:
+//! A program that runs a node with your own plugins looks like this:
 //!
 //! ```no_run
 //! fn main() -> std::process::ExitCode {
@@ -28,7 +28,7 @@ pub fn main(registry: Registry) -> std::process::ExitCode {
     run(registry, std::env::args_os())
 }
 
-/// Runs the `quorate` command with these arguments, the program's name first.
+/// Runs the `quorate` command with these arguments. The first argument is the program's name.
 pub fn run<T: Into<std::ffi::OsString> + Clone>(
     registry: Registry,
     arguments: impl IntoIterator<Item = T>,

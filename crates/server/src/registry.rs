@@ -1,4 +1,4 @@
-//! The plugins of this build: a plain value, one line a plugin.
+//! The plugins of this build. A program adds each plugin to the [`Registry`] with one call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,15 +20,16 @@ pub struct Registry {
     membership: BTreeMap<String, OpenMembership>,
 }
 
-/// Parses a storage plugin's configuration section, and returns the function that opens the engine.
+/// Function that parses a storage plugin's configuration section. It returns the function that
+/// opens the engine with that configuration.
 type ParseStorage = Box<dyn Fn(Table) -> Result<OpenStorage, ConfigError>>;
-/// Opens a storage engine.
+/// Function that opens a storage engine.
 type OpenStorage = Box<dyn FnOnce(&PluginContext<'_>) -> Result<Arc<dyn StorageEngine>, ConfigError>>;
 type OpenResolver = Box<dyn Fn(&PluginContext<'_>) -> Result<Arc<dyn ConflictResolver>, ConfigError>>;
 type OpenMembership = Box<dyn Fn(Table, &PluginContext<'_>) -> Result<Box<dyn Membership>, ConfigError>>;
 
 impl Registry {
-    /// Lists the plugins that come with Quorate.
+    /// Returns a registry of the plugins that come with Quorate.
     pub fn built_in() -> Registry {
         let mut registry = Registry::default();
         registry.storage(quorate_storage_lmdb::NAME, quorate_storage_lmdb::open);
@@ -40,8 +41,8 @@ impl Registry {
         registry
     }
 
-    /// Adds a storage engine: `[storage] engine = "NAME"`. The rest of the section is its
-    /// configuration.
+    /// Adds a storage engine. `[storage] engine = "NAME"` selects it. The other keys of that
+    /// section are the engine's configuration.
     pub fn storage<C: DeserializeOwned + 'static, E: StorageEngine>(
         &mut self,
         name: &str,
@@ -58,7 +59,7 @@ impl Registry {
         self.storage.insert(name.to_owned(), Box::new(parse));
     }
 
-    /// Adds a conflict resolver: `[buckets.X] resolver = "NAME"`.
+    /// Adds a conflict resolver. `resolver = "NAME"` in the definition of a bucket selects it.
     pub fn resolver<C: Default, R: ConflictResolver>(
         &mut self,
         name: &str,
@@ -71,8 +72,8 @@ impl Registry {
         self.resolvers.insert(name.to_owned(), Box::new(open));
     }
 
-    /// Adds a membership: `[membership] plugin = "NAME"`. The rest of the section is its
-    /// configuration.
+    /// Adds a membership plugin. `[membership] plugin = "NAME"` selects it. The other keys of that
+    /// section are the plugin's configuration.
     pub fn membership<C: DeserializeOwned, M: Membership>(
         &mut self,
         name: &str,
@@ -100,7 +101,8 @@ impl Registry {
         plugin("[storage] engine", name, &self.storage)?(config)?(context)
     }
 
-    /// Checks a resolver's name, which `setting` has as its value.
+    /// Checks that this build has the resolver `name`. The error message names `setting`, the
+    /// configuration key with this value.
     pub(crate) fn check_resolver(&self, setting: &str, name: &str) -> Result<(), ConfigError> {
         plugin(setting, name, &self.resolvers).map(drop)
     }
@@ -123,7 +125,8 @@ impl Registry {
     }
 }
 
-/// The error of a plugin that refuses to be opened. `place` is the section or the plugin.
+/// Converts the error of a plugin that could not be opened. The new message begins with `place`:
+/// the plugin's configuration section, or its name.
 fn refused(place: &str, error: &OpenError) -> ConfigError {
     ConfigError::new(format!("{place} {error}"))
 }
@@ -132,6 +135,9 @@ fn refused(place: &str, error: &OpenError) -> ConfigError {
 fn plugin<'a, T>(setting: &str, name: &str, plugins: &'a BTreeMap<String, T>) -> Result<&'a T, ConfigError> {
     plugins.get(name).ok_or_else(|| {
         let names: Vec<&str> = plugins.keys().map(String::as_str).collect();
-        ConfigError::new(format!("{setting} = {name:?}: this build has {}", names.join(", ")))
+        ConfigError::new(format!(
+            "{setting} = {name:?}: this build has no plugin of that name; use one of {}",
+            names.join(", ")
+        ))
     })
 }

@@ -1,13 +1,14 @@
 //! One section of the configuration file: its parsing and its errors.
 //!
-//! The registry and the configuration both parse sections. This module serves both, so that they
-//! need not import each other.
+//! `registry` and `config` both parse sections. `config` imports `registry`, so `registry` must not
+//! import `config`. The common code is therefore in this module.
 
 use quorate_core::storage::StorageError;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-/// Least similarity (Jaro-Winkler, 0 to 1) of a known name that is suggested for an unknown one.
+/// Similarity (Jaro-Winkler, 0 to 1) that a known name must exceed to be suggested in place of an
+/// unknown name.
 const MIN_SIMILARITY: f64 = 0.7;
 
 /// Parses one section. An unknown key is an error that suggests the nearest known key.
@@ -23,7 +24,8 @@ pub(crate) fn parse_section<C: DeserializeOwned>(name: &str, table: Table) -> Re
     })
 }
 
-/// Describes a value that the section's type does not permit: the key, the value, and what to use.
+/// Returns the error message for a value that the section's type does not permit. The message names
+/// the key and the value, and says what to use instead.
 fn invalid_value(error: &toml::de::Error, table: &Table) -> String {
     let text = error.to_string();
     // The parser names the key after its message: "…\nin `key`".
@@ -47,7 +49,7 @@ fn invalid_value(error: &toml::de::Error, table: &Table) -> String {
     }
 }
 
-/// Error in a configuration: names the key, and what to write instead.
+/// Error in a configuration. Its message names the key, and says what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: String,
@@ -73,8 +75,8 @@ impl std::fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Describes an unknown name, with the nearest known one ("did you mean") and the list of all.
-/// `kind` is the kind of name: "section" or "key".
+/// Returns the error message for an unknown name. The message suggests the most similar known name
+/// ("did you mean") and lists all known names. `kind` is the kind of name: "section" or "key".
 pub(crate) fn unknown_name(kind: &str, unknown: &str, known: &[&str]) -> String {
     let nearest = known
         .iter()

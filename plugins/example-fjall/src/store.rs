@@ -84,11 +84,11 @@ impl Store {
     /// Copies all committed records into an empty folder, as a database of its own.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
         let failed = |error: std::io::Error| StorageError::Io {
-            detail: format!("checkpoint to {}: {error}", folder.display()),
+            detail: format!("cannot copy the store to {}: {error}", folder.display()),
         };
         fs::create_dir_all(folder).map_err(failed)?;
         if fs::read_dir(folder).map_err(failed)?.next().is_some() {
-            return Err(failed(std::io::Error::other("the folder is not empty")));
+            return Err(failed(std::io::Error::other("the folder is not empty: use an empty or a new one")));
         }
         let copy = Store::open(&Config::default(), folder)?;
         let mut gathered = Changes::new();

@@ -2,7 +2,8 @@
 //! yet. A thread commits all changes that gathered during its previous commit.
 //!
 //! If a commit fails, its updates fail, and so do the updates that were applied while it ran. After
-//! that the engine accepts no writes. The contents of the journal are then unknown until the next start reads it.
+//! that the engine accepts no writes, because the contents of the journal are unknown until the
+//! next start reads it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -136,8 +137,8 @@ impl Shared {
                 finish(waiting, &Ok(()));
             }
             Err(error) => {
-                // All failed updates are finished before the lock is released, so that no later
-                // update begins before that.
+                // All failed updates are finished under the lock, so that no later update begins
+                // before they have failed.
                 state.gathered.clear();
                 state.broken = Some(error.clone());
                 finish(waiting, &Err(error.clone()));

@@ -1,18 +1,19 @@
 //! Membership by gossip: nodes find each other through seeds. They pass on which members they know,
-//! the metadata that those published, and their heartbeats.
+//! and each member's metadata and heartbeat.
 //!
-//! In each round a node sends its *digest* to a few other nodes: for every member, the age of its
-//! own knowledge. The receiver answers with the members of which it has newer knowledge, and asks
-//! for those of which it has older knowledge. Each member increments its own *heartbeat*, which
-//! travels in the digests. A member whose heartbeat has not advanced for long is suspected, but
-//! never removed.
+//! In each round a node sends its *digest* to a few other nodes. For every member, this digest says
+//! how new the node's knowledge of the member is. The receiver answers with the members of which it
+//! has newer knowledge, and asks for those of which it has older knowledge. A *heartbeat* is a
+//! counter that each member increments for itself. It travels in the digests. A member whose
+//! heartbeat has not advanced for long is suspected, but never removed.
 //!
 //! This crate has no connections, no clock and no outside randomness: the same calls give the same
 //! messages.
 //!
 //! Source: van Renesse et al., *Efficient Reconciliation and Flow Control for Anti-Entropy
-//! Protocols* (Scuttlebutt), 2008. SWIM (Das et al., 2002) is the source of one rule: a node
-//! answers old claims about itself with a higher incarnation.
+//! Protocols* (Scuttlebutt), 2008. SWIM (Das et al., 2002) is the source of one rule: a node that
+//! receives a card of its own earlier run raises its incarnation, so that its present card is
+//! newer.
 
 mod config;
 mod message;
@@ -29,14 +30,14 @@ use message::{Age, Card, MAX_METADATA, MAX_METADATA_BYTES, Message};
 /// This plugin's name in `[membership] plugin`.
 pub const NAME: &str = "gossip";
 
-/// Members that are not suspected and receive a digest in one round. One suspected member receives
-/// it too, if there is any.
+/// Number of members to which a node sends its digest in one round. None of them is suspected. The
+/// node also sends the digest to one suspected member, if there is any.
 const TARGETS_PER_ROUND: usize = 2;
 
 /// Opens the plugin.
 ///
 /// # Errors
-/// The key with an invalid value, and the remedy.
+/// If a value is invalid. The error names its key and the remedy.
 pub fn open(config: Config, context: &PluginContext<'_>) -> Result<GossipMembership, OpenError> {
     let this = context.this;
     for (name, number) in [("interval_ms", config.interval_ms), ("suspect_after_ms", config.suspect_after_ms)]
@@ -129,9 +130,11 @@ impl GossipMembership {
         self.known.contains_key(&to).then(|| OutgoingMessage { to, message: message.encode() })
     }
 
-    /// Merges a card and a heartbeat, if they are newer than the known ones. A card of this node
-    /// that is newer than its own card is from an earlier run; a higher incarnation makes it
-    /// obsolete.
+    /// Merges a card and a heartbeat, if they are newer than the known ones.
+    ///
+    /// A received card of this node can be newer than the node's own card: it is from an earlier
+    /// run of the node, or another node has marked it as left. The node then raises its incarnation
+    /// above that of the received card, so that its own card is newer again.
     fn merge(&mut self, card: Card, heartbeat: u64) {
         let id = card.member.id;
         if id == self.this {
@@ -181,7 +184,8 @@ impl GossipMembership {
                 {
                     wanted.push(id.0);
                 }
-                // Only the heartbeat is newer, and the digest contains it.
+                // Only the heartbeat is newer. The digest contains it, so the card is not
+                // requested.
                 Some(known)
                     if age.incarnation == known.card.incarnation && age.heartbeat > known.heartbeat =>
                 {

@@ -1,5 +1,5 @@
-//! The messages between members, as JSON. They are a few hundred bytes a second, and readable in a
-//! dump of the traffic.
+//! The messages between members, as JSON, which is readable in a dump of the traffic. They are only
+//! a few hundred bytes a second, so their size does not matter.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,8 @@ const MAX_TEXT_BYTES: usize = 256;
 pub(crate) struct Card {
     #[serde(with = "WireMember")]
     pub(crate) member: Member,
-    /// Number of the member's run. The member raises it when it receives a card of an earlier run.
+    /// Number of the member's run. It begins at 1. When the member receives a newer card of itself
+    /// than its own, mostly of an earlier run, it takes that card's incarnation + 1.
     pub(crate) incarnation: u64,
     /// Number of changes of the card in this run.
     pub(crate) version: u64,
@@ -29,7 +30,7 @@ pub(crate) struct Card {
     pub(crate) metadata: BTreeMap<String, Vec<u8>>,
 }
 
-/// Age of the knowledge of one member: newer knowledge compares as greater.
+/// State of a node's knowledge of one member. Newer knowledge compares as greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(crate) struct Age {
     pub(crate) incarnation: u64,
@@ -39,8 +40,8 @@ pub(crate) struct Age {
 
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// The sender's own card and heartbeat, and the age of its knowledge of every member, by node
-    /// id.
+    /// The sender's own card and heartbeat. Also, for each node id that it knows, the age of its
+    /// knowledge of that member.
     Digest { own: (Card, u64), ages: Vec<(u64, Age)> },
     /// Cards with heartbeats, and the ids of members whose cards the sender wants.
     News { cards: Vec<(Card, u64)>, wanted: Vec<u64> },
@@ -74,7 +75,7 @@ impl Card {
         Card { member, incarnation: 1, version: 0, left: false, metadata: BTreeMap::new() }
     }
 
-    /// True if the card keeps the bounds that every valid card keeps.
+    /// Returns true if the card's texts, metadata and numbers are within their limits.
     pub(crate) fn is_sound(&self) -> bool {
         let Member { name, address, zone, .. } = &self.member;
         let short = [name, address, zone].iter().all(|text| text.len() <= MAX_TEXT_BYTES);

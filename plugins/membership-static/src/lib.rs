@@ -1,7 +1,7 @@
-//! Membership with a fixed list of members: the same list in the configuration of every node. It
-//! changes only by editing all of them.
+//! Membership with a fixed list of members: the same list in the configuration of every node. To
+//! change it, edit the configurations of all nodes and restart the nodes.
 //!
-//! This crate detects no failures: a node learns from its connections if a member answers.
+//! This crate detects no failures: a node learns only from its connections if a member answers.
 
 mod config;
 

@@ -3,7 +3,7 @@
 //!
 //! Of concurrent writes all but one are lost, without an error. Use this resolver for caches, and
 //! for values of which any recent one is good enough. A write never loses against a version that it
-//! replaces, even if clocks are wrong, because its stamp is greater than all that it has seen.
+//! replaces, even if clocks are wrong: its stamp is greater than the stamps of all these versions.
 
 use quorate_core::object::{MergeRule, Version};
 use quorate_core::plugin::{OpenError, PluginContext};

@@ -1,4 +1,5 @@
-//! Upper bound of durable writes without a write-ahead log: bare LMDB commit loops side by side.
+//! Measures an upper bound of the rate of durable writes without a write-ahead log. It runs several
+//! loops that only commit to LMDB, at the same time.
 //!
 //! Each loop has its own file on one disk, as the three replicas of a cluster on one machine have.
 //!

@@ -11,8 +11,8 @@ pub struct Config {
     /// Longest time between two checkpoints, in milliseconds. Default 1000.
     #[serde(deserialize_with = "interval_ms")]
     pub interval_ms: u64,
-    /// Largest size of the LMDB file, in MiB. Opening it reserves only address space.
-    /// Default 65,536 (64 GiB).
+    /// Largest size of the LMDB file, in MiB. Opening the file reserves address space in memory,
+    /// but no space on the disk. Default 65,536 (64 GiB).
     #[serde(deserialize_with = "map_size_mib")]
     pub map_size_mib: u64,
     /// Free space that the engine keeps, in MiB. Default 16.
@@ -66,10 +66,12 @@ fn map_size_mib<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Er
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// After the write-ahead log has it on the disk. Writes that arrive meanwhile share a flush.
+    /// After the write-ahead log has the write on the disk. Writes that arrive during one flush
+    /// share the next flush.
     #[default]
     Fsync,
-    /// At once, from memory. A checkpoint brings it to the disk within `interval_ms`. A killed
-    /// process loses the writes since its last checkpoint, which counts as a lost disk.
+    /// At once, from memory. The next checkpoint brings the write to the disk (`interval_ms`). A
+    /// killed process loses the writes since its last checkpoint. The node treats this as a lost
+    /// disk: at each start it recovers from other replicas.
     Interval,
 }

@@ -1,8 +1,8 @@
 //! Durable storage on LMDB, a copy-on-write B+ tree in one memory-mapped file.
 //!
 //! A commit to the tree is expensive. Changes therefore collect in a write buffer in memory, and a
-//! checkpoint writes them to the tree. Under "fsync" a write-ahead log (WAL) makes them durable
-//! before.
+//! checkpoint writes them to the tree. Under "fsync", each change is first written to a write-ahead
+//! log (WAL). It is acknowledged, and readers see it, only once the WAL has it on the disk.
 //!
 //! # From an update to the tree
 //!
@@ -31,12 +31,18 @@
 //!                                                   `finished`
 //! ```
 //!
-//! A checkpoint begins every `interval_ms`, or earlier if the buffer is large. A commit that does not
-//! fit is repeated as several smaller ones.
+//! A checkpoint begins `interval_ms` after the last one ended, or earlier if the buffer is large or
+//! space is low. Under "fsync", a large checkpoint is split into about 48 commits with pauses
+//! between them. The reason is that clients wait for flushes of the WAL, and these wait while a
+//! commit is flushed. Under "interval" there are no flushes of a WAL, so one commit is enough.
 //!
-//! At a start, recovery reads the changes that the WAL has and the tree lacks, and the first
-//! checkpoint writes them to the tree. A clean stop leaves no WAL. A checkpoint here is not
-//! [`StorageEngine::checkpoint`], which copies the tree into another folder.
+//! If LMDB's map or the disk lacks space for a commit, its changes are committed in smaller parts.
+//! A smaller commit needs less space at a time.
+//!
+//! At a start, WAL recovery reads the changes that the WAL has and the tree lacks, and the first
+//! checkpoint writes them to the tree. A clean stop writes all changes to the tree and removes the
+//! WAL. A checkpoint here is not [`StorageEngine::checkpoint`], which copies the tree into another
+//! folder.
 //!
 //! # Code map
 //!
@@ -48,7 +54,8 @@
 //! - `space.rs`: the space that a change needs.
 //! - `engine`: updates, WAL thread and checkpointer, each in a file of its own.
 //!
-//! *Not* here: `MDB_NOSYNC` and `MDB_WRITEMAP`, which can corrupt the file.
+//! LMDB's flags `MDB_NOSYNC` and `MDB_WRITEMAP` are not used. With them, a crash or a stray write
+//! to memory can corrupt the file.
 
 mod config;
 mod data_folder;
@@ -79,7 +86,8 @@ pub const NAME: &str = "lmdb";
 /// Opens the store in the data folder, or creates it.
 ///
 /// # Errors
-/// If another process uses the folder, its format is newer, or it cannot be written.
+/// If a value of `config` is outside its limits, or another process uses the folder. Also if the
+/// folder's format is newer than this build's, the WAL is damaged, or the disk fails.
 pub fn open(config: Config, context: &PluginContext<'_>) -> Result<LmdbStorage, OpenError> {
     config.check()?;
     let folder = context.data_folder;

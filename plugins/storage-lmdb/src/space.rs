@@ -1,6 +1,7 @@
 //! Free space, and an upper bound of the space that a change needs.
 //!
-//! The engine checks both before it accepts a change, so that every accepted change fits.
+//! The engine compares the two before it accepts a change. So LMDB's map and the disk have space
+//! for every accepted change.
 
 const PAGE_BYTES: usize = 4096;
 /// Largest record that LMDB stores inside a leaf page: a page must hold two (`me_nodemax`). The
@@ -10,10 +11,10 @@ const MAX_INLINE_BYTES: usize = 2038;
 const RECORD_HEADER_BYTES: usize = 8;
 /// Bytes that LMDB puts before the first overflow page's part of a value.
 const PAGE_HEADER_BYTES: usize = 16;
-/// Bytes that a leaf page needs for a value in overflow pages: the number of the first one.
+/// Bytes that a leaf page needs for a value in overflow pages: the number of the first such page.
 const OVERFLOW_POINTER_BYTES: usize = 8;
 
-/// Space that can still be used without touching the reserve.
+/// Space that can still be used without touching the reserve (`reserve_mib`).
 #[derive(Clone, Copy, Default)]
 pub(crate) struct FreeSpace {
     /// Number of pages by which the tree can still grow in LMDB's map.
@@ -23,7 +24,7 @@ pub(crate) struct FreeSpace {
 }
 
 impl FreeSpace {
-    /// Returns true if the map has space for the pages, and the disk for them and the WAL.
+    /// Returns true if the map has space for the pages, and the disk for the pages and the WAL.
     pub(crate) fn fits(self, tree_pages: usize, wal_bytes: usize) -> bool {
         let bytes = (tree_pages * PAGE_BYTES + wal_bytes) as u64;
         tree_pages as u64 <= self.tree_pages && bytes <= self.disk_bytes
@@ -32,9 +33,10 @@ impl FreeSpace {
 
 /// Computes the most pages by which the tree grows when a record gets `new` value bytes.
 ///
-/// `stored` is the size of its present value, or `None` if there is no such record. A new or larger
-/// record may split its page, however small the record is. A commit also copies the pages that it
-/// changes. They do not count here: they are free again with the commit after the next.
+/// `stored` is the size of the record's present value, or `None` if there is no such record. A new
+/// or larger record may split its page, however small the record is. A commit also copies the pages
+/// that it changes. Old copies do not count here: they are free again with the commit after the
+/// next.
 pub(crate) fn page_growth(key_bytes: usize, stored: Option<usize>, new: usize) -> usize {
     let overflow_pages = |value: usize| match RECORD_HEADER_BYTES + key_bytes + value {
         inline if inline <= MAX_INLINE_BYTES => 0,

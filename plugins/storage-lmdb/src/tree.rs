@@ -17,7 +17,7 @@ use crate::write_buffer::Changes;
 
 const MAX_READERS: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
-/// Free space above the reserve below which freed pages are counted too.
+/// Free bytes of the map, besides the reserve. With fewer, the engine also counts freed pages.
 const COUNT_FREED_PAGES_BELOW: u64 = 64 * MIB;
 /// Cursor operations by LMDB's numbers (`MDB_cursor_op`).
 const SET_RANGE: u32 = 17;
@@ -34,7 +34,8 @@ pub(crate) struct Tree {
     database: Database,
     map_bytes: u64,
     reserve_bytes: u64,
-    /// Last field: the folder stays locked until the environment is closed.
+    /// Last field, because fields are dropped in order: the folder stays locked until the
+    /// environment is closed.
     folder: DataFolder,
 }
 
@@ -91,13 +92,14 @@ impl Tree {
         }
     }
 
-    /// Measures the space that can still be used without touching the reserve.
+    /// Measures the space that can still be used without touching the reserve (`reserve_mib`).
     pub(crate) fn free_space(&self) -> Result<FreeSpace, StorageError> {
         let free_disk = fs4::available_space(self.folder.path()).unwrap_or(u64::MAX);
         let page_bytes = u64::from(self.environment.stat().map_err(lmdb_error)?.page_size());
         let used = self.environment.info().map_err(lmdb_error)?.last_pgno() as u64 * page_bytes;
         let mut free_map = self.map_bytes.saturating_sub(used);
-        // Freed pages are free space too. Counting them is slow, so it is done only near the end.
+        // Freed pages are free space too. Counting them is slow, so they are counted only when the
+        // map is nearly full.
         if free_map < self.reserve_bytes + COUNT_FREED_PAGES_BELOW {
             free_map += self.environment.freelist().map_err(lmdb_error)? as u64 * page_bytes;
         }
@@ -107,9 +109,10 @@ impl Tree {
         })
     }
 
-    /// Builds the error of a change that does not fit into `free`.
+    /// Builds the error for a change that needs more space than `free`.
     ///
-    /// The map is full if it lacks `tree_pages`. Otherwise the disk is, for the tree and the WAL.
+    /// The error names the map if fewer than `tree_pages` pages are free in it. Otherwise it names
+    /// the disk, which lacks space for the tree and the WAL.
     pub(crate) fn full_error(&self, free: FreeSpace, tree_pages: usize) -> StorageError {
         let folder = self.folder.path().display();
         let detail = if tree_pages as u64 > free.tree_pages {
@@ -129,11 +132,11 @@ impl Tree {
     /// Writes a compacted, consistent copy of the tree into an empty folder.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
         let failed = |error: String| StorageError::Io {
-            detail: format!("checkpoint to {}: {error}", folder.display()),
+            detail: format!("cannot copy the store to {}: {error}", folder.display()),
         };
         fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
         if fs::read_dir(folder).map_err(|error| failed(error.to_string()))?.next().is_some() {
-            return Err(failed("the folder is not empty".into()));
+            return Err(failed("the folder is not empty: use an empty or a new one".into()));
         }
         let path = CString::new(folder.as_os_str().as_bytes()).map_err(|error| failed(error.to_string()))?;
         // SAFETY: the environment is open as long as `self` exists. `path` is a C string that
@@ -212,7 +215,7 @@ fn cursor_record(result: CursorResult<'_>) -> Result<Option<Record<'_>>, Storage
     }
 }
 
-/// Changes that one commit makes together. Dropping it without a commit undoes them.
+/// Changes that one commit makes together. Dropping the transaction without a commit undoes them.
 pub(crate) struct WriteTransaction<'tree> {
     transaction: lmdb::RwTransaction<'tree>,
     database: Database,
@@ -248,7 +251,9 @@ fn lmdb_error(error: lmdb::Error) -> StorageError {
             detail: "the map is full: raise [storage] map_size_mib and restart the node".into(),
         },
         // Reported as full, because smaller commits of the same changes can succeed.
-        lmdb::Error::TxnFull => StorageError::Full { detail: "the commit is too large".into() },
+        lmdb::Error::TxnFull => {
+            StorageError::Full { detail: "one commit changes more pages than LMDB allows".into() }
+        }
         // ENOSPC and EDQUOT.
         lmdb::Error::Other(28 | 122) => StorageError::Full { detail: format!("the disk is full: {error}") },
         other => StorageError::Io { detail: format!("lmdb: {other}") },

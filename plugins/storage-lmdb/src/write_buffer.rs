@@ -15,11 +15,13 @@ use quorate_core::storage::Range;
 /// New values by key. `None` removes the record.
 pub(crate) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 
-/// Sizes of the active part at which a checkpoint begins before its interval is over.
+/// Bytes of the active part from which on a checkpoint begins before its interval is over.
 pub(crate) const CHECKPOINT_BYTES: usize = 32 * 1024 * 1024;
+/// Records of the active part from which on a checkpoint begins before its interval is over.
 pub(crate) const CHECKPOINT_RECORDS: usize = 32_768;
-/// Sizes of the active part at which the WAL thread waits for the checkpointer.
+/// Bytes of the active part from which on the WAL thread waits for the checkpointer.
 const STALL_BYTES: usize = 4 * CHECKPOINT_BYTES;
+/// Records of the active part from which on the WAL thread waits for the checkpointer.
 const STALL_RECORDS: usize = 4 * CHECKPOINT_RECORDS;
 
 /// Size of a set of changes.
@@ -80,7 +82,7 @@ impl BufferPart {
     }
 }
 
-/// Changes that readers see above the tree.
+/// Changes in memory. A reader that finds a record here does not use the tree's older one.
 ///
 /// A thread that changes the buffer also holds the lock of the engine's state. Reading the buffer
 /// needs no other lock.
@@ -99,7 +101,8 @@ impl WriteBuffer {
 
     /// Copies the changes of the active part that a page of `range` can need.
     ///
-    /// These are as many stored records as fill the page, and the removed ones between them.
+    /// These are the new values that fill the page, one more, and the removals between them. The
+    /// tree and the frozen part can only make the page end earlier.
     pub(crate) fn active_in(&self, range: &Range<'_>) -> Changes {
         if range.end.is_some_and(|end| end <= range.start) {
             return Changes::new();
@@ -132,7 +135,8 @@ impl WriteBuffer {
         std::mem::take(&mut self.frozen)
     }
 
-    /// Puts the frozen part back below the active one, because its checkpoint failed.
+    /// Merges the frozen part back into the active one, because its checkpoint failed. Changes of
+    /// the active part are newer, so they win.
     pub(crate) fn unfreeze(&mut self) {
         let frozen = Arc::unwrap_or_clone(self.take_frozen());
         let newer = std::mem::replace(&mut self.active, frozen);

@@ -156,7 +156,8 @@ fn a_full_map_loses_nothing() {
         let small = Config { map_size_mib: 4, reserve_mib: 1, ..config(durability) };
         let engine = open(small, folder.path()).unwrap();
         let (mut stored, mut refused) = (0, 0);
-        // Buffered changes count with an upper bound, so a few are refused too early.
+        // Buffered changes count with an upper bound of their space, so a few puts are refused
+        // although the map has space.
         let error = loop {
             match put(&engine, &format!("{stored:04}"), &[7; 10_000]) {
                 Ok(()) => (stored, refused) = (stored + 1, 0),
@@ -188,9 +189,9 @@ fn a_full_map_loses_nothing() {
     }
 }
 
-/// Acknowledged records fit, also small ones scattered over full pages, each of which can split
-/// one. On the full map, changes that do not make the tree larger are accepted, and removed records
-/// free space.
+/// The map has space for all acknowledged records, also if they are small and scattered over full
+/// pages, where each can split a page. On the full map, changes that do not make the tree larger
+/// are accepted, and removed records free space.
 #[test]
 fn scattered_records_fit_a_full_map() {
     for durability in [Durability::Fsync, Durability::Interval] {
@@ -202,7 +203,7 @@ fn scattered_records_fit_a_full_map() {
         for first in (0..many).step_by(500) {
             put_all(&engine, (first..first + 500).map(|number| (name(number, ""), vec![1; 100])));
         }
-        // The stride reaches another page each time.
+        // Each step is large enough to reach another page.
         let (mut stored, mut refused) = (Vec::new(), 0);
         let mut number = 0;
         while refused < 20 {
@@ -270,7 +271,7 @@ fn change_all(
 }
 
 /// A store opens although the map is too small for the log's changes, or the disk too full for a
-/// new log. It serves reads, refuses writes with the reason, and recovers when there is space.
+/// new log. It serves reads, refuses writes with the reason, and accepts them once there is space.
 #[test]
 fn a_store_without_space_opens() {
     let folder = tempfile::tempdir().unwrap();

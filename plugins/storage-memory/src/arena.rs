@@ -10,14 +10,16 @@ use bytes::Bytes;
 /// the lock. (Chunks are small in tests, so that tests empty some.)
 pub(crate) const CHUNK_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
 /// Most bytes of a value in a chunk. A record with a larger value has its own allocation, and so
-/// has a record whose key is longer than [`MAX_KEY`]. Neither reads nor emptied chunks copy such a
-/// value.
+/// has a record whose key is longer than [`MAX_KEY`]. Such a value is never copied, neither by a
+/// read nor when a chunk is emptied.
 pub(crate) const LARGEST_IN_CHUNK: usize = 1_024;
-/// Divisor of the used bytes: 1 / `HOLES_DIVISOR` of them may be holes, and [`EXTRA_HOLE_BYTES`]
-/// more.
+/// Divisor in the limit of the holes: `used / HOLES_DIVISOR + EXTRA_HOLE_BYTES` bytes. Above this
+/// limit, chunks are emptied.
 const HOLES_DIVISOR: usize = 3;
+/// Bytes of holes that are allowed besides this share of the used bytes.
 const EXTRA_HOLE_BYTES: usize = 4 * CHUNK_BYTES;
-/// Chunks that one search for the chunk with the most holes checks at least.
+/// Least number of chunks that one search for the chunk with the most holes checks, if there are as
+/// many.
 const CHECKED_CHUNKS: usize = 64;
 /// Bytes of a record's header: two little-endian `u16`. The first has the key's length (9 bits),
 /// the number of free bytes after the value (6 bits), and the mark of a hole (1 bit). The second is
@@ -103,12 +105,12 @@ struct Large {
 #[derive(Default)]
 pub(crate) struct Arena {
     chunks: Vec<Chunk>,
-    /// Numbers of `chunks` without memory.
+    /// Indexes in `chunks` of the chunks without memory.
     empty: Vec<usize>,
     /// Number of the chunk that is being filled.
     open: usize,
     large: Vec<Option<Large>>,
-    /// Numbers of `large` without a record.
+    /// Indexes in `large` of the entries without a record.
     unused: Vec<usize>,
     /// Number of the chunk at which the next search for holes begins.
     next: usize,
@@ -216,7 +218,7 @@ impl Arena {
             Location::Chunk(chunk, at) => {
                 let head = self.head(chunk, at);
                 let Some(free) = (head.value + head.free).checked_sub(value.len()) else { return false };
-                // Free bytes are not counted as holes, so that they are kept few.
+                // Free bytes are not counted as holes, so a record may have only few of them.
                 if free > MAX_FREE.min((head.key + value.len()) / 4) {
                     return false;
                 }
@@ -261,8 +263,8 @@ impl Arena {
         self.empty.push(chunk);
     }
 
-    /// Returns the chunk to empty next, or `None` if holes keep their bound. It is the chunk with
-    /// the most bytes of holes among those that the search checks.
+    /// Returns the chunk to empty next, or `None` while the total size of the holes is within its
+    /// limit. Of the chunks that the search checks, it is the one with the most bytes of holes.
     pub(crate) fn most_holes(&mut self) -> Option<usize> {
         let holes = self.used - self.live;
         if holes <= self.used / HOLES_DIVISOR + EXTRA_HOLE_BYTES {
@@ -276,7 +278,7 @@ impl Arena {
             if most == self.open || holes_of(chunk) > holes_of(most) {
                 most = chunk;
             }
-            // Some chunk passes this test, because all chunks together have this share of holes.
+            // Some chunk passes this test, because more than this share of all bytes are holes.
             if checked >= CHECKED_CHUNKS && holes_of(most) >= self.chunks[most].bytes.len() / HOLES_DIVISOR {
                 break;
             }

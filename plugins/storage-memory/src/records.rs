@@ -16,8 +16,8 @@ const BLOCK_SLOTS: usize = 128;
 /// Slots by which the capacity of a full block grows.
 const SPARE_SLOTS: usize = 16;
 
-/// The first three bytes of a key, and the number of bytes that the key has of them. Ordered as
-/// keys.
+/// The first three bytes of a key, and how many of them the key has (a key can be shorter).
+/// Prefixes have the order of their keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct KeyPrefix(u32);
 
@@ -37,7 +37,7 @@ struct Block {
     /// block.
     begin: SmallVec<[u8; 32]>,
     slots: Vec<Slot>,
-    /// One byte of each key's hash. It finds the slot of a key without reading the other records.
+    /// One byte of each key's hash. It finds the slot of a key without reading most other records.
     tags: Vec<u8>,
 }
 
@@ -54,7 +54,8 @@ impl Block {
         }
     }
 
-    /// Removes the slots from index `at` on, and returns them as a block with this lower bound.
+    /// Removes the slots from index `at` on, and returns them as a block with the lower bound
+    /// `begin`.
     fn split_off(&mut self, at: usize, begin: &[u8]) -> Block {
         let rest = Block {
             begin: SmallVec::from_slice(begin),
@@ -227,14 +228,14 @@ impl Records {
         self.arena.remove(slot);
     }
 
-    /// Empties chunks with many holes, until the holes keep their bound.
+    /// Empties chunks with many holes, until the total size of the holes is within its limit.
     fn empty_chunks(&mut self) {
         while let Some(chunk) = self.arena.most_holes() {
             for slot in self.arena.records(chunk) {
                 let key = self.arena.key(slot);
                 let part = self.parts.get_mut(&KeyPrefix::of(key)).expect("every record has a part");
                 let at = part.find(&self.arena, key).expect("every record is in its part");
-                // If all chunks are in use, the holes stay.
+                // If all chunks are in use, the record cannot be moved, and the holes stay.
                 let Some(carried) = self.arena.carry(slot) else { return };
                 part.set(at, carried);
             }

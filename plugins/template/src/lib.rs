@@ -23,11 +23,11 @@ pub struct Config {
     pub max_records: Option<usize>,
 }
 
-/// Opens the engine. A durable engine creates the context's data folder, locks it, and checks the
-/// format of its files.
+/// Opens the engine. A durable engine must also do this here: create the context's data folder,
+/// lock it, and check the format of its files.
 ///
 /// # Errors
-/// The reason, and the remedy.
+/// If the engine cannot be opened. The error has the reason and the remedy.
 pub fn open(config: Config, _context: &PluginContext<'_>) -> Result<MyEngine, OpenError> {
     Ok(MyEngine { config, records: Mutex::default() })
 }

@@ -75,7 +75,8 @@ fn find_bug(name: &str) -> Option<Bug> {
     Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
 }
 
-/// Calls `one` for each seed, on all cores, until it returns false.
+/// Calls `one` for the seeds from `from` to `from + seeds - 1`, on all cores. Begins no further
+/// seed after a call has returned false.
 fn on_all_cores(from: u64, seeds: u64, one: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(from);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

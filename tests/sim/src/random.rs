@@ -33,7 +33,7 @@ impl Random {
         self.draw() % bound
     }
 
-    /// Returns true in `percent` of 100 draws.
+    /// Returns true with a probability of `percent` percent.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

@@ -5,7 +5,7 @@ use quorate_core::codec;
 use quorate_core::layout_change::Layouts;
 use quorate_core::{NodeId, Object};
 
-/// Decodes an object's record. `None`: it is no object's record, or it is damaged.
+/// Decodes an object's record. `None`: `bytes` are no object's record, or a damaged one.
 pub fn decode_object(bytes: &Bytes) -> Option<Object> {
     codec::decode_object(bytes).ok().map(|record| record.object)
 }
@@ -15,7 +15,7 @@ pub fn layouts_key() -> Bytes {
     quorate_node::layouts_key().to_bytes()
 }
 
-/// Decodes the record that holds the layouts of `node`.
+/// Decodes the record that holds the layouts of `node`. `None`: `bytes` are no such record.
 pub fn decode_layouts(node: NodeId, bytes: &Bytes) -> Option<Layouts> {
     Layouts::decode(node, bytes).ok()
 }

@@ -56,7 +56,7 @@ fn planted_bugs_are_found() {
     assert_eq!(planted, Bug::ALL, "each bug has its seed");
 }
 
-/// A seed that catches each bug, from `make sim-bugs`.
+/// For each planted bug, a seed whose run finds it. `make sim-bugs` searches for such seeds.
 const CAUGHT_BY: [(Bug, u64); 21] = [
     (Bug::HintDeletedBeforeAck, 0),
     (Bug::ChangedHintDeleted, 33),

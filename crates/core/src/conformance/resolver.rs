@@ -20,7 +20,8 @@ pub fn run<R: ConflictResolver>(open: impl FnOnce(&PluginContext<'_>) -> R) {
         let versions: Vec<Version> = (0..count).map(version).collect();
         check(resolver, &versions);
     }
-    // Equal stamps of several actors, equal values and empty values.
+    // These versions have equal stamps of several actors. Two have equal values, one has an empty
+    // value.
     let mut tied: Vec<Version> = (0..4).map(version).collect();
     tied.iter_mut().for_each(|version| version.dot.stamp = Stamp(7));
     tied[1].payload = Payload::Value("".into());

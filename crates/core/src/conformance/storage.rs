@@ -289,8 +289,8 @@ fn scans_are_ordered_and_bounded<E: StorageEngine + ?Sized>(engine: &E) {
     assert!(tiny.more, "a page that a bound stopped says that there is more");
 }
 
-/// Two records are changed one after the other. A scan of one moment then shows the first at most
-/// one step ahead of the second.
+/// Checks that a scan shows one moment. Two records are changed one after the other, so a scan may
+/// show the first at most one change ahead of the second.
 fn scans_see_one_moment<E: StorageEngine + ?Sized>(engine: Arc<E>) {
     let pair = |number: u32| -> Vec<Box<dyn Update>> {
         let value = Bytes::from(number.to_string());

@@ -12,20 +12,23 @@ use super::phase::{NextStep, Phase};
 use super::summary::{LayoutSummary, SummaryMerge};
 use super::view::View;
 
-/// Maximum number of layouts that are active together. Further changes must wait.
+/// Maximum number of layouts that are active together. Further layout changes are refused until
+/// older layouts are forgotten.
 pub const MAX_ACTIVE: usize = 6;
 
-/// Number of further layouts that may be active, but only to declare disks lost.
+/// Number of layouts that may be active beyond [`MAX_ACTIVE`]. Such a layout must declare a disk
+/// lost, because the earlier layout changes may be waiting for that node.
 pub(super) const RESERVED_ACTIVE: usize = 4;
 
-/// Maximum number of staged changes.
+/// Maximum number of staged changes. Further ones are refused.
 pub const MAX_STAGED: usize = 256;
 
-/// Maximum number of remembered ids of changes that were made or withdrawn. A node that has not
-/// received that result would stage such a change again.
+/// Maximum number of remembered ids of changes that were made or withdrawn. The smallest ids are
+/// forgotten first. Another node may still have such a change staged; without the id, this node
+/// would stage it again.
 pub(super) const MAX_CLEARED: usize = 1_024;
 
-/// Maximum number of layouts in the history.
+/// Maximum number of layouts in the history. The oldest are dropped, except for the first.
 pub(super) const MAX_HISTORY: usize = 4_096;
 
 pub(super) const MAX_SUMMARY: usize = 1_024;
@@ -37,12 +40,12 @@ pub struct LayoutRecord {
     pub number: u64,
     /// The layout's digest.
     pub digest: u64,
-    /// The changes that made the layout, for people.
+    /// The changes that made the layout, as text for people.
     pub summary: String,
 }
 
-/// The older layouts that a node reads and writes, by digest. They are fixed when a newer layout
-/// appears.
+/// Digests of the layouts that a node reads (`read`) and writes (all from `from` to `to`) until the
+/// newest layout takes over. They are fixed when a newer layout appears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Base {
     pub(super) read: u64,
@@ -144,7 +147,7 @@ impl Layouts {
     }
 
     /// Returns the positions in `active` of the layouts that are read and written, if every
-    /// participant has reached the phase `least`. The newest layout has a flag of its own.
+    /// participant has reached the phase `least`. A flag says if the newest layout is written too.
     pub(super) fn mode(&self, least: Phase) -> Mode {
         let newest = self.active.len() - 1;
         let read_from = if planted(Bug::ReadsMoveBeforeSynced) { Phase::Acked } else { Phase::Synced };
@@ -228,8 +231,8 @@ impl Layouts {
         }
     }
 
-    /// Moves this node to its next phase, because it did its step or stored the newest layout. The
-    /// caller must store the result before it tells other nodes.
+    /// Moves this node to its next phase. Call it after the node has done its step, or has stored
+    /// the newest layout. Store the result before telling other nodes.
     pub fn advance(&mut self) {
         let next = Phase::ALL.iter().position(|phase| *phase == self.own).unwrap_or(0) + 1;
         self.own = Phase::ALL[next.min(Phase::ALL.len() - 1)];
@@ -254,15 +257,15 @@ impl Layouts {
         true
     }
 
-    /// Forgets the layouts before this position, because some node has seen that every node is done
-    /// with them.
+    /// Forgets the layouts before this position. Call it only if some node has seen that every node
+    /// is done with them.
     pub(super) fn forget_before(&mut self, position: usize) {
         if position == 0 {
             return;
         }
         let gone: Vec<Arc<Layout>> = self.active.drain(..position).collect();
-        // Buckets are created without being staged. Their ids are not remembered, because many
-        // buckets would displace the ids of other changes.
+        // The creation of a bucket is never staged. Its id is not remembered, because the ids of
+        // many buckets would displace the ids of other changes.
         let is_staged = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
         let made = gone.iter().chain(self.active.first()).flat_map(|layout| layout.changes());
         self.cleared.extend(made.filter(is_staged).map(|staged| staged.id));
@@ -322,8 +325,9 @@ impl Layouts {
         SummaryMerge { changed, fetch }
     }
 
-    /// Merges the progress that another node knows of the same newest layout. `oldest` is the
-    /// digest of that node's oldest active layout. Returns true if anything changed.
+    /// Merges the phases of nodes that another node knows. Its newest layout must be the same as
+    /// this node's. `oldest` is the digest of that node's oldest active layout. Returns true if
+    /// anything changed.
     pub(super) fn join_progress(
         &mut self,
         oldest: u64,
@@ -345,8 +349,8 @@ impl Layouts {
     }
 }
 
-/// The layouts that are read and written, as positions in `active`. Writes use all from `from` to
-/// `to`.
+/// The layouts that are read and written, as positions in `active`. Writes use all layouts from
+/// `from` to `to`.
 pub(super) struct Mode {
     pub(super) read: usize,
     pub(super) from: usize,

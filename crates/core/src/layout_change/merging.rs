@@ -34,7 +34,8 @@ impl Layouts {
             let progress = theirs.progress.iter().map(|(node, phase)| (*node, *phase));
             let oldest = theirs.active[0].digest();
             let mut changed = self.join_progress(oldest, progress);
-            // A node that reads or writes newer layouts has seen the phase that allows it.
+            // If the other node reads or writes newer layouts, it has seen that all nodes reached
+            // the phase that allows this.
             let later = |a: u64, b: u64| if self.position(b) > self.position(a) { b } else { a };
             let Base { read, from, to } = theirs.base;
             let base = Base {
@@ -50,8 +51,9 @@ impl Layouts {
             return false;
         }
         if !knows(theirs, mine) && !self.gives_way_to(theirs) {
-            // The other node will adopt this node's layouts. Stage its changes again now, so that
-            // changes staged on top of them are not withdrawn as unfit in the meantime.
+            // The other node will adopt this node's layouts. The changes that made its own layouts
+            // are staged again now. Otherwise staged changes that depend on them would be withdrawn
+            // in the meantime.
             let stays = self.history.clone();
             self.stage_again(&theirs.active, &stays);
             return false;
@@ -60,8 +62,8 @@ impl Layouts {
         true
     }
 
-    /// True if requests may have used this layout, or one made from it, because all nodes knew it.
-    /// Also true if it is one of the older layouts that all nodes have known for long.
+    /// True if all nodes knew this layout, so that requests may have used it or one made from it.
+    /// Also true for older layouts of the history.
     pub(super) fn went_by(&self, digest: u64) -> bool {
         let mode = self.mode(self.cluster_phase());
         let position = self.active.iter().position(|layout| layout.digest() == digest);
@@ -72,11 +74,12 @@ impl Layouts {
         }
     }
 
-    /// True if the other node's layout wins over this node's, where two layouts were made from the
-    /// same one. Every node decides alike.
+    /// True if the other node's layout wins over this node's, where both were made from the same
+    /// one. Every node comes to the same decision.
     ///
-    /// A layout that all nodes knew wins: the node that committed the other one was not waited for,
-    /// because its disk was declared lost. Otherwise the larger digest wins.
+    /// A layout that all nodes knew wins. (The node that made the other layout did not know the
+    /// winner. It was not waited for, because its disk was declared lost.) Otherwise the larger
+    /// digest wins.
     fn gives_way_to(&self, theirs: &Layouts) -> bool {
         let common =
             self.history.iter().zip(&theirs.history).take_while(|(a, b)| a.digest == b.digest).count();

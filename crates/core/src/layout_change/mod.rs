@@ -2,7 +2,8 @@
 //! Each node keeps the active layouts and the phase of every other node, and derives its next step
 //! from them.
 //!
-//! A change has six phases. A node enters each only when it has seen every node in the one before:
+//! A change has six phases. A node enters a phase only when it has seen that every node has reached
+//! the phase before:
 //!
 //! | phase | the node has | once all have, it |
 //! |---|---|---|

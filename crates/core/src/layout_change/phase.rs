@@ -50,7 +50,7 @@ impl Phase {
 pub enum NextStep {
     /// No work: other nodes have not reached this node's phase, or the change has ended.
     Idle,
-    /// A wait until no request is open that began under an earlier view.
+    /// A wait until all requests that began under an earlier view of the layouts have ended.
     DrainRequests,
     /// A copy of the records that this node's partitions of the newest layout must hold.
     CopyData,

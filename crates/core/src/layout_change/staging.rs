@@ -1,5 +1,6 @@
-//! Changes that wait for their commit: an operator stages, shows, commits or withdraws them. They
-//! are staged again if the layout that they made loses to another one.
+//! Changes that wait for their commit: an operator stages, shows, commits or withdraws them. Two
+//! nodes may each make a next layout at the same time; only one of these stays. The changes of the
+//! layout that loses are staged again.
 
 use std::sync::Arc;
 
@@ -18,13 +19,15 @@ impl Layouts {
 
     /// Returns the changes that wait for their commit, in the order of their ids.
     ///
-    /// Changes that do not fit the newest layout are left out. Another operator has made the same
-    /// change, or one that rules it out; an unfit change would block all others.
+    /// Changes that cannot be applied to the newest layout are left out. Another operator has made
+    /// the same change, or one that rules it out. Such an unfit change would block the commit of
+    /// all others.
     pub fn staged(&self) -> Vec<StagedChange> {
         self.waiting().1
     }
 
-    /// Returns the ids of the staged changes that do not fit, and the changes that do.
+    /// Returns the ids of the staged changes that cannot be applied to the newest layout, and the
+    /// changes that can.
     pub(super) fn waiting(&self) -> (Vec<u64>, Vec<StagedChange>) {
         let (mut unfit, mut fit) = (Vec::new(), Vec::new());
         if self.staged.is_empty() {
@@ -46,13 +49,14 @@ impl Layouts {
         self.cleared.contains(&id) || made()
     }
 
-    /// Stages a change, if it fits together with those staged before it.
+    /// Stages a change, if it can be applied together with the changes that are staged already.
     ///
     /// A change that is staged, made or withdrawn already is not staged again: its sender did not
     /// receive the answer, and repeats the request.
     ///
     /// # Errors
-    /// [`LayoutError`], with the value that does not fit.
+    /// [`LayoutError`] if the change is not possible, if too many changes are staged, or if another
+    /// change has the same number.
     pub fn stage(&mut self, new: StagedChange) -> Result<(), LayoutError> {
         let mut all = self.staged();
         let again = all.last().is_some_and(|last| last.change == new.change) || all.contains(&new);
@@ -69,16 +73,17 @@ impl Layouts {
         }
         let place = all.partition_point(|staged| staged.id < new.id);
         all.insert(place, new.clone());
-        // Each change must fit the newest layout after the changes before it. The commit checks
-        // that the result is a valid layout.
+        // Each change must be possible in the newest layout, after the staged changes with smaller
+        // numbers. Only the commit checks that the result is a valid layout.
         let mut outline = self.newest().outline();
         all.iter().try_for_each(|staged| outline.apply(&staged.change))?;
         self.staged.insert(new.id, new.change);
         Ok(())
     }
 
-    /// Withdraws for good the changes that do not fit the newest layout, once all nodes know that
-    /// layout. Before that, it may still lose to a layout that they fit.
+    /// Withdraws for good the changes that cannot be applied to the newest layout, once all nodes
+    /// know that layout. Before that, the layout may still lose to another one, in which the
+    /// changes are possible.
     pub(super) fn withdraw_unfit(&mut self) {
         if !self.staged.is_empty() && self.went_by(self.newest().digest()) {
             let unfit = self.waiting().0;
@@ -88,7 +93,7 @@ impl Layouts {
     }
 
     /// Merges the changes that another node has staged. If two changes have the same number, every
-    /// node keeps the same one.
+    /// node keeps the one with the smaller encoding.
     pub(super) fn take_staged<'a>(&mut self, staged: impl Iterator<Item = (u64, &'a LayoutChange)>) {
         for (id, change) in staged {
             match self.staged.get(&id) {
@@ -101,7 +106,7 @@ impl Layouts {
 
     /// Withdraws all staged changes.
     pub fn clear(&mut self) {
-        // Changes that do not fit now are withdrawn too.
+        // Changes that cannot be applied to the newest layout are withdrawn too.
         let waiting: Vec<u64> = self.staged.keys().copied().filter(|id| !self.is_done_with(*id)).collect();
         self.cleared.extend(waiting);
         self.tidy_staged();
@@ -110,8 +115,8 @@ impl Layouts {
     /// Returns the layout that the staged changes make.
     ///
     /// # Errors
-    /// [`LayoutError`] if no change is staged, if the changes do not fit, or if too many layout
-    /// changes are under way.
+    /// [`LayoutError`] if no change is staged, if the changes make no valid layout, or if too many
+    /// layout changes are under way.
     pub fn plan(&self) -> Result<Layout, LayoutError> {
         let staged = self.staged();
         if staged.is_empty() {
@@ -125,8 +130,8 @@ impl Layouts {
         &self,
         mut changes: impl Iterator<Item = &'a LayoutChange>,
     ) -> Result<(), LayoutError> {
-        // Removing a dead member must always be possible, because only that ends a change that
-        // waits for it.
+        // Removing a dead member must always be possible, because only that ends a layout change
+        // that waits for the member.
         let removes = changes.any(|change| matches!(change, LayoutChange::Remove { .. }));
         if self.active.len() < MAX_ACTIVE + if removes { RESERVED_ACTIVE } else { 0 } {
             return Ok(());
@@ -180,11 +185,12 @@ impl Layouts {
         xxhash_rust::xxh3::xxh3_64(&bytes)
     }
 
-    /// Stages again the changes of layouts that lost: of those in `layouts` that are not in the
-    /// history `stays`.
+    /// Stages again the changes of layouts that lost. A layout has lost if it is in `layouts`, but
+    /// not in `stays`, the history of the layout that wins.
     pub(super) fn stage_again(&mut self, layouts: &[Arc<Layout>], stays: &[LayoutRecord]) {
         let loses = |layout: &&Arc<Layout>| !stays.iter().any(|past| past.digest == layout.digest());
-        // The creation of a bucket is not staged: its coordinator is still waiting, and repeats it.
+        // The creation of a bucket is not staged: the node that serves the request is still
+        // waiting, and repeats the creation.
         let is_operators = |staged: &&StagedChange| !matches!(staged.change, LayoutChange::Bucket { .. });
         let changes = layouts.iter().filter(loses).flat_map(|layout| layout.changes()).filter(is_operators);
         self.take_staged(changes.map(|staged| (staged.id, &staged.change)));

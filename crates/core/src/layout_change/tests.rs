@@ -42,8 +42,8 @@ fn exchange(nodes: &mut [Layouts]) {
     }
 }
 
-/// No node enters a phase before all nodes are in the one before. Reads move once, and writes
-/// overlap with both layouts.
+/// No node enters a phase before all nodes are in the previous phase. The reads of a node move once
+/// to the new layout. Until then, writes need acks in both layouts.
 #[test]
 fn a_change_goes_through_all_phases_together() {
     let mut nodes = cluster(3, 4);
@@ -76,8 +76,8 @@ fn a_change_goes_through_all_phases_together() {
     assert!(reads.windows(2).filter(|pair| pair[1] < pair[0]).count() <= nodes.len());
 }
 
-/// A dead member keeps all others in the first phase, where nothing has changed yet. They continue
-/// once its disk is declared lost.
+/// A dead member keeps all others in the first phase, where nothing has changed yet. The others
+/// continue once the dead member's disk is declared lost.
 #[test]
 fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
     let mut all = cluster(4, 4);
@@ -112,8 +112,8 @@ fn a_dead_member_is_waited_for_until_it_is_declared_lost() {
     assert!(all[0].clone().absorb(&theirs, false) && all[0].absorb(&theirs, true) && all[0].removed());
 }
 
-/// Two layouts have the same number. Every node keeps the same one, in any order of messages, and
-/// stages the changes of the other one again.
+/// Two layouts have the same number. Every node keeps the same one of the two, in any order of
+/// messages, and stages the changes of the other one again.
 #[test]
 fn one_of_two_rival_layouts_stays_and_the_other_is_staged_again() {
     for order in [[0, 1], [1, 0]] {
@@ -155,8 +155,9 @@ fn weight(name: &str, weight: u16) -> LayoutChange {
     LayoutChange::Weight { name: name.into(), weight }
 }
 
-/// The nodes make a change that an absent node has staged too, under another number. The absent
-/// node does not stage it for all again, because it would block every other change.
+/// The nodes make a change that an absent node has staged too, under another number. When the
+/// absent node returns, its change is not staged on the other nodes. It would block every other
+/// change.
 #[test]
 fn a_change_that_others_made_is_not_staged_any_more() {
     let mut nodes = cluster(5, 5);
@@ -171,7 +172,7 @@ fn a_change_that_others_made_is_not_staged_any_more() {
     exchange(&mut nodes);
     let waits = [staged(2, weight("n1", 200))];
     nodes.iter().for_each(|node| assert_eq!((node.newest().number(), node.staged()), (2, waits.to_vec())));
-    // It does not return either once the node is a member again.
+    // The change does not return either once n3 is a member again.
     settle(&mut nodes);
     nodes[2].stage(staged(4, join("n3"))).unwrap();
     nodes[2].commit(None).unwrap();
@@ -181,8 +182,8 @@ fn a_change_that_others_made_is_not_staged_any_more() {
     assert!(nodes[0].newest().member(id(3)).is_some());
 }
 
-/// A staged change that does not fit a layout stays staged if that layout loses to another one. So
-/// does a change that was staged on top of it.
+/// A layout may make a staged change impossible. If that layout loses to another one, the change
+/// stays staged. So does a change that was staged after the losing layout, and depends on it.
 #[test]
 fn a_change_that_a_losing_layout_ruled_out_stays_staged() {
     let mut lost = 0;
@@ -215,9 +216,9 @@ fn a_change_that_a_losing_layout_ruled_out_stays_staged() {
     assert!((1..16).contains(&lost), "{lost} of 16: both must happen");
 }
 
-/// A node keeps one layout, receives a change that was staged on top of the losing one, and learns
-/// that all nodes know the first. It must not withdraw the change before it has the changes of the
-/// losing layout.
+/// A node keeps one of two layouts, and receives a change that was staged after the losing one.
+/// Then it learns that all nodes know the layout that it keeps. It must not withdraw the change
+/// before it has received the changes of the losing layout, on which the change depends.
 #[test]
 fn a_change_staged_on_a_losing_layout_is_not_withdrawn() {
     let mut raced = 0;

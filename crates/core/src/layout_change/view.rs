@@ -15,7 +15,7 @@ pub struct View {
     pub active: Vec<Arc<Layout>>,
     /// The layout that reads use.
     pub read: Arc<Layout>,
-    /// Other layouts in which a write needs its acks too.
+    /// Layouts other than `read`. A write needs acks in each of these too.
     pub pending_write_layouts: Vec<Arc<Layout>>,
     /// Members of the active layouts, without those whose disk was declared lost. Sorted by id.
     pub participants: Vec<NodeId>,
@@ -48,9 +48,9 @@ impl View {
 
     /// Returns the layouts whose replicas repair keeps up to date: those that requests use.
     ///
-    /// A layout that not all nodes know is not among them, because it may still lose to another
-    /// one. From the phase `Released` on, the older layouts are not either: no request uses them,
-    /// and their data is handed over.
+    /// A newest layout that not all nodes know yet is left out, because it may still lose to
+    /// another one. From the phase `Released` on, the older layouts are left out too: no request
+    /// uses them, and their data is handed over.
     pub fn kept_up(&self) -> impl Iterator<Item = &Arc<Layout>> {
         let released = self.cluster_phase >= Phase::Released;
         let also = self.pending_write_layouts.iter().filter(move |_| !released);
@@ -58,7 +58,7 @@ impl View {
     }
 
     /// True if the node is a replica of the partition in one of the [`View::kept_up`] layouts, for
-    /// buckets of `n`.
+    /// buckets with this n.
     pub fn keeps(&self, node: NodeId, partition: PartitionId, n: u8) -> bool {
         self.kept_up().any(|layout| layout.replicas_of(partition, n).contains(&node))
     }
@@ -70,7 +70,7 @@ impl View {
     }
 
     /// Returns all replicas of a bucket's keys in a partition, in the [`View::kept_up`] layouts.
-    /// Those of the layout that reads use come first.
+    /// The replicas of the layout that reads use come first.
     pub fn holders_of(&self, partition: PartitionId, bucket: &str) -> Vec<NodeId> {
         let mut holders = self.read.replicas_for(partition, bucket).to_vec();
         if self.is_settled() {
@@ -86,9 +86,9 @@ impl View {
         holders
     }
 
-    /// Returns the bucket. Returns `None` while it is being created with other replicas or quorums
-    /// than its keys have had. As long as nodes use both definitions, a read by one could miss a
-    /// write by the other.
+    /// Returns the bucket. Returns `None` while it is being created with another n or other quorums
+    /// than it had before. While some nodes use the old definition and some the new one, a read
+    /// under one could miss a write under the other.
     pub fn bucket(&self, name: &str) -> Option<&Arc<Bucket>> {
         let bucket = self.newest().buckets().get(name);
         let meets = |layout: &Arc<Layout>| bucket.meets(layout.buckets().get(name), layout.replicas());
@@ -108,10 +108,10 @@ impl View {
             .digest()
     }
 
-    /// True if a write may be accepted whose coordinator uses the layout with this digest.
+    /// True if a write may be accepted from a coordinator that uses the layout with this digest.
     ///
-    /// Once every node writes in the newest layout, a coordinator that names another one has lost
-    /// its memory.
+    /// Once every node writes in the newest layout, a coordinator that names an older layout has
+    /// lost its layouts. Its writes are refused.
     pub fn takes_write(&self, layout: u64) -> bool {
         match self.cluster_phase >= Phase::Acked && !self.is_settled() {
             true => layout == self.newest().digest(),
@@ -119,15 +119,16 @@ impl View {
         }
     }
 
-    /// True if `node`, a replica of the partition, may answer a read under this layout.
+    /// True if `node` may answer a read of the partition from a coordinator that reads the layout
+    /// with this digest. The node must be a replica in that layout.
     pub fn takes_read(&self, layout: u64, node: NodeId, partition: PartitionId) -> bool {
         let Some(layout) = self.active.iter().find(|known| known.digest() == layout) else { return false };
         let outdated = self.cluster_phase >= Phase::Reading && layout.digest() != self.newest().digest();
         !outdated && layout.holds(node, partition)
     }
 
-    /// Returns the member's name, from the newest active layout that has it. Returns the id if none
-    /// has.
+    /// Returns the member's name, from the newest active layout that names the member. Returns the
+    /// id if no layout does.
     pub fn name_of(&self, node: NodeId) -> String {
         let member = self.active.iter().rev().find_map(|layout| layout.member(node));
         member.map_or_else(|| format!("{node:?}"), |member| member.name.clone())

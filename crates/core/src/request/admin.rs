@@ -8,13 +8,14 @@ use crate::change::StagedChange;
 /// `ClusterReport` (see [`crate::report`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ClusterRequest {
-    /// A report of the members, the staged changes and the progress of a layout change.
+    /// A request for a report of the members, the staged changes and the progress of a layout
+    /// change.
     Show,
-    /// A change to stage.
+    /// A request to stage this change.
     Stage(StagedChange),
-    /// A change to make the newest layout at once. Staged changes are left out.
+    /// A request to make this change alone the newest layout, at once. Staged changes stay staged.
     Apply(StagedChange),
-    /// A report of the data that the staged changes would move.
+    /// A request for a report of the data that the staged changes would move.
     Plan,
     /// A request to make the staged changes the newest layout.
     Commit {
@@ -23,15 +24,16 @@ pub enum ClusterRequest {
     },
     /// A request to withdraw the staged changes.
     Clear,
-    /// A request to refuse new requests of clients. Those under way are finished.
+    /// A request that this node refuse new requests of clients. It finishes requests under way.
     Drain,
-    /// A bucket to give a definition of its own. The reply waits until all nodes use it.
+    /// A request to give a bucket a definition of its own. The reply is sent once all nodes use the
+    /// definition.
     CreateBucket {
         /// The bucket's name.
         name: String,
         /// The bucket's n, quorums, conflict resolver and limits.
         definition: BucketDefinition,
     },
-    /// A report of the definitions of all buckets.
+    /// A request for a report of the definitions of all buckets.
     Buckets,
 }

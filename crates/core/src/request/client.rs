@@ -35,7 +35,8 @@ pub struct PutRequest {
     pub w: QuorumSize,
     /// True if a fallback's ack may count for its replica. `None`: as the bucket's definition says.
     pub sloppy: Option<bool>,
-    /// Number of the attempt, from 0. A later attempt checks first that no earlier one was applied.
+    /// Number of the attempt, from 0. From attempt 1 on, the coordinator first reads the key, to
+    /// find out if an earlier attempt was applied.
     pub attempt: u16,
 }
 
@@ -56,20 +57,20 @@ pub enum EncodedWriteMode {
     },
 }
 
-/// A read of one page of a bucket, in storage order.
+/// A read of one page of a bucket's keys, in the order of their storage keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanRequest {
     /// The bucket.
     pub bucket: BucketName,
     /// The bytes with which the keys must begin.
     pub prefix: Bytes,
-    /// The cursor of the previous page, or empty.
+    /// The cursor that the previous page's reply contained. Empty: the page is the first.
     pub cursor: Bytes,
-    /// Maximum number of entries on the page. 0: as many as fit.
+    /// Maximum number of entries on the page. 0: the node's default.
     pub limit: u32,
     /// True if the values are left out.
     pub keys_only: bool,
-    /// Number of replicas of each partition that must answer.
+    /// Number of replicas that must answer for each partition.
     pub r: QuorumSize,
 }
 
@@ -84,23 +85,23 @@ pub enum ClientRequest {
     Put(PutRequest),
     /// A read of one page of a bucket.
     Scan(ScanRequest),
-    /// A report of the versions of a key that each replica holds.
+    /// A request for a report of the versions of a key that each replica holds.
     Explain(Key),
-    /// A report of the node's view of the cluster.
+    /// A request for a report of the node's view of the cluster.
     Status,
     /// A request for the layout that this node uses for reads.
     Layout,
     /// A request for a digest of each partition's records on this node, for comparing replicas.
     Fingerprint,
-    /// A report of the progress of anti-entropy.
+    /// A request for a report of the progress of anti-entropy.
     Repair {
-        /// True if a round with every peer starts now.
+        /// True if the node must begin a round with every peer now.
         start: bool,
     },
     /// A request of an operator about the cluster's layout or buckets.
     Cluster(ClusterRequest),
-    /// The set of peers from which this node is cut off. An empty list ends all cuts. The request
-    /// is refused unless the configuration enables faults.
+    /// A network fault for tests: the set of peers from which this node is cut off. An empty list
+    /// ends all cuts. The request is refused unless the configuration enables faults.
     Faults {
         /// Names of members. This node loses all messages from and to each of them. With a ">"
         /// before a name, it loses only the messages to that member.
@@ -126,9 +127,10 @@ pub struct Receipt {
     pub layout: u64,
     /// Nodes that answered a read, or acked a write, before the reply was sent.
     pub acked: Vec<NodeId>,
-    /// Nodes among those that are fallbacks.
+    /// The fallbacks among the nodes in `acked`.
     pub fallbacks: Vec<NodeId>,
-    /// Replicas that were behind, and were sent the merged object.
+    /// Replicas that lacked versions, so that this read sent them the merged object (read repair).
+    /// Empty for writes.
     pub repaired: Vec<NodeId>,
     /// Time from the request's arrival to the reply, in microseconds.
     pub micros: u32,
@@ -149,11 +151,11 @@ pub struct GetReply {
 /// The reply to a write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PutReply {
-    /// The encoded context that the client has now seen of the key.
+    /// The encoded context of the key's versions that the client has now seen.
     pub context: Bytes,
     /// True if the key has other live values, which the client has not seen.
     pub conflict: bool,
-    /// Number of acks that were hints at fallbacks.
+    /// Number of acks by fallbacks, which keep the write as a hint.
     pub hinted: u8,
     /// The record of how the write was served.
     pub receipt: Receipt,
@@ -162,8 +164,8 @@ pub struct PutReply {
 /// One key of a scan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanEntry {
-    /// The key's partition. Together with the key it makes the cursor after this entry
-    /// ([`scan_cursor`]).
+    /// The key's partition. Together with the storage key it makes the cursor with which a scan
+    /// continues after this entry ([`scan_cursor`]).
     pub partition: PartitionId,
     /// The key.
     pub key: Bytes,
@@ -175,7 +177,7 @@ pub struct ScanEntry {
 }
 
 /// Returns the cursor of a scan that has shown all records of the partition up to this storage key.
-/// Without a storage key, it has shown none of them.
+/// If `after` is empty, the scan has shown none of them.
 pub fn scan_cursor(partition: PartitionId, after: &[u8]) -> Bytes {
     let mut cursor = partition.0.to_be_bytes().to_vec();
     cursor.extend_from_slice(after);
@@ -185,9 +187,9 @@ pub fn scan_cursor(partition: PartitionId, after: &[u8]) -> Bytes {
 /// One page of a scan.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanReply {
-    /// The entries, in storage order.
+    /// The entries, in the order of their storage keys.
     pub entries: Vec<ScanEntry>,
-    /// The start of the next page, or empty after the last page.
+    /// The cursor for the request of the next page. Empty after the last page.
     pub cursor: Bytes,
 }
 
@@ -196,12 +198,12 @@ pub struct ScanReply {
 pub struct PartitionFingerprint {
     /// The partition.
     pub partition: PartitionId,
-    /// Number of replicas. Only keys of buckets with this n are counted, because each n has its own
-    /// set of replicas.
+    /// The n of the buckets that are counted. Each n has a fingerprint of its own, because keys of
+    /// buckets with different n have different replicas.
     pub n: u8,
     /// Number of records.
     pub records: u64,
-    /// XOR of the hashes of (storage key, object digest).
+    /// XOR of one hash for each record, over (storage key, object digest).
     pub digest: u64,
 }
 

@@ -11,7 +11,8 @@ use super::client::{ClientRequest, ClientResult};
 /// A request of a node to a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerRequest {
-    /// A read of the object under a storage key, from a replica of the key in a layout.
+    /// A read of the object under a storage key. The receiver must be a replica of the key in
+    /// `layout`.
     Read {
         /// The storage key.
         key: StorageKey,
@@ -19,34 +20,35 @@ pub enum PeerRequest {
         /// layout refuses.
         layout: u64,
     },
-    /// An object to merge into the stored one.
+    /// An object to store. The receiver merges it into the object or the hint that it already has.
     Write(PeerWrite),
     /// A read of the hints that a node holds for a key, merged into one object.
     ReadHints(StorageKey),
-    /// A read of the object under a storage key for repair, never for a client. A replica that
-    /// recovers answers it too.
+    /// A read of the object under a storage key for repair, never for a client. A replica that may
+    /// have forgotten records answers it too.
     Fetch(StorageKey),
-    /// A read of a bucket's records in a partition, in storage order, after a storage key.
+    /// A read of a page of a bucket's records in one partition, in the order of their storage keys.
     ScanPartition(ScanPartition),
     /// A client's request, from a coordinator that is no replica of the key.
     Forward(ClientRequest),
-    /// A comparison of hash trees by their roots.
+    /// Roots of the sender's hash trees. The peer compares them with the roots of its own trees.
     Roots(Vec<TreeRoot>),
-    /// A request for the leaves of one hash tree.
+    /// A request for the hashes in all leaves of one of the peer's hash trees.
     Leaves(TreeName),
     /// A request for a page of the keys and digests under some leaves of a hash tree.
     Digests(DigestsOf),
     /// A request for the digests of the objects that are durably stored under some keys.
     DurableDigests(Vec<StorageKey>),
     /// A question if the tombstones under these keys may be collected. A node objects if it holds a
-    /// hint for the key, or recently deleted a hint of its partition.
+    /// hint for the key, or recently deleted a hint of the key's partition. Such a hint could bring
+    /// back an older version.
     MayCollect {
         /// The storage keys.
         keys: Vec<StorageKey>,
-        /// Digest of the only active layout, as the sender knows it.
+        /// Digest of the sender's only active layout. A peer with another active layout refuses.
         layout: u64,
     },
-    /// An order to delete each of these objects that is exactly in the given state.
+    /// An order to delete tombstones. An object with another digest than the given one stays.
     CollectTombstones(CollectTombstones),
     /// A request for the peer's wall clock.
     Clock,
@@ -59,7 +61,7 @@ pub enum PeerRequest {
     Layouts,
 }
 
-/// An object that is sent to a replica or to a fallback.
+/// A write from one node to another: a replica merges the object, a fallback keeps it as a hint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerWrite {
     /// The storage key.
@@ -68,34 +70,36 @@ pub struct PeerWrite {
     pub object: Bytes,
     /// The purpose of the write.
     pub purpose: WritePurpose,
-    /// Time after which the message is void, in milliseconds since 1970. A delayed message must not
-    /// bring back an object that was collected in the meantime.
+    /// Time after which the receiver refuses the message, in milliseconds since 1970. A delayed
+    /// message must not bring back an object that tombstone collection deleted in the meantime.
     pub valid_until_ms: u64,
     /// Digest of the newest layout that the coordinator uses for writes. A replica that no longer
-    /// accepts writes of that layout refuses. It is not checked for `HandOff`.
+    /// accepts writes of that layout refuses. For the purpose `HandOff`, this digest is not
+    /// checked.
     pub layout: u64,
 }
 
 /// Purpose of a write between nodes. It decides how the receiver stores the object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WritePurpose {
-    /// A client's write or read repair: the receiver merges the object. It acks as its engine
-    /// promises.
+    /// A client's write or read repair: the receiver merges the object. It acks when its engine
+    /// allows that (`Capability::ack_when_durable`).
     Replicate,
-    /// A hint: the receiver keeps the object for this replica, which cannot be reached. It acks as
-    /// its engine promises.
+    /// A hint: the receiver keeps the object for this replica, which cannot be reached. It acks
+    /// when its engine allows that (`Capability::ack_when_durable`).
     Hint(NodeId),
     /// A delivered hint, anti-entropy, or a transfer: the receiver merges the object. It acks once
-    /// the object is durable, because the sender may then forget it.
+    /// the object is durable, because the sender may then delete its own copy.
     HandOff,
 }
 
-/// Name of one node's hash tree of a partition, for buckets with `n` replicas.
+/// The name of a hash tree. The tree covers a node's records of one partition, in buckets with one
+/// n.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TreeName {
     /// The partition.
     pub partition: PartitionId,
-    /// Number of replicas of the buckets in the tree.
+    /// The n of the buckets whose records the tree covers.
     pub n: u8,
 }
 
@@ -104,14 +108,14 @@ pub struct TreeName {
 pub struct TreeRoot {
     /// The tree.
     pub tree: TreeName,
-    /// The tree's root on the sender.
+    /// The hash at the root of the sender's tree.
     pub root: u64,
 }
 
-/// A peer's answer about a hash tree.
+/// A peer's answer about one hash tree of a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TreeState {
-    /// Result of the comparison.
+    /// Result of comparing the root of the peer's tree with the root that it was sent.
     pub likeness: Likeness,
     /// True if the peer may have forgotten records of the partition, or has not copied the
     /// partition yet.
@@ -129,18 +133,18 @@ pub enum Likeness {
     Unknown,
 }
 
-/// A request for a page of keys and digests.
+/// A request for a page of the storage keys and digests under some leaves of a hash tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DigestsOf {
     /// The tree.
     pub tree: TreeName,
-    /// The leaves: bit `i` is set for leaf number `i`.
+    /// The leaves whose keys are requested: bit `i` stands for leaf number `i`.
     pub leaves: u64,
-    /// Storage key after which the page begins. Empty: at the start.
+    /// Storage key after which the page begins. Empty: the page is the first.
     pub after: Bytes,
 }
 
-/// A page of keys and digests, in storage order.
+/// A page of storage keys and digests of objects, in the order of the storage keys.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DigestPage {
     /// Storage keys, each with the digest of its object.
@@ -154,11 +158,11 @@ pub struct DigestPage {
 pub struct CollectTombstones {
     /// Storage keys, each with the digest that its object must have.
     pub entries: Vec<(StorageKey, Digest)>,
-    /// Time after which the order is void, in milliseconds since 1970.
+    /// Time after which a replica refuses the order, in milliseconds since 1970.
     pub valid_until_ms: u64,
 }
 
-/// Maximum number of keys or trees in one request.
+/// Maximum number of keys or hash trees in one request. A peer refuses a request with more.
 pub const MAX_KEYS_ASKED: usize = 4_096;
 
 /// A request for records of one bucket in one partition.
@@ -168,17 +172,18 @@ pub struct ScanPartition {
     pub partition: PartitionId,
     /// The bytes with which the storage keys must begin.
     pub prefix: Bytes,
-    /// Storage key after which the page begins. Empty: at the start.
+    /// Storage key after which the page begins. Empty: the page is the first.
     pub after: Bytes,
     /// Maximum number of records.
     pub limit: u32,
-    /// Number of bytes after which the page ends.
+    /// Size of keys and objects after which the page ends, in bytes.
     pub max_bytes: u32,
-    /// Digest of the layout that the coordinator reads.
+    /// Digest of the layout that the coordinator reads. A replica that no longer reads that layout
+    /// refuses.
     pub layout: u64,
 }
 
-/// A page of records, in storage order.
+/// A page of one partition's records, in the order of their storage keys.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ScanPage {
     /// Storage keys, each with its encoded object.
@@ -192,8 +197,8 @@ pub struct ScanPage {
 pub enum PeerReply {
     /// Reply to `Read`, `ReadHints` and `Fetch`: the encoded object, if there is one.
     Object(Option<Bytes>),
-    /// Reply to `Write`, `CollectTombstones` and `Gossip`. A written object is merged and, if the
-    /// engine promises it, durable.
+    /// Reply to `Write`, `CollectTombstones` and `Gossip`. After a `Write`, the object is stored.
+    /// It is also durable, if the engine acks only durable writes or the purpose is `HandOff`.
     Acked,
     /// Reply to `ScanPartition`.
     Page(ScanPage),
@@ -201,11 +206,12 @@ pub enum PeerReply {
     Client(ClientResult),
     /// Reply to `Roots`: one state for each root.
     Trees(Vec<TreeState>),
-    /// Reply to `Leaves`: the hashes, in order.
+    /// Reply to `Leaves`: the hashes in the leaves, in the order of their numbers.
     Leaves(Vec<u64>),
     /// Reply to `Digests`.
     Digests(DigestPage),
-    /// Reply to `DurableDigests`: one for each key, `None` if it has no object.
+    /// Reply to `DurableDigests`: one digest for each key. `None`: there is no object under that
+    /// key.
     DurableDigests(Vec<Option<Digest>>),
     /// Reply to `MayCollect`: true for each key to whose collection the peer has no objection.
     MayCollect(Vec<bool>),
@@ -229,12 +235,13 @@ pub enum PeerError {
     /// A queue is full, on the peer or on the connection to it.
     #[error("overloaded: {what} is at its limit of {limit}")]
     Overloaded {
-        /// The queue.
+        /// Name of the queue.
         what: String,
         /// The queue's limit.
         limit: u64,
     },
-    /// The peer's engine failed. The record is not absent: it cannot be read or written.
+    /// The peer's engine failed. This does not mean that the record is absent: it could not be read
+    /// or written.
     #[error("storage failed: {detail}")]
     Storage {
         /// The engine's error.

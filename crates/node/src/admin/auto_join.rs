@@ -1,4 +1,5 @@
-//! Automatic joins: with `auto_commit`, nodes that are found become members without an operator.
+//! Automatic joins: with the setting `auto_commit`, nodes that gossip finds become members without
+//! an operator.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,11 +15,12 @@ use crate::node::Node;
 
 /// Time between polls for nodes that wait to join.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
-/// Polls without a new node after which the waiting nodes become members, all together.
+/// Number of polls in a row without a new waiting node. After them, all waiting nodes become
+/// members in one layout change.
 const QUIET_POLLS: usize = 3;
 
-/// Makes members of the nodes that wait to join, if this node is the first live member. Runs until
-/// the node stops.
+/// Makes members of the nodes that wait to join. Only the first member of the layout that can be
+/// reached does this. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     let shared = node.shared.clone();
     let mut waiting_before: Vec<NodeId> = Vec::new();
@@ -50,8 +52,8 @@ pub(crate) async fn run(node: Rc<Node>) {
         let join =
             |Member { name, address, zone, weight, .. }| LayoutChange::Join { name, address, zone, weight };
         let joins: Vec<LayoutChange> = waiting.into_iter().map(join).collect();
-        // If an operator has staged other changes, the operator must commit. Joins of these nodes
-        // do not count: they are staged again after another layout replaced theirs.
+        // If an operator has staged changes, only the operator commits. Staged joins of the waiting
+        // nodes do not count: they may be automatic joins whose layout lost to another layout.
         let has_operator_changes =
             |layouts: &Layouts| layouts.staged().iter().any(|staged| !joins.contains(&staged.change));
         if shared.layouts.with(has_operator_changes) {

@@ -46,8 +46,8 @@ pub(crate) fn show(node: &Node) -> BucketsReport {
 /// has this definition already, so that a client may repeat the request.
 ///
 /// # Errors
-/// `InvalidRequest` if the definition does not fit. `Indeterminate` if not all nodes use it in
-/// time: the client may repeat the request.
+/// `InvalidRequest` if the name or the definition is refused. `Indeterminate` if not all nodes use
+/// the definition before `deadline`: the client may repeat the request.
 pub(crate) async fn create(
     node: &Rc<Node>,
     name: &str,
@@ -97,7 +97,8 @@ fn is_used_by_all(node: &Node, name: &str) -> bool {
     all_know && node.shared.view().bucket(name).is_some()
 }
 
-/// Checks that a bucket with another n or other quorums has no keys, and that all nodes are up.
+/// Checks that a bucket has no keys and that all nodes are up, before the bucket gets another n or
+/// other quorums.
 ///
 /// # Errors
 /// `InvalidRequest`, with the node that is down or the key that exists.

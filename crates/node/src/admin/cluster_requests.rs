@@ -14,7 +14,8 @@ use crate::node::Node;
 pub(crate) async fn run(node: &Rc<Node>, request: ClusterRequest, deadline: Instant) -> ClientResult {
     match request {
         ClusterRequest::Show => {}
-        // The client repeats a request whose answer was lost. The change is done already.
+        // The client repeats a request if the answer was lost. A change that is done already is not
+        // done again.
         ClusterRequest::Stage(StagedChange { id, .. }) | ClusterRequest::Apply(StagedChange { id, .. })
             if node.shared.layouts.with(|layouts| layouts.is_done_with(id)) => {}
         ClusterRequest::Stage(StagedChange { id, change }) => {

@@ -14,7 +14,8 @@ use crate::state::shared::Shared;
 /// Records that are read at a time.
 const PAGE: PageBounds = PageBounds { records: 1_000, bytes: 1024 * 1024 };
 
-/// Computes a fingerprint for each partition and n that this node holds. Yields between pages.
+/// Computes one fingerprint for each partition and each n (replicas of a bucket's keys) of which
+/// this node holds records. Yields between pages.
 ///
 /// # Errors
 /// `StorageFailed` if a record cannot be read.

@@ -26,7 +26,9 @@ impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
         match refusal {
             Refusal::Layout(LayoutError::UnderWay { changes }) => {
-                let what = "the number of layout changes under way (quorate cluster transfers)".to_owned();
+                let what =
+                    "the number of layout changes under way (see them with `quorate cluster transfers`)"
+                        .to_owned();
                 RequestError::Overloaded { what, limit: changes as u64 }
             }
             Refusal::Layout(error) => RequestError::invalid(error.to_string()),
@@ -56,7 +58,7 @@ pub(super) async fn clear(node: &Node) -> Result<(), RequestError> {
 /// Stages a change.
 ///
 /// # Errors
-/// If the change does not fit, or the engine fails.
+/// If the change does not fit the newest layout, or the engine fails.
 pub(super) async fn stage(node: &Node, change: StagedChange) -> Result<(), RequestError> {
     let staging =
         |layouts: &mut Layouts| layouts.stage(change.clone()).map_err(Refusal::Layout).map(|()| true);
@@ -66,7 +68,7 @@ pub(super) async fn stage(node: &Node, change: StagedChange) -> Result<(), Reque
 /// Makes these changes the newest layout. Other staged changes stay staged.
 ///
 /// # Errors
-/// If the changes do not fit, or this node may not commit a layout.
+/// If the changes do not fit the newest layout, or this node may not commit a layout.
 pub(crate) async fn commit_only(node: &Node, changes: Vec<StagedChange>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
@@ -111,14 +113,15 @@ fn check_may_commit(node: &Node) -> Result<(), RequestError> {
 /// Makes the staged changes the newest layout. `shown`: digest of the plan that the operator saw.
 ///
 /// # Errors
-/// If the changes do not fit, if they make another plan than `shown`, or if this node may not
-/// commit a layout.
+/// If the changes do not fit the newest layout, if they make another plan than `shown`, or if this
+/// node may not commit a layout.
 pub(super) async fn commit(node: &Node, shown: Option<u64>) -> Result<(), RequestError> {
     check_may_commit(node)?;
     alter(node, |layouts: &mut Layouts| {
         let changed = layouts.commit(shown).map_err(Refusal::Layout)?;
         if changed {
-            // The layout is stored before any request uses it. That is the first phase.
+            // This node stores the layout before any request uses it. So it enters the first phase,
+            // `Known`, at once.
             layouts.advance();
         }
         Ok(changed)
@@ -130,7 +133,8 @@ pub(super) async fn commit(node: &Node, shown: Option<u64>) -> Result<(), Reques
 /// them out. Checks that this node has the conflict resolver of a new bucket.
 ///
 /// # Errors
-/// `InvalidRequest` if the address is unknown, or the resolver.
+/// `InvalidRequest` if the joining node's address is not known, or if this node does not have the
+/// resolver.
 pub(super) fn complete_change(node: &Node, change: LayoutChange) -> Result<LayoutChange, RequestError> {
     if let LayoutChange::Bucket { definition, .. } = &change {
         node.shared.resolver(&definition.resolver)?;

@@ -22,8 +22,9 @@ use crate::state::shared::Shared;
 /// Most past layouts that a report shows.
 const SHOWN_HISTORY: usize = 100;
 
-/// Partitions whose size is measured for a plan, and most bytes that are read of each.
+/// Most partitions whose size is measured for a plan.
 const SAMPLED_PARTITIONS: usize = 16;
+/// Most bytes that are read of each measured partition.
 const SAMPLED_BYTES: usize = 4 * 1024 * 1024;
 
 /// The state of the tasks that run without a client, for metrics and `status`.
@@ -35,11 +36,12 @@ pub struct Upkeep {
     pub recovering: usize,
     /// The reason why the node coordinates no writes, if its clock is wrong.
     pub clock_problem: Option<String>,
-    /// Milliseconds by which its clock is ahead of its peers' (the median).
+    /// Milliseconds by which this node's clock is ahead of its peers' clocks (the median over the
+    /// peers). Negative: behind.
     pub clock_ahead_ms: i64,
-    /// Anti-entropy.
+    /// The state of anti-entropy.
     pub repair: RepairStatus,
-    /// Tombstone collection.
+    /// The state of tombstone collection.
     pub tombstone_gc: TombstoneGcStatus,
     /// Number of clients' requests that are being served.
     pub in_flight: usize,
@@ -128,7 +130,7 @@ pub(crate) fn status(node: &Node) -> Status {
     }
 }
 
-/// Reports members, staged changes, and the progress of a change.
+/// Reports members, staged changes, and the progress of the layout change under way.
 pub(crate) fn cluster(node: &Node) -> ClusterReport {
     let shared = &node.shared;
     let layouts = shared.layouts.known();
@@ -218,10 +220,11 @@ pub(crate) fn change_report(node: &Node) -> Option<ChangeReport> {
     })
 }
 
-/// Reports what the staged changes would move.
+/// Reports the layout that the staged changes would make, and the data that would move.
 ///
 /// # Errors
-/// If the changes do not fit.
+/// If no change is staged, if the changes do not fit the newest layout, or if too many layout
+/// changes are under way.
 pub(crate) fn plan(node: &Node) -> Result<PlanReport, RequestError> {
     let shared = &node.shared;
     let layouts = shared.layouts.known();
@@ -266,7 +269,7 @@ fn zones_of(layout: &Layout, partition: PartitionId) -> u32 {
     zones.collect::<std::collections::BTreeSet<_>>().len() as u32
 }
 
-/// Estimates the bytes of a partition, from a sample of those that this node holds.
+/// Estimates the bytes of a partition, from a sample of the partitions that this node holds.
 fn bytes_of_a_partition(shared: &Shared, layout: &Layout) -> u64 {
     let own: Vec<PartitionId> =
         shared.all_partitions().filter(|&partition| layout.holds(shared.node(), partition)).collect();

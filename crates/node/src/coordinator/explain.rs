@@ -15,7 +15,7 @@ use crate::node::Node;
 /// Serves an explain request.
 ///
 /// # Errors
-/// If the key's bucket is being created, or its r or w exceeds the number of replicas.
+/// If the key's bucket is being created, or the bucket's r or w exceeds the number of replicas.
 pub(crate) async fn explain(
     node: &Rc<Node>,
     key: Key,
@@ -61,7 +61,8 @@ pub(crate) async fn explain(
     })
 }
 
-/// Returns the names of the nodes that keep hints for the key, sorted.
+/// Asks all participants that can be reached for hints for the key. Returns the sorted names of the
+/// nodes that keep one.
 async fn hint_holders(node: &Rc<Node>, placement: &KeyPlacement, deadline: Instant) -> Vec<String> {
     let gather = Gather::default();
     let participants = placement.view.participants.iter().copied();
@@ -83,7 +84,7 @@ async fn hint_holders(node: &Rc<Node>, placement: &KeyPlacement, deadline: Insta
     hints
 }
 
-/// Returns the state of a replica that has not answered yet.
+/// Returns the state that is shown for a replica unless it answers in time.
 fn unknown(node: String) -> ReplicaState {
     ReplicaState { node, state: "no answer in time".to_owned(), digest: None, versions: Vec::new() }
 }

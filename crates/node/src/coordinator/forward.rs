@@ -1,4 +1,5 @@
-//! Forwarding: a node that is no replica of the key passes a request to a live replica, once.
+//! Forwarding: a node that is no replica of a key passes the request to a replica that can be
+//! reached. The replica does not forward the request again.
 
 use quorate_core::request::{ClientRequest, ClientResult, PeerError, PeerReply, PeerRequest};
 use quorate_core::{NodeId, RequestError};
@@ -8,7 +9,8 @@ use super::placement::KeyPlacement;
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// Forwards a request to the first live replica that answers. A write is sent to one replica only.
+/// Forwards a request to the replicas that can be reached, one after the other, until one answers.
+/// A write is sent to the first one only.
 pub(crate) async fn forward(
     node: &Node,
     placement: &KeyPlacement,

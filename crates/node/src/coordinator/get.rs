@@ -1,4 +1,5 @@
-//! Get: reads R replicas, merges their objects, repairs the stale ones, and shows the result.
+//! Get: reads R replicas, merges their objects, repairs the replicas that hold less, and returns
+//! the live values.
 
 use std::rc::Rc;
 
@@ -57,11 +58,11 @@ pub(crate) async fn get(
     }))
 }
 
-/// Returns the siblings of an object that a client is shown. The bucket's conflict resolver chooses
-/// them here, and only here.
+/// Returns the siblings of `object` that a client is shown. If there are several, the bucket's
+/// conflict resolver chooses among them. No other function calls the resolver.
 ///
 /// # Errors
-/// `InvalidRequest` if this node has no such resolver.
+/// `InvalidRequest` if this node does not have the bucket's resolver.
 pub(crate) fn shown(node: &Node, bucket: &Bucket, object: &Object) -> Result<Vec<Sibling>, RequestError> {
     let versions = object.shown();
     let versions = match versions.len() {

@@ -1,7 +1,7 @@
 //! A node as coordinator: it asks the replicas of a key, counts their answers, and answers the
 //! client.
 //!
-//! Each kind of request has its own file. These share `placement.rs` (the key's replicas),
+//! Each kind of request has its own file. These files use `placement.rs` (the key's replicas),
 //! `read_quorum.rs` (reading R replicas) and `read_repair.rs`.
 
 mod explain;

@@ -9,17 +9,17 @@ use quorate_core::{Key, NodeId, PartitionId, RequestError, StorageKey};
 
 use crate::node::Node;
 
-/// The sender of a client's request to this node.
+/// The sender from which this node received a client's request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Origin {
     /// The client itself.
     Client,
-    /// A coordinator that is no replica of the key, and forwarded the request.
+    /// Another node, which is no replica of the key and forwarded the request.
     Coordinator,
 }
 
-/// A key's partition, bucket and replicas, in the view of one request. The value keeps the view, so
-/// a layout change waits until it is dropped.
+/// A key's partition, bucket and replicas, as one request sees them. The value holds the request's
+/// view, so a layout change waits until the value is dropped.
 pub(crate) struct KeyPlacement {
     pub(crate) view: Arc<View>,
     pub(crate) key: StorageKey,
@@ -28,8 +28,8 @@ pub(crate) struct KeyPlacement {
     pub(crate) bucket: Arc<Bucket>,
     /// Replicas in the layout that reads use, in the order of the preference list.
     pub(crate) replicas: Vec<NodeId>,
-    /// Other replica sets in which a write needs acks while the layout changes. Sets with the same
-    /// nodes as `replicas` are left out.
+    /// The key's replicas in each other layout in which a write needs acks too. The list is empty
+    /// unless the layout changes. Sets with the same nodes as `replicas` are left out.
     pub(crate) pending_write_sets: Vec<Vec<NodeId>>,
 }
 
@@ -63,7 +63,8 @@ impl KeyPlacement {
         self.replicas.len() as u8
     }
 
-    /// Returns all replicas that a write is sent to, those of the layout that reads use first.
+    /// Returns all replicas to which a write is sent. Replicas in the layout that reads use come
+    /// first.
     pub(crate) fn targets(&self) -> Vec<NodeId> {
         let mut targets = self.replicas.clone();
         for &replica in self.pending_write_sets.iter().flatten() {
@@ -74,7 +75,8 @@ impl KeyPlacement {
         targets
     }
 
-    /// True if a write is sent to the node as a replica, in any of the layouts.
+    /// True if a write is sent to `node` as a replica, in the layout that reads use or in a pending
+    /// one.
     pub(crate) fn is_target(&self, node: NodeId) -> bool {
         self.replicas.contains(&node) || self.pending_write_sets.iter().any(|set| set.contains(&node))
     }
@@ -83,7 +85,8 @@ impl KeyPlacement {
         self.key.partition()
     }
 
-    /// Returns the live fallbacks of the key, in order, without replicas of pending write sets.
+    /// Returns the fallbacks of the key that can be reached, in order. Nodes of the pending write
+    /// sets are left out, because a write is sent to them as replicas.
     pub(crate) fn live_fallbacks(&self, node: &Node) -> Vec<NodeId> {
         let mut fallbacks = self.view.read.fallbacks_of(self.partition(), self.bucket.n);
         fallbacks.retain(|&fallback| node.is_live(fallback) && !self.is_target(fallback));
@@ -91,27 +94,29 @@ impl KeyPlacement {
     }
 
     /// True if this node must forward the request: it is no replica, and a replica can be reached.
-    /// A request is forwarded only once.
+    /// A request that another node forwarded is not forwarded again.
     pub(crate) fn must_forward(&self, node: &Node, origin: Origin) -> bool {
         let is_replica = self.replicas.contains(&node.shared.node());
         !is_replica && origin == Origin::Client && !self.live(node).is_empty()
     }
 
-    /// Returns those of `nodes` that are not replicas of the key.
+    /// Returns the nodes among `nodes` that are not replicas of the key. They took part as
+    /// fallbacks.
     pub(crate) fn fallbacks_among(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         nodes.iter().copied().filter(|&node| !self.is_target(node)).collect()
     }
 
-    /// Returns the replica for which a fallback keeps a merged object: the first unreachable one.
+    /// Returns the replica for which a fallback keeps a merged object as a hint. It is the first
+    /// replica that cannot be reached, or the first of all if each can be reached.
     pub(crate) fn hint_target(&self, node: &Node) -> NodeId {
         let unreachable = self.replicas.iter().find(|&&replica| !node.is_live(replica));
         *unreachable.unwrap_or(&self.replicas[0])
     }
 
-    /// Returns the live replicas, in the order in which they are asked. This node comes first,
-    /// because it needs no message. While the layout changes, replicas that are also in all pending
-    /// write sets come before all others: what they hold need not be checked again in the pending
-    /// sets.
+    /// Returns the replicas that can be reached, in the order in which a request asks them. This
+    /// node comes first, because asking it needs no message. While the layout changes, replicas
+    /// that are in all pending write sets come before all others. The reply of such a replica
+    /// counts in every set, which saves a second check by read repair.
     pub(crate) fn live(&self, node: &Node) -> Vec<NodeId> {
         let mut live = live_first(node, &self.replicas);
         live.sort_by_key(|replica| !self.pending_write_sets.iter().all(|set| set.contains(replica)));
@@ -130,7 +135,7 @@ pub(crate) fn bucket_of<'a>(view: &'a View, name: &str) -> Result<&'a Arc<Bucket
     })
 }
 
-/// Returns the live ones of some replicas, with this node before the others.
+/// Returns the `replicas` that can be reached. This node comes first, if it is one of them.
 pub(crate) fn live_first(node: &Node, replicas: &[NodeId]) -> Vec<NodeId> {
     let mut live: Vec<NodeId> = replicas.iter().copied().filter(|&replica| node.is_live(replica)).collect();
     let this = node.shared.node();

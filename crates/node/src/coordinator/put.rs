@@ -1,5 +1,5 @@
-//! Put and delete: mints the write on this node's own replica, sends the merged object to the
-//! others, and counts acks.
+//! Put and delete: mints the write on this node's own replica, sends the merged object to the other
+//! replicas, and counts acks.
 //!
 //! A fallback stands in for a replica that cannot be reached, fails, or is slow. It keeps the
 //! object as a hint. In a sloppy quorum the fallback's ack counts, in a strict one it does not. A
@@ -31,11 +31,12 @@ use crate::node::Node;
 use crate::replica::write::ClientWriteRequest;
 use crate::state::settings::AFTERMATH_MS;
 
-/// Time after which a write without enough acks is also sent to fallbacks, in place of the replicas
-/// that have not answered.
+/// Time after which a sloppy write that still lacks acks is also sent to fallbacks: one for each
+/// replica that has not answered.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
 
-/// Serves a put. Replies after W acks, and goes on until all replicas answered or the deadline.
+/// Serves a put. Replies to the client after W acks. Then waits until all replicas have answered or
+/// the deadline has passed, to keep hints for those that did not ack.
 pub(crate) async fn put(
     node: &Rc<Node>,
     request: PutRequest,
@@ -69,7 +70,7 @@ struct WriteAttempt<'a> {
     required: u8,
     /// Acks that the write needs in each of `placement.pending_write_sets`.
     pending_required: Vec<u8>,
-    /// True if acks of fallbacks count.
+    /// True if acks of fallbacks count towards W.
     sloppy: bool,
     /// The replica for which this node mints the write as a hint, if this node is a fallback.
     hint_for: Option<NodeId>,
@@ -88,7 +89,8 @@ struct WriteAttempt<'a> {
 /// One sending of the write to a node, and its outcome.
 struct SentWrite {
     to: NodeId,
-    /// The replica for which it was sent: `to` itself, or the replica that `to` stands in for.
+    /// The replica for which the write was sent: `to` itself, or the replica that `to` stands in
+    /// for.
     target: NodeId,
     state: SentState,
 }
@@ -101,7 +103,7 @@ enum SentState {
 }
 
 impl<'a> WriteAttempt<'a> {
-    /// Checks the request, and that enough nodes can be reached, before anything is minted.
+    /// Checks the request, and checks that enough nodes can be reached. Nothing is minted yet.
     fn prepare(
         node: &'a Rc<Node>,
         placement: &'a KeyPlacement,
@@ -115,9 +117,10 @@ impl<'a> WriteAttempt<'a> {
         let sloppy = request.sloppy.unwrap_or(definition.sloppy);
         let this = node.shared.node();
         let is_replica = placement.replicas.contains(&this);
-        // Two kinds of requests are refused. A coordinator forwards only to replicas, so one that
-        // forwards to a node that is no replica uses another layout. A node that joins or leaves
-        // cannot be a fallback.
+        // If this node is no replica, it refuses two kinds of requests. The first are forwarded
+        // requests: their sender took this node for a replica, so the sender uses another layout.
+        // The second are all requests while this node joins or leaves, because it cannot be a
+        // fallback then.
         let is_permanent_member = || {
             let view = &placement.view;
             view.read.member(this).is_some() && view.newest().member(this).is_some()
@@ -182,17 +185,19 @@ impl<'a> WriteAttempt<'a> {
         })
     }
 
-    /// Returns the object that is sent to all replicas: this node's object after the write. If a read
-    /// quorum knows an earlier attempt of the write, it is the merged object of that quorum.
+    /// Applies the write on this node. Returns the object to send to the other replicas: this
+    /// node's object after the write. If this is a retry, and R replicas know an earlier attempt of
+    /// the write, nothing is minted. The merged object of these replicas is returned then.
     async fn write_own_replica(&mut self) -> Result<(Written, Bytes), RequestError> {
         if self.retry {
             match self.find_earlier_attempt().await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                // An earlier attempt may have been applied, and its version replaced since. Minted
-                // again, the write would be newer than the version that replaced it. In a bucket
-                // that keeps only the newest version it would win, so the put fails there. In other
-                // buckets it becomes a sibling, which loses nothing: the put goes on.
+                // The read failed. An earlier attempt may still have been applied, and its version
+                // replaced since. Minted again, the write would be newer than the version that
+                // replaced it. In a bucket that keeps only the newest version the write would win,
+                // so the put fails there. In other buckets the write becomes a sibling, which loses
+                // nothing: the put continues.
                 Err(error) if self.bucket_keeps_newest() => return Err(error),
                 Err(_) => {}
             }
@@ -216,9 +221,9 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    /// Reads R replicas and merges the result into this node's own record, if this node recovers.
-    /// An overwrite replaces the versions that its coordinator holds, and this node may have
-    /// forgotten some.
+    /// Reads R replicas before an overwrite, if this node recovers, and merges the result into this
+    /// node's own record. An overwrite replaces the versions that its coordinator holds, and a
+    /// recovering node may have forgotten some of them.
     async fn read_before_overwrite(&self) -> Result<(), RequestError> {
         let recovering = self.node.shared.is_recovering(self.placement.partition());
         if !recovering || self.hint_for.is_some() || matches!(self.write.mode, WriteMode::Exactly(_)) {
@@ -242,11 +247,12 @@ impl<'a> WriteAttempt<'a> {
         self.node.shared.merge_rule(self.placement.key.bucket()) == MergeRule::KeepNewest
     }
 
-    /// Reads R replicas for an earlier attempt at this write. Returns their merged object if it
-    /// knows the write's request id, live or replaced.
+    /// Reads R replicas to find an earlier attempt of this write. Returns their merged object if
+    /// one of its live or replaced versions has the write's request id.
     ///
     /// # Errors
-    /// If R replicas do not answer in half of the remaining time.
+    /// If fewer than R replicas answer in half of the remaining time. The other half is left for
+    /// the write.
     async fn find_earlier_attempt(&self) -> Result<Option<(Written, Bytes)>, RequestError> {
         let now = Instant::now();
         let half = now + self.deadline.saturating_duration_since(now) / 2;
@@ -258,7 +264,8 @@ impl<'a> WriteAttempt<'a> {
         Ok(object.map(|object| (read.merged.already_written(&self.write), object)))
     }
 
-    /// Sends the merged object to all replicas, or to their fallbacks, and counts the acks.
+    /// Sends the merged object to all replicas, or to their fallbacks, counts the acks, and replies
+    /// to the client.
     async fn replicate(mut self, written: Written, object: Bytes, reply: ReplyTo<ClientResult>) {
         let mut reply = Some(reply);
         let mut quorum = self.quorum();
@@ -311,8 +318,8 @@ impl<'a> WriteAttempt<'a> {
         if reply.is_some() {
             self.give_up(quorum.acked().len() as u8, reply.take());
         }
-        // A replica for which no node acked gets a hint, so that it need not wait for the next round
-        // of anti-entropy.
+        // A hint is sent for each replica for which no node acked, so that the replica need not
+        // wait for the next round of anti-entropy.
         for target in self.unacked_replicas() {
             self.send_hint(target, &object, &mut quorum);
         }
@@ -332,8 +339,8 @@ impl<'a> WriteAttempt<'a> {
         WriteQuorum::of_sets(std::iter::once((self.required, &self.placement.replicas[..])).chain(pending))
     }
 
-    /// Counts an answer. After a failure, sends the object to a fallback, unless another node has
-    /// acked it, or may still ack it, for the same replica.
+    /// Counts the answer of the node `from`. After a failure, sends the object to a fallback,
+    /// unless another node has acked the object for the same replica, or may still ack it.
     fn count_answer(&mut self, from: NodeId, acked: bool, object: &Bytes, quorum: &mut WriteQuorum) -> Step {
         let open = self.sent.iter_mut().find(|sent| sent.to == from && sent.state == SentState::Open);
         let Some(sent) = open else { return Step::Wait };
@@ -341,7 +348,8 @@ impl<'a> WriteAttempt<'a> {
         let target = sent.target;
         let counts = self.counts(from);
         if acked {
-            // A replica and its fallback keep the same copy, so they count as one ack.
+            // Acks of a replica and of its fallback count as one, because the fallback keeps that
+            // replica's copy.
             let same = |sent: &&SentWrite| {
                 sent.target == target && sent.state == SentState::Acked && self.counts(sent.to)
             };
@@ -359,7 +367,7 @@ impl<'a> WriteAttempt<'a> {
         if counts { quorum.failure(target) } else { Step::Wait }
     }
 
-    /// True if an ack of this node counts towards W.
+    /// True if an ack of the node `from` counts towards W.
     fn counts(&self, from: NodeId) -> bool {
         self.sloppy || self.placement.is_target(from)
     }
@@ -373,7 +381,7 @@ impl<'a> WriteAttempt<'a> {
         self.placement.targets().into_iter().filter(is_unacked).collect()
     }
 
-    /// Sends the object to fallbacks for all replicas that have not answered.
+    /// Sends the object to a fallback for each other replica that has not answered.
     fn hint_slow_replicas(&mut self, object: &Bytes, quorum: &mut WriteQuorum) {
         let slow = |sent: &&SentWrite| sent.state == SentState::Open && sent.to == sent.target;
         let targets: Vec<NodeId> = self.sent.iter().filter(slow).map(|sent| sent.target).collect();
@@ -383,8 +391,8 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    /// Sends the object as a hint for a replica to the next fallback. If there is none, this node
-    /// keeps the hint itself, which does not count towards W.
+    /// Sends the object to the next unused fallback, as a hint for the replica `target`. If no
+    /// fallback is left, this node keeps the hint itself. That hint does not count towards W.
     fn send_hint(&mut self, target: NodeId, object: &Bytes, quorum: &mut WriteQuorum) {
         let (node, placement) = (self.node, self.placement);
         let this = node.shared.node();
@@ -425,8 +433,8 @@ impl<'a> WriteAttempt<'a> {
         }
     }
 
-    /// Returns the timeout of a sending: the rest of the request's time, or a short time for the
-    /// hints that are sent after the deadline.
+    /// Returns the timeout for sending the object to a node: the rest of the request's time. Hints
+    /// that are sent after the deadline get a short time.
     fn send_timeout(&self) -> Duration {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Duration::from_millis(AFTERMATH_MS / 2) } else { left }
@@ -462,7 +470,8 @@ impl<'a> WriteAttempt<'a> {
 /// Decodes a client's context.
 ///
 /// # Errors
-/// `InvalidRequest` if it is malformed, belongs to another key, or is from a clock too far ahead.
+/// `InvalidRequest` if it is malformed, belongs to another key, or contains a time too far ahead of
+/// this node's clock.
 fn context_of(node: &Node, placement: &KeyPlacement, bytes: &[u8]) -> Result<CausalContext, RequestError> {
     let context = decode_context(bytes, placement.key_hash)
         .map_err(|error| RequestError::invalid(format!("context of {} bytes: {error}", bytes.len())))?;

@@ -1,5 +1,5 @@
-//! Reads of R replicas: for a get, for a key of a scan with a damaged record, and for a put that is
-//! a retry or whose coordinator recovers. Explain asks single replicas.
+//! Reads of R replicas. They serve a get, a key with a damaged record in a scan, a retry of a put,
+//! and a put whose coordinator recovers. Explain asks single replicas.
 
 use bytes::Bytes;
 use quorate_core::codec::{CodecError, decode_object, encode_object};
@@ -14,18 +14,19 @@ use super::placement::KeyPlacement;
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// Shortest time before a hedge. An earlier second read would cost more than it saves.
+/// Minimum wait before a hedge asks one more replica. After a shorter wait, the additional read
+/// would cost more than it saves.
 const SHORTEST_HEDGE: Duration = Duration::from_millis(5);
 
 /// The result of reading a key from R replicas.
 pub(crate) struct Read {
-    /// All replies, merged.
+    /// The objects of all replies, merged into one.
     pub(crate) merged: Object,
     /// The merged object, encoded. `None` if no replica holds an object.
     pub(crate) encoded: Option<Bytes>,
     /// The nodes that replied.
     pub(crate) replied: Vec<NodeId>,
-    /// The nodes that replied with less than the merged object.
+    /// The nodes whose reply lacks something that the merged object has.
     pub(crate) stale: Vec<NodeId>,
     /// Replicas whose record is damaged. They did not count towards R.
     pub(crate) damaged: Vec<NodeId>,
@@ -40,11 +41,13 @@ impl Read {
 
 /// Reads `required` replicas and merges their objects.
 ///
-/// If replicas cannot be reached and `sloppy` is true, a fallback that holds a hint counts for one.
-/// A fallback without a hint does not count: it cannot know that the key is absent.
+/// If replicas cannot be reached and `sloppy` is true, fallbacks are asked too. The reply of a
+/// fallback that holds a hint counts as a replica's. A fallback without a hint does not count: it
+/// cannot know that the key is absent.
 ///
 /// # Errors
-/// `Unavailable` if too few are live, `DeadlineExceeded` or `StorageFailed` if too few answered.
+/// `Unavailable` if fewer than `required` nodes can be reached. If fewer of them reply,
+/// `DeadlineExceeded` or an error that follows from the last failure.
 pub(crate) async fn read_replicas(
     node: &Node,
     placement: &KeyPlacement,
@@ -89,7 +92,7 @@ pub(crate) async fn read_replicas(
                     );
                     node.shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });
                     last_failure = Some(PeerError::Storage { detail });
-                    // A record in the format of a newer version is not damaged.
+                    // A record in the format of a newer version of this program is not damaged.
                     if placement.replicas.contains(&from) && !matches!(error, CodecError::NewerVersion { .. })
                     {
                         damaged.push(from);
@@ -138,15 +141,16 @@ fn ask(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Instant
     node.send(replica, request, timeout, gather.reply_to(replica));
 }
 
-/// Returns the time at which the slowest of the replicas that are asked first is later than usual.
-/// `None` if the usual latency is unknown.
+/// Returns the time of the hedge: by then, even the slowest of the replicas that are asked first
+/// usually replies. `None` if no usual latency is known, or if only this node is asked.
 fn hedge_time(node: &Node, quorum: &ReadQuorum) -> Option<Instant> {
     let others = quorum.first_asked().iter().filter(|&&replica| replica != node.shared.node());
     let usual = others.map(|&replica| node.transport.usual_latency(replica)).max()??;
     Some(Instant::now() + usual.max(SHORTEST_HEDGE))
 }
 
-/// Returns the error of a read that too few replicas answered. `last` is the last failure.
+/// Returns the error of a read that too few replicas answered. `last`: the error of the node that
+/// failed last.
 fn too_few(required: u8, received: usize, last: Option<PeerError>) -> RequestError {
     match last {
         Some(PeerError::Storage { detail }) => RequestError::StorageFailed { detail },
@@ -160,8 +164,8 @@ struct Reply {
     from: NodeId,
     /// The encoded object. `None` if the replica holds none.
     bytes: Option<Bytes>,
-    /// The decoded object. `None` if it equals the first reply's. In this usual case only one is
-    /// decoded.
+    /// The decoded object. `None` if `bytes` equal those of the first reply. Mostly all replies are
+    /// equal, so only the first is decoded.
     object: Option<Object>,
 }
 
@@ -176,7 +180,7 @@ impl Reply {
     }
 }
 
-/// Merges the replies, and finds the stale ones.
+/// Merges the replies, and finds the nodes whose reply lacks something that the merged object has.
 fn merge(node: &Node, placement: &KeyPlacement, mut replies: Vec<Reply>) -> Read {
     let replied: Vec<NodeId> = replies.iter().map(|reply| reply.from).collect();
     let first = replies[0].object.take().unwrap_or_default();
@@ -210,14 +214,14 @@ pub(crate) fn ask_one(
 /// Decodes one replica's answer.
 ///
 /// # Errors
-/// The reason why there is no object, as explain shows it.
+/// The reason why the answer contains no object. The report of explain shows this reason.
 pub(crate) fn object_of(answer: PeerResult) -> Result<Option<Object>, String> {
     match answer {
         Ok(PeerReply::Object(None)) => Ok(None),
         Ok(PeerReply::Object(Some(bytes))) => {
             decode_object(&bytes).map(|record| Some(record.object)).map_err(|error| error.to_string())
         }
-        Ok(_) => Err("unexpected answer".to_owned()),
+        Ok(_) => Err("the peer's answer does not fit the request".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -1,5 +1,5 @@
-//! Read repair: sends the merged object of a read to replicas that hold less. They merge it, and
-//! never overwrite their own.
+//! Read repair: sends the merged object of a read to replicas that hold less. A replica merges it
+//! into its own object, and never overwrites that object.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -19,24 +19,26 @@ use super::read_quorum::Read;
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// The number of replicas that must hold the merged object before it is shown.
+/// The number of replicas that must hold the merged object before a client is shown that object.
 #[derive(Clone, Copy)]
 pub(crate) struct HoldersNeeded {
-    /// The R that the request names. It is applied to each pending replica set.
+    /// The R that the request names, for example `quorum`. The number of replicas in each pending
+    /// write set follows from it.
     pub(crate) size: QuorumSize,
-    /// The resulting number of replicas in the layout that reads use.
+    /// The number of replicas in the layout that reads use. It follows from the request's R too.
     pub(crate) required: u8,
 }
 
 /// Sends the merged object to replicas that hold less, as the bucket's `read_repair` says. Returns
-/// the nodes that it was sent to.
+/// the nodes to which the object was sent.
 ///
 /// Blocking repair waits until R replicas hold the merged object, because a later read must not
-/// miss what this one shows. While the layout changes, it waits for R replicas in each of the key's
-/// replica sets.
+/// miss a version that this read shows. While the layout changes, it waits for R replicas in each
+/// of the key's replica sets.
 ///
 /// # Errors
-/// With blocking repair, `DeadlineExceeded` if fewer replicas hold the merged object in time.
+/// With blocking repair, `DeadlineExceeded` if fewer than R replicas hold the merged object in
+/// time.
 pub(crate) async fn repair(
     node: &Rc<Node>,
     placement: &KeyPlacement,
@@ -49,7 +51,8 @@ pub(crate) async fn repair(
     let Some(object) = read.encoded.as_ref().filter(|_| policy != ReadRepair::Off) else {
         return Ok(Vec::new());
     };
-    // The repair of a damaged record is not awaited: its replica must recover before it counts.
+    // Nothing waits for the repair of a damaged record: its replica does not count until it has
+    // recovered.
     for &replica in &read.damaged {
         push(node, placement, object, replica, deadline, &Gather::default());
     }
@@ -78,8 +81,8 @@ pub(crate) async fn repair(
         .collect::<BTreeSet<NodeId>>()
         .into_iter()
         .collect();
-    // Replicas that did not reply and are in a pending set must hold the object too. The other ones
-    // are substitutes, used only after a failure.
+    // Of the replicas that did not reply, those in a pending write set are asked for their object.
+    // The others are substitutes: they are sent the object only after another replica has failed.
     let is_needed =
         |other: &NodeId| is_changing && placement.pending_write_sets.iter().any(|set| set.contains(other));
     let (needed, substitutes): (Vec<NodeId>, Vec<NodeId>) =
@@ -96,7 +99,8 @@ pub(crate) async fn repair(
         step = holding.ack(replica, replica);
     }
     if step != Step::Reached {
-        // Mostly these replicas hold the object already. To read it costs them no commit.
+        // Mostly these replicas hold the object already. So it is read from them first, because a
+        // write would cost them a commit.
         pending.iter().for_each(|&replica| fetch(node, placement, replica, deadline, &gather));
     }
     while step != Step::Reached {
@@ -108,7 +112,7 @@ pub(crate) async fn repair(
                 holding.step()
             }
             Some((from, _)) => {
-                // Another live replica may hold it in place of the one that failed.
+                // A substitute is sent the object in place of the replica that failed.
                 if let Some(substitute) = substitutes.next() {
                     push(node, placement, object, substitute, deadline, &gather);
                     pushed.push(substitute);
@@ -126,7 +130,7 @@ pub(crate) async fn repair(
     Ok(pushed)
 }
 
-/// Asks a replica for its object, also if the replica is recovering.
+/// Asks a replica for its object. A recovering replica answers too.
 fn fetch(node: &Node, placement: &KeyPlacement, replica: NodeId, deadline: Instant, gather: &Gather) {
     let timeout = deadline.saturating_duration_since(Instant::now());
     node.send(replica, PeerRequest::Fetch(placement.key.clone()), timeout, gather.reply_to(replica));
@@ -149,7 +153,7 @@ fn quorum(placement: &KeyPlacement, read: &Read, wanted: HoldersNeeded) -> Resul
     if placement.pending_write_sets.is_empty() {
         return Ok(WriteQuorum::new(wanted.required));
     }
-    // A fallback that replied counts in the set of its replica.
+    // A fallback that replied counts in the set of the layout that reads use.
     let mut first = placement.replicas.clone();
     first.extend(placement.fallbacks_among(&read.replied));
     let mut sets = vec![(wanted.required, &first[..])];

@@ -1,5 +1,5 @@
 //! Scan: reads every partition from R of its replicas, merges each key as a get does, and returns
-//! bounded pages.
+//! pages of limited size.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,17 +22,20 @@ use super::read_repair::{HoldersNeeded, repair};
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// Entries of a page if the request names no limit.
+/// Most entries of a page, if the request names no limit.
 const DEFAULT_ENTRIES: u32 = 1_000;
-/// Most entries of a page.
+/// Most entries of a page, whatever limit the request names.
 const MAX_ENTRIES: u32 = 10_000;
 /// Bytes of entries after which a page ends.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
-/// Most bytes of one partition that a replica is asked for at a time.
+/// Bytes after which a replica's answer to one request ends. The rest of the partition is read
+/// later.
 const MAX_PARTITION_BYTES: u32 = 256 * 1024;
-/// Partitions that are read at the same time. The number begins small, because partitions may be
-/// full, and doubles as long as they do not fill the page.
+/// Partitions that are read together at the start of a page. The number is small, because few
+/// partitions with many keys fill the page.
 const FIRST_WINDOW: usize = 4;
+/// Most partitions that are read together. The number doubles up to this limit while the page is
+/// not full.
 const LARGEST_WINDOW: usize = 128;
 
 /// Serves one page of a scan.
@@ -41,7 +44,7 @@ pub(crate) async fn scan(
     request: ScanRequest,
     deadline: Instant,
 ) -> Result<ScanReply, RequestError> {
-    // The view is kept until the page ends, so that a layout change waits for it.
+    // The view is kept until the page ends, so that a layout change waits for the page.
     let view = node.shared.view();
     let partitions = node.shared.partitions();
     let mut position = Position::decode(&request.cursor, partitions)?;
@@ -90,7 +93,8 @@ pub(crate) async fn scan(
     Ok(ScanReply { entries, cursor })
 }
 
-/// The end of a page: earlier partitions, and `partition` up to the key `after`, were shown.
+/// The position at which a page ends. All partitions before `partition` were shown, and in
+/// `partition` all storage keys up to `after`.
 struct Position {
     partition: u32,
     after: Bytes,
@@ -119,7 +123,8 @@ impl Position {
     }
 }
 
-/// A part of one partition: storage keys in order, each with its entry. `None`: the key is deleted.
+/// A part of one partition: storage keys in order, each with its entry. `None`: the client is not
+/// shown the key, because it is deleted or does not begin with the prefix.
 struct Slice {
     entries: Vec<(Bytes, Option<ScanEntry>)>,
     /// True if the partition may have more keys.
@@ -137,8 +142,8 @@ async fn read_partition(
 ) -> Result<Slice, RequestError> {
     let replicas = view.read.replicas_for(scan.partition, request.bucket.as_str());
     let mut live = live_first(node, replicas);
-    // Replicas that are also replicas in all pending layouts come first: what they hold need not be
-    // checked again there.
+    // Replicas that are replicas in all pending layouts too come first. Their reply counts in each
+    // of these layouts, which saves a second check by read repair.
     let is_in_all = |replica: &NodeId| {
         let set =
             |layout: &Arc<Layout>| layout.replicas_for(scan.partition, request.bucket.as_str()).to_vec();
@@ -146,8 +151,8 @@ async fn read_partition(
     };
     live.sort_by_key(|replica| !is_in_all(replica));
     let pages = read_pages(node, live, &scan, required, deadline).await?;
-    // If a replica's page was cut, its keys after the end of the page are unknown. So all pages are
-    // cut at the first such end.
+    // If a limit ended a replica's page, the replica's keys after that end are unknown. So all
+    // pages are cut at the first such end.
     let cut = pages.iter().filter(|(_, page)| page.more).filter_map(|(_, page)| page.records.last());
     let bound: Option<Bytes> = cut.map(|(key, _)| key.clone()).min();
     let mut keys: BTreeMap<&Bytes, Vec<(NodeId, Option<&Bytes>)>> = BTreeMap::new();
@@ -213,7 +218,8 @@ async fn read_pages(
     }
 }
 
-/// Merges one key's records from several replicas, repairs the stale ones, and returns the entry.
+/// Merges one key's records from several replicas, repairs replicas that hold less, and returns the
+/// key's entry.
 async fn show(
     node: &Rc<Node>,
     view: &View,
@@ -252,7 +258,8 @@ async fn show(
     let key = Key::new(request.bucket.as_str().as_bytes(), &client_key)?;
     let digest = merged.digest();
     if damaged {
-        // An unreadable record is not an absent one: this key is read again, by itself.
+        // An unreadable record is not an absent one, so this key is read again from R replicas that
+        // can read theirs.
         let placement = KeyPlacement::of(node, &key)?;
         let sloppy = placement.bucket.definition.sloppy;
         let read = read_replicas(node, &placement, required, sloppy, deadline).await?;

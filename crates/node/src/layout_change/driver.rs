@@ -12,7 +12,7 @@ use super::range_handoff::{drop_surplus, hand_over};
 use super::transfer::copy;
 use crate::node::Node;
 
-/// Time between polls while nothing changes.
+/// Time between two polls for the next step, while the layouts do not change.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Polls between two searches for records that this node no longer has to hold.
 const POLLS_BETWEEN_DROPS: u32 = 20;
@@ -35,7 +35,8 @@ pub(crate) async fn run(node: Rc<Node>) {
         if done {
             let outcome: Result<(), StorageError> = shared
                 .change_layouts(|layouts| {
-                    // A newer layout may have arrived meanwhile.
+                    // A newer layout may have arrived meanwhile. The work was then done for an
+                    // older layout, and must not move this node to the next phase.
                     let is_current =
                         layouts.newest().digest() == newest.digest() && layouts.local_phase() == phase_before;
                     if is_current {

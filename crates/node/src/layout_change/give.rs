@@ -15,12 +15,14 @@ use crate::node::Node;
 /// Pause after a peer or the engine failed, or while the remaining peers cannot be reached.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
-/// Most records, and bytes, that are sent together. Clients' writes that arrive meanwhile wait for
-/// their commit, so a batch is small.
+/// Most records of a batch, which is sent at once. Clients' writes that arrive meanwhile wait until
+/// the batch is committed, so a batch is small.
 const BATCH_RECORDS: usize = 32;
+/// Most bytes of a batch.
 const BATCH_BYTES: usize = 32 * 1024;
 
 /// Timeout of one batch, and time for which the objects of a page are valid after they were read.
+/// Receivers refuse the objects after this time.
 pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the storage key of a record. `None` if the record is damaged: repair replaces it from
@@ -30,12 +32,13 @@ pub(super) fn key_if_readable(key: &Bytes, object: &Bytes) -> Option<StorageKey>
     StorageKey::from_peer(key)
 }
 
-/// Returns the bytes of an object and its key.
+/// Returns the size of an object and its key together, in bytes.
 pub(super) fn size_of((_, key, object): &(NodeId, StorageKey, Bytes)) -> u64 {
     (key.as_bytes().len() + object.len()) as u64
 }
 
-/// Returns the number of objects, from the first on, that are sent together.
+/// Returns the number of objects in the next batch, from the first of `objects` on. It is at least
+/// 1, so that an object is sent even if it is larger than a batch.
 pub(super) fn batch_len(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
     let mut bytes = 0;
     let fits = |object: &&(NodeId, StorageKey, Bytes)| {
@@ -45,8 +48,8 @@ pub(super) fn batch_len(objects: &[(NodeId, StorageKey, Bytes)]) -> usize {
     objects.iter().take(BATCH_RECORDS).take_while(fits).count().max(1)
 }
 
-/// Sends objects, each to one node, and waits until all are durable there. `valid_until_ms` must
-/// have been computed before the objects were read.
+/// Sends objects, each to one node, and waits until all are durable there. Compute `valid_until_ms`
+/// before you read the objects: the receivers refuse them after this time.
 ///
 /// # Errors
 /// The node that did not store an object, and its error. After a timeout: the first object's node.

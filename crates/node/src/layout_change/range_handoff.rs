@@ -24,7 +24,7 @@ use crate::state::shared::Shared;
 
 /// Records that are dropped together.
 const PAGE: PageBounds = PageBounds { records: 32, bytes: 128 * 1024 };
-/// Partitions that are dropped at the same time.
+/// Partitions whose surplus records are dropped at the same time.
 const PARTITIONS_TOGETHER: usize = 4;
 
 /// Surplus records of one partition.
@@ -34,8 +34,8 @@ struct SurplusRange {
     sizes: Vec<u8>,
 }
 
-/// Finds the records that this node holds although it is not their replica in a layout. `None`
-/// while hash trees are being built, because they are needed to find the records.
+/// Finds the records that this node holds although it is not a replica of their keys in `layout`.
+/// `None` while hash trees are being built, because they are needed to find the records.
 fn surplus_ranges(shared: &Shared, layout: &Layout) -> Option<Vec<SurplusRange>> {
     let this = shared.node();
     let sizes = shared.sizes();
@@ -79,8 +79,8 @@ pub(crate) async fn hand_over(node: &Rc<Node>) -> bool {
     stays || shared.hints.targets().is_empty()
 }
 
-/// Sends the surplus records to all of their replicas. False if a replica could not merge all of
-/// its records.
+/// Sends the surplus records to all of their replicas. False if a replica could not be reached, or
+/// could not merge all records of which it is a replica.
 async fn merge_with_replicas(node: &Rc<Node>, newest: &Layout, surplus: &[SurplusRange]) -> bool {
     let shared = &node.shared;
     let has_replica = |range: &SurplusRange, peer: NodeId| {
@@ -153,7 +153,8 @@ async fn drop_records(node: &Node, layout: &Layout, range: &SurplusRange) -> Res
         let mut removed = Vec::new();
         let mut begun = Instant::now();
         let remove_page = || {
-            // The time in which the scan waited for its turn does not count.
+            // The measured time begins here. The time in which the scan waited for its turn took
+            // nothing from clients.
             begun = Instant::now();
             let page = match pages.next(&*shared.engine) {
                 Ok(Some(page)) => page,
@@ -168,12 +169,13 @@ async fn drop_records(node: &Node, layout: &Layout, range: &SurplusRange) -> Res
             break;
         }
         for outcome in removed {
-            let lost = |_| StorageError::Io { detail: "the engine dropped a write".into() };
+            let lost = |_| StorageError::Io { detail: "the storage engine did not finish a write".into() };
             outcome.await.map_err(lost)??;
         }
         leave_time_for_clients(begun.elapsed()).await;
     }
-    // A partition has one actor for buckets of all sizes, so some of its events may be dropped now.
+    // This node may have minted some of the dropped writes under the partition's actor. An actor
+    // whose writes may be forgotten must not mint again.
     shared.actors.forget(range.partition);
     if !layout.holds(shared.node(), range.partition) {
         shared.recovery.forget(range.partition);

@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use crate::state::shared::Shared;
 
-/// Longest delay that a throttled copy may catch up in one burst.
+/// Longest delay that copies may make up for. After a longer delay, they exceed the limit only
+/// until this part of it is made up for.
 const LARGEST_BURST: Duration = Duration::from_millis(50);
-/// Copies use at most 1 / `SHARE` of the time.
+/// Copies use at most 1 / `SHARE` of the time. The rest is for clients' requests.
 const SHARE: u32 = 4;
-/// Longest pause for clients. A copy that took longer than this was delayed by a faulty peer, not
-/// by clients' requests.
+/// Longest pause for clients' requests after a copy. A copy so slow that it would need a longer
+/// pause was delayed by a faulty peer, not by clients' requests.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Limit of this node's copies, in bytes per second. A copy that fell behind does not catch up in a
@@ -21,7 +22,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Throttle {
     due: Instant,
     bytes_per_s: u64,
-    /// Number of copying nodes that may delay one client's request. At most the number of replicas.
+    /// Number of copying nodes that may delay one client's request. At most the number of replicas
+    /// of a key, because a request needs only these.
     copying: u32,
 }
 

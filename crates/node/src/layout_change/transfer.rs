@@ -3,10 +3,13 @@
 //!
 //! A source is an older layout whose replicas may hold acked writes. A partition is merged with
 //! N - W + 1 replicas of each source: every set of W replicas contains one of them. Replicas that
-//! recover do not count, because they may have forgotten a write. This node counts if it is a replica
-//! and does not recover. The partition is also merged with all other replicas that can be reached. If
-//! all replicas whose disks are not declared lost were merged, that is enough too. If this node holds nothing of a partition,
-//! it first copies the whole partition from one replica. Then it compares hash trees with all.
+//! recover do not count, because they may have forgotten a write. This node counts if it is a
+//! replica of the source and does not recover. The partition is also merged with all other replicas
+//! that can be reached. It is enough, too, if the partition was merged with all replicas whose
+//! disks are not declared lost.
+//!
+//! If this node holds nothing of a partition, it first copies the whole partition from one replica.
+//! Then it compares hash trees with all replicas.
 //!
 //! No node remembers which records were sent already. A transfer that was interrupted begins again,
 //! and finds most records in place.
@@ -33,8 +36,9 @@ use crate::membership::layout_exchange::agree;
 use crate::node::Node;
 use crate::repair::merkle_sync::{Direction, sync};
 
-/// Records and bytes of one page, when a whole partition is copied.
+/// Most records of one page, when a whole partition is copied.
 const PAGE_RECORDS: u32 = 256;
+/// Most bytes of one page, when a whole partition is copied.
 const PAGE_BYTES: u32 = 128 * 1024;
 
 /// A partition of the newest layout that is not merged with enough replicas of the sources yet.
@@ -71,8 +75,8 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
     shared.progress.transfer().begin(pending.len(), shared.environment.monotonic_ms());
     let all = pending.len();
     let mut throttle = Throttle::new(shared, &newest, &sources);
-    // Partitions of which this node held nothing. They are copied as a whole before keys are
-    // compared.
+    // Partitions of which this node is a replica in no source, so that it holds nothing of them
+    // yet. They are copied as a whole before keys are compared.
     let mut to_copy_whole: BTreeSet<PartitionId> = pending
         .iter()
         .map(|one| one.partition)
@@ -128,9 +132,9 @@ pub(crate) async fn copy(node: &Rc<Node>) -> bool {
 }
 
 /// True if the partition was merged with enough replicas of every source, for each n that a bucket
-/// has, and with all replicas that can be reached. The latter matters because a request may ask for a
-/// smaller W than its bucket's. True also if all replicas whose disks are not declared lost were
-/// merged.
+/// has, and with all replicas that can be reached. Enough replicas alone do not suffice, because a
+/// request may ask for a smaller W than its bucket's. True also if the partition was merged with
+/// all replicas whose disks are not declared lost.
 fn is_copied(node: &Node, newest: &Layout, sources: &[Arc<Layout>], pending: &PendingPartition) -> bool {
     let shared = &node.shared;
     let (this, partition) = (shared.node(), pending.partition);
@@ -171,8 +175,8 @@ async fn merge_with(
     to_copy_whole: &mut BTreeSet<PartitionId>,
     throttle: &mut Throttle,
 ) -> Result<BTreeMap<PartitionId, bool>, PeerError> {
-    // After this the peer knows that all nodes have acked the newest layout. It refuses writes of
-    // coordinators that do not use that layout.
+    // After this the peer knows that all nodes have acked the newest layout. From then on it
+    // refuses writes of coordinators that do not use that layout. So no such write is missed below.
     agree(node, peer).await?;
     let newest_digest = || node.shared.layouts.with(|layouts| layouts.newest().digest());
     let digest_before = newest_digest();
@@ -228,7 +232,8 @@ async fn copy_partition(
             let this = node.shared.node();
             // A record that is damaged on the peer is left to the comparison of keys.
             let key = key_if_readable(key, object).filter(|key| key.partition() == partition)?;
-            // The replicas of a bucket with a smaller n perhaps do not include this node.
+            // A bucket may have a smaller n than the cluster. Its replicas perhaps do not include
+            // this node.
             let is_own = newest.replicas_for(partition, key.bucket()).contains(&this);
             is_own.then(|| (this, key, object.clone()))
         };

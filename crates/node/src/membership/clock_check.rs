@@ -66,8 +66,8 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Returns the milliseconds by which this clock is ahead, if it is further than `limit` from most
-/// of the `peers`.
+/// Returns the milliseconds by which this clock is ahead (negative: behind), if it differs by more
+/// than `limit` from the clocks of most peers. `peers` is the number of all peers.
 fn median_if_far(ahead: &BTreeMap<NodeId, i64>, peers: usize, limit: i64) -> Option<i64> {
     let mut far: Vec<i64> = ahead.values().copied().filter(|ms| ms.unsigned_abs() > limit as u64).collect();
     far.sort_unstable();

@@ -1,5 +1,6 @@
-//! The task that drives the membership plugin: it passes on the time and the plugin's messages, and
-//! opens connections to the nodes that the plugin knows.
+//! The task that drives the membership plugin. It tells the plugin the time, passes messages
+//! between the plugins of this node and of other nodes, and connects to the nodes that the plugin
+//! knows.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,17 +15,18 @@ use quorate_core::{Member, NodeId};
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Time between two ticks of the membership plugin.
+/// Time between two calls in which the task tells the membership plugin the time.
 const TICK: Duration = Duration::from_millis(100);
 /// Time between two checks for new nodes, while no layout changes.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
-/// Timeout of one gossip message. Lost messages are not sent again, because the next round repeats
+/// Timeout of one gossip message. Lost messages are not sent again, because later messages repeat
 /// their content.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Metadata key: digest of the node's newest layout, in hexadecimal.
+/// Key under which each node publishes the digest of its newest layout, in hexadecimal. Gossip
+/// passes on what nodes publish.
 pub const LAYOUT_KEY: &str = "layout";
-/// Metadata key: milliseconds for which the node's oldest hint has been waiting.
+/// Key under which each node publishes the milliseconds for which its oldest hint has been waiting.
 pub const OLDEST_HINT_KEY: &str = "oldest_hint_ms";
 
 /// Drives the membership plugin. Runs on one worker until the node stops.
@@ -47,8 +49,8 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Keeps this worker's connections in step with the nodes that the membership plugin and the layouts know.
-/// Runs until the node stops.
+/// Connects this worker to each new node, or new address, that the membership plugin or a layout
+/// names. Runs until the node stops.
 pub(crate) async fn follow(node: Rc<Node>) {
     let mut known: Vec<Member> = Vec::new();
     loop {

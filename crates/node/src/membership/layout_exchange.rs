@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::gossip::known_members;
 use crate::node::Node;
 
-/// Time between two checks, while nothing changes.
+/// Time between two checks for peers to which the summary must be sent, while it does not change.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Time after which a peer is sent the summary again, even if it has not changed.
+/// Time after which the summary is sent to a peer again, even if the summary has not changed.
 const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two summaries to one peer. Changes in between are sent together.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(25);
@@ -66,7 +66,7 @@ async fn compare(node: &Node, peer: NodeId, summary: &LayoutSummary) -> Result<b
                 .map_err(|error| PeerError::Refused { detail: error.to_string() })?;
             Ok(merge_summary(node, peer, &theirs))
         }
-        _ => Err(PeerError::Refused { detail: "unexpected answer".into() }),
+        _ => Err(PeerError::Refused { detail: "the peer's answer does not fit the request".into() }),
     }
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn answer(node: &Node, from: NodeId, summary: &[u8]) -> PeerResult {
 /// Fetches a peer's layouts, and merges them with this node's.
 async fn fetch(node: &Node, peer: NodeId) -> Result<(), PeerError> {
     let PeerReply::Layouts(bytes) = node.ask(peer, PeerRequest::Layouts).await? else {
-        return Err(PeerError::Refused { detail: "unexpected answer".into() });
+        return Err(PeerError::Refused { detail: "the peer's answer does not fit the request".into() });
     };
     let shared = &node.shared;
     let theirs = Layouts::decode(shared.node(), &bytes)

@@ -27,7 +27,7 @@ const WAIT_FOR_HINTS: Duration = Duration::from_secs(5);
 struct Peer {
     /// True if the peer can be reached.
     up: bool,
-    /// Earliest time of a round that an operator asked for.
+    /// Earliest time of a round that an operator asked for. `None`: no operator asked.
     requested: Option<Instant>,
     /// Time of the next regular round.
     due: Instant,
@@ -46,7 +46,8 @@ pub(crate) async fn run(node: Rc<Node>) {
         let requests = shared.progress.repairs_requested.load(Ordering::Acquire);
         let view = shared.view();
         let members: Vec<NodeId> = view.participants.clone();
-        // Only a participant may repair, and only if it cannot have lost its layouts.
+        // Only a participant may repair. A node that may have lost its layouts must first compare
+        // them with those of other nodes.
         let may_repair =
             view.is_participant(shared.node()) && !view.removed && shared.recovery.are_layouts_confirmed();
         drop(view);
@@ -80,7 +81,8 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Runs one round with a peer. False if it failed or was incomplete, and must be repeated soon.
+/// Runs one round with a peer. Returns false if the round failed or was incomplete: the caller
+/// repeats it soon.
 async fn round(node: &Rc<Node>, peer: NodeId) -> bool {
     let shared = &node.shared;
     let name = shared.view().name_of(peer);

@@ -1,8 +1,9 @@
 //! Hinted handoff: delivers hints to their targets, once these can be reached again.
 //!
 //! The target of a hint is the replica for which it is kept. The storage engine keeps one merged
-//! hint for each target and key. A hint is deleted only after its receivers acked it durably, and
-//! only if it has not changed since it was sent.
+//! hint for each target and key. A hint is deleted only after all of its receivers acked it
+//! durably, and only if it has not changed since it was sent. Mostly the target is the only
+//! receiver.
 //!
 //! Source: Dynamo §4.6.
 
@@ -25,7 +26,7 @@ use crate::state::scan_pages::{PageBounds, ScanPages};
 
 /// Hints that are sent together. The next page is sent after all of them were answered.
 const PAGE: PageBounds = PageBounds { records: 256, bytes: 1024 * 1024 };
-/// Timeout of the hints of one page.
+/// Timeout of the hints of one page. Hints that were not acked by then stay, and are sent again.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between checks for targets that can be reached again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -39,7 +40,8 @@ pub(crate) async fn run(node: Rc<Node>) {
         let removed = node.shared.view().removed || !node.shared.recovery.are_layouts_confirmed();
         for target in node.shared.hints.targets().into_iter().filter(|_| !removed) {
             match deliver_hints(&node, target).await {
-                // A receiver of these hints cannot be reached: do not read them all again at once.
+                // During a layout change, a hint may have further receivers that cannot be reached.
+                // The pause keeps this loop from reading such hints again at once.
                 Ok(0) if !node.shared.view().is_settled() => must_pause = true,
                 Ok(0) => {}
                 Ok(hints) => {
@@ -64,22 +66,24 @@ async fn deliver_hints(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     let mut pages = ScanPages::under(hints_for(target), PAGE);
     let mut delivered = 0;
     loop {
-        // Computed before the hints are read: an object is valid for a limited time after that.
+        // This time is computed before the hints are read. Computed later, it would let receivers
+        // accept an object for too long: a tombstone that the object lacks may be collected.
         let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let Some(page) = pages.next(&*node.shared.engine).map_err(|_| ())? else { return Ok(delivered) };
         delivered += send_page(node, target, &page.records, valid_until_ms).await?;
     }
 }
 
-/// True if this node leaves the cluster, and all nodes have reached the phase in which it gives
-/// away its records.
+/// True if this node leaves the cluster, and all nodes have reached the phase in which a node that
+/// leaves gives away its records.
 fn is_handing_off(node: &Node, view: &View) -> bool {
     view.newest().member(node.shared.node()).is_none() && view.cluster_phase >= Phase::Released
 }
 
-/// Returns the nodes that must ack the hint before it is deleted. This is its target, or all
-/// replicas of the key if the target is no longer one of them or the layout changes. A node that
-/// leaves does not wait for a target that cannot be reached.
+/// Returns the nodes that must ack a hint before this node deletes it. Mostly this is the target
+/// alone. During a layout change, or if the target is no longer a replica of the key, these are all
+/// replicas of the key. A node that leaves the cluster does not wait for a target that cannot be
+/// reached.
 fn receivers_of(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
     let view = node.shared.view();
     let mut replicas = view.holders_of(key.partition(), key.bucket());
@@ -93,7 +97,8 @@ fn receivers_of(node: &Node, target: NodeId, key: &StorageKey) -> Vec<NodeId> {
     replicas
 }
 
-/// Sends a page of hints, and deletes each hint that all receivers acked. Returns their number.
+/// Sends a page of hints, and deletes each hint that all receivers acked. Returns the number of
+/// deleted hints.
 async fn send_page(
     node: &Rc<Node>,
     target: NodeId,
@@ -102,7 +107,8 @@ async fn send_page(
 ) -> Result<usize, ()> {
     let gather = Gather::default();
     let deadline = Instant::now() + PAGE_TIMEOUT;
-    // Acks that each hint still needs. `usize::MAX`: the hint cannot be deleted in this round.
+    // For each hint of the page, the number of acks that are still missing. `usize::MAX`: the hint
+    // stays, because it has no receiver, cannot be parsed, or was not acked by a receiver.
     let mut missing_acks: Vec<usize> = vec![usize::MAX; page.len()];
     let mut sent = 0;
     for (at, (hint, object)) in page.iter().enumerate() {
@@ -111,7 +117,8 @@ async fn send_page(
         if receivers.is_empty() {
             continue;
         }
-        // The hint is deleted once all receivers have it. Receivers that can be reached get it now.
+        // All receivers count, but only those that can be reached get the hint now. If another one
+        // cannot be reached, an ack stays missing, and the hint stays.
         missing_acks[at] = receivers.len();
         for receiver in receivers.into_iter().filter(|&receiver| node.is_live(receiver)) {
             let write = PeerWrite {
@@ -122,7 +129,7 @@ async fn send_page(
                 layout: 0,
             };
             sent += 1;
-            // The number of the reply is the hint's position in the page.
+            // In place of a node's id, the reply carries the hint's position in the page.
             let reply = gather.reply_to(NodeId(at as u64));
             node.send(receiver, PeerRequest::Write(write), PAGE_TIMEOUT, reply);
         }

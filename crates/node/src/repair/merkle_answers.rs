@@ -1,4 +1,4 @@
-//! Answers about this node's hash trees, for a peer that compares its own with them.
+//! Answers about this node's hash trees, for a peer that compares its own hash trees with them.
 
 use bytes::Bytes;
 use quorate_core::PartitionId;
@@ -14,14 +14,16 @@ use crate::state::hash_trees::RecordState;
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Most records, and bytes, that are read for one page of digests.
+/// Most records that are read for one page of digests.
 const PAGE_RECORDS: usize = 256;
+/// Most bytes of records that are read for one page of digests.
 const PAGE_BYTES: usize = 128 * 1024;
 
-/// Compares a peer's roots with this node's trees.
+/// Compares the roots of a peer's hash trees with the roots of this node's trees.
 pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
     let view = shared.view();
-    // A partition that moves to this node and is not copied yet counts as forgotten.
+    // This node may have forgotten records of a partition. It also lacks records of a partition
+    // that it gains in a layout change and has not copied yet.
     let may_lack_records = |partition: PartitionId| {
         let known = shared.has_partition(partition);
         shared.is_recovering(partition)
@@ -44,7 +46,7 @@ pub(crate) fn compare(shared: &Shared, theirs: &[TreeRoot]) -> PeerResult {
 /// Answers with the leaves of one of this node's trees.
 pub(crate) fn leaves(shared: &Shared, tree: TreeName) -> PeerResult {
     if !shared.has_partition(tree.partition) {
-        return Err(PeerError::Refused { detail: "no such partition".into() });
+        return Err(PeerError::Refused { detail: "the cluster has no partition of this number".into() });
     }
     let leaves = shared.trees.tree(tree).map(|tree| PeerReply::Leaves(tree.leaves().to_vec()));
     leaves.ok_or(PeerError::Recovering)

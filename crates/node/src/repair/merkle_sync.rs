@@ -1,8 +1,8 @@
 //! Synchronization with one peer. It compares the roots of hash trees, then leaves, then keys, and
 //! merges the objects that differ.
 //!
-//! Anti-entropy, recovery, transfer and range handoff all use it. They differ in the direction of
-//! the objects, and in what they conclude from the outcome.
+//! Anti-entropy, recovery, transfer and range handoff all use this module. They differ in the
+//! direction in which objects are sent, and in what they conclude from the outcome.
 //!
 //! Source: Dynamo §4.7.
 
@@ -26,13 +26,15 @@ use crate::gather::Gather;
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Timeout of the exchange of some keys with the peer.
+/// Timeout of the exchange of some keys with the peer. When it passes, the whole synchronization
+/// ends with an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Trees that are compared at the same time.
 const TREES_TOGETHER: usize = 16;
-/// Keys of one tree that are exchanged together. Each may have a large object.
+/// Keys of one tree that are exchanged together. They are few, because each may have a large
+/// object.
 const KEYS_TOGETHER: usize = 16;
-/// Keys of all trees that are exchanged at the same time.
+/// Most keys, over all trees, that are exchanged at the same time.
 const KEYS_IN_FLIGHT: usize = 128;
 
 /// The outcome of a synchronization with a peer.
@@ -41,22 +43,23 @@ pub(crate) struct SyncOutcome {
     /// Partitions of which the peer itself may have forgotten records.
     pub(crate) recovering: BTreeSet<PartitionId>,
     /// Partitions that could not be compared or exchanged completely. A tree is still being built,
-    /// or a record cannot be read or written.
+    /// the peer does not hold the partition, or a record cannot be read or written.
     pub(crate) unknown: BTreeSet<PartitionId>,
-    /// Number of keys that differed.
+    /// Number of keys whose objects differed on the two nodes.
     pub(crate) keys: u64,
 }
 
-/// The direction in which objects are sent.
+/// The direction in which objects are sent. Each direction has a condition for the two nodes. Trees
+/// for which the nodes do not meet it are left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
-    /// From each node to the other. Both are replicas in the layout that reads use.
+    /// From each node to the other. Both must be replicas in the layout that reads use.
     Both,
-    /// From this node to the peer only. The peer is a replica in a layout that requests use; this
-    /// node may be one in any active layout.
+    /// From this node to the peer only. The peer must be a replica in a layout that requests use.
+    /// This node must be a replica in some active layout.
     Push,
-    /// From the peer to this node only. This node is a replica in a layout that requests use; the
-    /// peer may be one in any active layout.
+    /// From the peer to this node only. This node must be a replica in a layout that requests use.
+    /// The peer must be a replica in some active layout.
     Pull,
 }
 
@@ -87,7 +90,8 @@ pub(crate) async fn sync(
             }
         }
     }
-    // Dropped now: a round may take long, and a layout change need not wait for it.
+    // Drop the view now. A layout change waits for all tasks that hold an older view, and the
+    // synchronization may take long.
     drop(view);
     let permits = Semaphore::new(KEYS_IN_FLIGHT);
     let pace = Pace { begun: Instant::now(), keys_per_second: keys_per_second.max(1) };
@@ -130,7 +134,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Waits until the round may have exchanged `keys` keys.
+    /// Waits until the limit allows `keys` exchanged keys since the round began.
     async fn keep(&self, keys: u64) {
         let due = self.begun + Duration::from_millis(keys * 1_000 / self.keys_per_second);
         tokio::time::sleep_until(due).await;
@@ -138,18 +142,19 @@ impl Pace {
 }
 
 fn unexpected() -> PeerError {
-    PeerError::Refused { detail: "unexpected answer".into() }
+    PeerError::Refused { detail: "the peer's answer does not fit the request".into() }
 }
 
 /// The outcome of the exchange of one tree.
 struct TreeExchange {
-    /// Number of keys that differed.
+    /// Number of keys whose objects differed on the two nodes.
     keys: u64,
-    /// False if one of them could not be read or written. The others were exchanged all the same.
+    /// False if this node's tree is being built: no key was exchanged. Also false if an object
+    /// could not be read or written: the other keys were exchanged all the same.
     complete: bool,
 }
 
-/// Exchanges the keys that differ in one tree.
+/// Compares one tree with the peer's tree, and exchanges the keys whose objects differ.
 async fn exchange_tree(
     node: &Rc<Node>,
     peer: NodeId,
@@ -218,8 +223,8 @@ fn differing_keys(tree: TreeName, ours: &BTreeMap<Bytes, Digest>, theirs: &Diges
         .collect()
 }
 
-/// Exchanges the objects of some keys. False if one of them could not be read or written. The
-/// others were exchanged all the same.
+/// Exchanges the objects of some keys. Returns false if one of the objects could not be read or
+/// written. The other objects were exchanged all the same.
 async fn exchange_keys(
     node: &Rc<Node>,
     peer: NodeId,
@@ -228,7 +233,8 @@ async fn exchange_keys(
 ) -> Result<bool, PeerError> {
     let deadline = Instant::now() + TIMEOUT;
     // The peer refuses the objects after this time, because tombstones that they lack may have been
-    // collected. It is computed before the objects are read, so it is never too late for one of them.
+    // collected. The time is computed before the objects are read. Computed later, it would let the
+    // peer accept an object for too long.
     let valid_until_ms = node.shared.valid_until_ms(TIMEOUT);
     let write = |key: &StorageKey, object: Bytes| PeerWrite {
         key: key.clone(),
@@ -242,7 +248,7 @@ async fn exchange_keys(
     let mut complete = true;
     for (at, one) in differing.iter().enumerate() {
         if one.held_by_peer && direction != Direction::Push {
-            // The number of the reply is the key's position in `differing`.
+            // In place of a node's id, the reply carries the key's position in `differing`.
             let reply = fetched.reply_to(NodeId(at as u64));
             node.send(peer, PeerRequest::Fetch(one.key.clone()), TIMEOUT, reply);
             fetches += 1;
@@ -302,7 +308,7 @@ fn reply_for_key(answer: PeerResult) -> Result<Option<PeerReply>, PeerError> {
 }
 
 /// Reads this node's digests of the keys under some leaves, from `after` (excluded) to `until`
-/// (included). An empty `until`: to the end.
+/// (included). If `until` is empty, reads to the end of the partition.
 async fn digests_up_to(
     node: &Node,
     tree: TreeName,
@@ -325,8 +331,8 @@ async fn digests_up_to(
 }
 
 /// Returns the trees of a partition that this node and the peer compare. A receiver of objects must
-/// be a replica in a layout that requests use. A sender must be one in any active layout. In both
-/// directions, both must be replicas in the layout that reads use.
+/// be a replica in a layout that requests use. A sender must be a replica in some active layout.
+/// For [`Direction::Both`], both nodes must be replicas in the layout that reads use.
 fn trees_to_compare(
     shared: &Shared,
     view: &View,
@@ -342,7 +348,8 @@ fn trees_to_compare(
         match direction {
             Direction::Pull => may_receive(shared.node()) && may_send(peer),
             Direction::Push => may_send(shared.node()) && may_receive(peer),
-            // Partitions that move to a node are copied by the transfer, at its own rate.
+            // A partition that moves to a node is left out here: the transfer copies it, with a
+            // throttle of its own.
             Direction::Both => is_read(shared.node()) && is_read(peer),
         }
     };

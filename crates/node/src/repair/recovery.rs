@@ -14,17 +14,17 @@ use super::merkle_sync::{Direction, sync};
 use crate::membership::layout_exchange::agree;
 use crate::node::Node;
 
-/// First pause between two rounds. It is short, because the nodes of a new cluster are all empty
-/// and recover in one round.
+/// First pause between two rounds of merges with all other nodes. It is short, because the nodes of
+/// a new cluster are all empty and recover in one round.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause between two rounds. The pause doubles after each round.
+/// Longest pause between two rounds of merges. The pause doubles after each round.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Time between two checks for records that were lost while the node runs.
+/// Time between two checks for partitions that must recover, because a damaged record was found.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Merges records that this node may have forgotten from other nodes: at its start, and when it
-/// finds a damaged record. Runs until the node stops.
+/// Fetches from other nodes the records that this node may have forgotten, and merges them. It does
+/// so at the node's start, and when the node finds a damaged record. Runs until the node stops.
 pub(crate) async fn run(node: Rc<Node>) {
     confirm_layouts(&node).await;
     loop {
@@ -42,7 +42,7 @@ pub(crate) async fn run(node: Rc<Node>) {
 /// a peer.
 ///
 /// A node that lost its data may have lost its layouts too. It could then accept records from a
-/// node that was removed and does not know it yet. Such records may have been deleted meanwhile.
+/// removed node that does not know of its removal. The cluster may have deleted them since.
 async fn confirm_layouts(node: &Rc<Node>) {
     let mut agreed: BTreeSet<NodeId> = BTreeSet::from([node.shared.node()]);
     while !node.shared.recovery.are_layouts_confirmed() {
@@ -64,8 +64,8 @@ async fn confirm_layouts(node: &Rc<Node>) {
 async fn merge_until_recovered(node: &Rc<Node>) {
     let partitions = node.shared.recovering().len();
     node.shared.emit(None, EventKind::Recovering { partitions });
-    // Per partition: the nodes that this node has merged with since its start. True: the other node
-    // was recovering then.
+    // Per partition: the nodes that this node has merged with. The value is true if the other node
+    // was recovering at that time.
     let mut merged: BTreeMap<PartitionId, BTreeMap<NodeId, bool>> = BTreeMap::new();
     let mut losses: BTreeMap<PartitionId, u64> = BTreeMap::new();
     let mut pause = FIRST_PAUSE;
@@ -73,7 +73,8 @@ async fn merge_until_recovered(node: &Rc<Node>) {
     loop {
         for partition in node.shared.recovering() {
             let now = node.shared.recovery.losses(partition);
-            // A record was lost since the last round: merges before that did not restore it.
+            // If a record was lost since the last round, the earlier merges did not restore it. So
+            // they no longer count.
             if losses.insert(partition, now) != Some(now) {
                 merged.remove(&partition);
             }
@@ -86,7 +87,7 @@ async fn merge_until_recovered(node: &Rc<Node>) {
         for partition in node.shared.recovering() {
             if is_recovered(node, partition, merged.get(&partition)) {
                 node.shared.recovery.recovered(partition, losses.get(&partition).copied().unwrap_or(0));
-                // If this node loses a record again, it has to merge with all of them again.
+                // If this node loses another record of the partition, these merges must not count.
                 merged.remove(&partition);
             }
         }
@@ -99,7 +100,8 @@ async fn merge_until_recovered(node: &Rc<Node>) {
     }
 }
 
-/// Merges from a peer the recovering partitions that were not merged completely with it yet.
+/// Merges a peer's records into this node's recovering partitions. Leaves out partitions that were
+/// merged with this peer completely, unless the peer was recovering then.
 async fn merge_with(
     node: &Rc<Node>,
     peer: NodeId,
@@ -140,8 +142,9 @@ fn is_recovered(node: &Node, partition: PartitionId, merged: Option<&BTreeMap<No
     let shared = &node.shared;
     let none = BTreeMap::new();
     let view = shared.view();
-    // A partition that moves to this node must be copied first: other nodes to which it moves may
-    // not have it yet. The same is true of a bucket whose replicas change, until it is backfilled.
+    // A partition that this node gains must first be copied from its old replicas. Merging with its
+    // new replicas is not enough, because they may not have copied it yet either. For the same
+    // reason, a bucket whose n or quorums change must first be backfilled.
     let must_copy =
         |layouts: &Layouts| layouts.has_to_copy(partition) || !layouts.redefined_buckets().is_empty();
     if shared.layouts.with(must_copy) {

@@ -2,10 +2,10 @@
 //! an older version.
 //!
 //! The key's first replica does the work. It checks twice, a grace period apart, that all replicas
-//! durably hold exactly the same object. Then it asks every member. A member objects if it keeps a
-//! hint for the key or deleted one recently. If no member objects, each replica deletes the object,
-//! unless it has changed since. A node that is down blocks the collection; `quorate status` names
-//! that node.
+//! durably hold exactly the same object. Then it asks every member for objections. A member objects
+//! if it keeps a hint for the key or deleted one recently. If no member objects, each replica
+//! deletes the object, unless the object has changed since. A node that is down blocks the
+//! collection; `quorate status` names that node.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -25,7 +25,7 @@ use crate::state::shared::Shared;
 
 /// Keys that are checked together.
 const KEYS_TOGETHER: usize = 256;
-/// Timeout of each request, and time for which an order is valid.
+/// Timeout of each request, and time for which an order to delete tombstones is valid.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Searches for tombstones to collect, at intervals. Runs until the node stops.
@@ -70,19 +70,21 @@ pub(crate) async fn run(node: Rc<Node>) {
     }
 }
 
-/// Collects tombstones among some keys of one partition. Returns the number of them.
+/// Collects tombstones among some keys of one partition. Returns the number of tombstones that it
+/// ordered the replicas to delete.
 ///
 /// # Errors
 /// The reason why tombstones cannot be collected, if none was collected.
 async fn check(node: &Rc<Node>, keys: Vec<StorageKey>, candidates: &mut Candidates) -> Result<usize, String> {
     let shared = &node.shared;
-    // The view is kept until the order is sent, so that a layout change waits for it.
+    // This function keeps the view until the order is sent. A layout change waits for older views,
+    // so it copies no records meanwhile.
     let view = shared.view();
     if !view.is_settled() || view.removed {
         return Err("a layout change that is under way".into());
     }
     let layout = view.newest().clone();
-    // Keys of buckets with different n have different replicas.
+    // The keys are grouped by n, because keys of buckets with different n have different replicas.
     let mut by_n: BTreeMap<u8, Vec<StorageKey>> = BTreeMap::new();
     for key in keys {
         let n = layout.buckets().get(key.bucket()).n;
@@ -138,7 +140,8 @@ fn is_tombstone(shared: &Shared, key: &StorageKey) -> bool {
     record.is_some_and(|record| record.object.is_tombstone())
 }
 
-/// Returns, for each key, the state that all replicas durably hold. `None` if they differ.
+/// Returns, for each key, the digest of the object that all replicas durably hold. `None` if their
+/// objects differ or one of them has none.
 ///
 /// # Errors
 /// The reason why a replica did not answer.
@@ -152,7 +155,7 @@ async fn agreed_digests(
     for (from, answer) in answers {
         match answer {
             PeerReply::DurableDigests(held) if held.len() == keys.len() => by_replica.push(held),
-            _ => return Err(blocked_by(node, from, "an unexpected answer")),
+            _ => return Err(blocked_by(node, from, "its answer does not fit the request")),
         }
     }
     let agreed = |at: usize| -> Option<Digest> {
@@ -162,8 +165,8 @@ async fn agreed_digests(
     Ok((0..keys.len()).map(agreed).collect())
 }
 
-/// Asks every member for objections, and orders the replicas to delete the tombstones without one.
-/// Returns the number of tombstones in the order.
+/// Asks every member for objections. Orders the replicas to delete the tombstones to which no
+/// member objects. Returns the number of tombstones in the order.
 ///
 /// # Errors
 /// The reason, if no tombstone can be collected.
@@ -186,7 +189,7 @@ async fn order_collection(
         let request = PeerRequest::MayCollect { keys, layout: layout.digest() };
         for (from, answer) in ask_all(node, &members, request).await? {
             let PeerReply::MayCollect(theirs) = answer else {
-                return Err(blocked_by(node, from, "an unexpected answer"));
+                return Err(blocked_by(node, from, "its answer does not fit the request"));
             };
             for (at, allowed) in allowed.iter_mut().enumerate() {
                 if !theirs.get(at).copied().unwrap_or(false) {
@@ -208,8 +211,8 @@ async fn order_collection(
     let order = CollectTombstones { entries, valid_until_ms: shared.valid_until_ms(TIMEOUT) };
     order.entries.iter().for_each(|(key, _)| candidates.disagreed(key));
     let count = order.entries.len();
-    // A replica that misses the order keeps the tombstone, and gives it back to the others by
-    // repair. It is collected again later.
+    // A replica that misses the order keeps the tombstone, and gives it back to the other replicas
+    // by repair. The tombstone is then collected again later.
     let _ = ask_all(node, replicas, PeerRequest::CollectTombstones(order)).await;
     Ok(count)
 }

@@ -27,8 +27,8 @@ pub(crate) async fn keep_built(shared: &Shared) {
         tokio::time::sleep(CHECK_INTERVAL).await;
         for partition in shared.all_partitions() {
             if !shared.trees.is_built(partition) {
-                // The trees have no list of changes that were applied before the reset. The scan
-                // finds these changes once they are committed.
+                // The trees keep a list of the changes since the reset only. Earlier changes must
+                // come from the scan, which finds them once they are committed.
                 all_committed(&*shared.engine).await;
                 rebuild(shared, partition).await;
             }
@@ -92,7 +92,8 @@ async fn rebuild(shared: &Shared, partition: PartitionId) {
     shared.trees.finish(partition, scanned);
 }
 
-/// Parses the storage key of an object in a partition of this ring.
+/// Parses the storage key of an object. `None` if the key is malformed, or if the ring does not
+/// have the partition that it names.
 fn key_of(shared: &Shared, key: &Bytes) -> Option<StorageKey> {
     StorageKey::from_peer(key).filter(|key| shared.has_partition(key.partition()))
 }

@@ -39,7 +39,7 @@ pub(crate) struct Completion {
     pub(crate) applied: Option<Applied>,
     /// The ack of the update, or its error.
     pub(crate) acked: Option<Result<(), WriteFailure>>,
-    /// The partition whose actor was renewed.
+    /// The partition whose actor the update renewed, if it did.
     pub(crate) renewed: Option<PartitionId>,
 }
 
@@ -53,7 +53,8 @@ pub(crate) struct CompletionQueue {
 #[derive(Default)]
 struct Posted {
     completions: Vec<Completion>,
-    /// True while the worker submits updates. It reads the queue after that without a wake-up.
+    /// True while the worker submits updates. Nothing needs to wake the worker then, because it
+    /// reads the queue directly after that.
     submitting: bool,
 }
 
@@ -120,7 +121,8 @@ impl Ack {
         StorageError::Rejected { detail }
     }
 
-    /// Posts that the update was applied, and acks it if this node acks applied updates.
+    /// Posts that the update was applied. Acks the update too, unless its ack has to wait until the
+    /// change is durable.
     pub(super) fn applied(&mut self, applied: Option<Applied>) {
         let now = self.when == AckWhen::Applied || planted(Bug::AckBeforeDurable);
         let acked = now.then_some(Ok(()));
@@ -141,7 +143,8 @@ impl Ack {
         queue.post(Completion { acked: Some(acked), renewed, ..Completion::of(ticket) });
     }
 
-    /// Renews the actor of a partition. The worker emits the event for it.
+    /// Renews the actor of a partition. The worker emits the event `ActorRenewed` when it delivers
+    /// the outcome.
     pub(super) fn renew_actor(&mut self, shared: &Shared, partition: PartitionId) {
         shared.actors.renew(partition);
         self.renewed = Some(partition);
@@ -163,8 +166,8 @@ struct WaitingUpdate {
 }
 
 impl Completions {
-    /// Creates the table and starts the task that delivers outcomes. The task ends at the first
-    /// outcome after the table was dropped.
+    /// Creates an empty table, and starts the task that delivers outcomes. The task ends at the
+    /// first outcome that arrives after the table was dropped.
     pub(crate) fn start(shared: Arc<Shared>) -> Rc<Completions> {
         let completions = Rc::new(Completions {
             queue: Arc::default(),
@@ -193,8 +196,8 @@ impl Completions {
         completions
     }
 
-    /// Submits updates, and delivers at once the outcomes that the engine has posted by then. An
-    /// engine without threads of its own posts them all.
+    /// Submits updates, and delivers the outcomes that were posted during the call of the engine.
+    /// An engine without threads of its own posts all outcomes during that call.
     pub(crate) fn submit(&self, engine: &dyn StorageEngine, updates: Vec<Box<dyn Update>>) {
         self.queue.lock().submitting = true;
         engine.update(updates);
@@ -208,13 +211,13 @@ impl Completions {
         self.queue.clone()
     }
 
-    /// Creates a ticket for an update. `acked` gets its ack, or its error.
+    /// Creates a ticket for an update. `acked` gets the update's ack, or its error.
     pub(crate) fn for_ack(&self, acked: ReplyTo<PeerResult>) -> u64 {
         self.register(WaitingUpdate { applied: None, acked: Some(acked) })
     }
 
-    /// Creates a ticket for an update. The receiver gets the result once the update is applied;
-    /// `acked` gets its ack. An error goes to both.
+    /// Creates a ticket for an update. The receiver gets the result once the update is applied.
+    /// `acked` gets the update's ack. An error goes to both.
     pub(crate) fn for_both(
         &self,
         acked: ReplyTo<PeerResult>,

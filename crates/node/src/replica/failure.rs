@@ -10,7 +10,7 @@ use quorate_core::{NodeId, RequestError, StorageKey};
 
 use crate::state::shared::Shared;
 
-/// The name of a full hint budget in error messages.
+/// The name of the hint budget, in the error message for a hint that would exceed it.
 const HINT_BUDGET: &str = "the size of the hints for one replica, in bytes ([hints] max_mib_per_target),";
 
 /// Error of a write on this replica.
@@ -18,7 +18,7 @@ const HINT_BUDGET: &str = "the size of the hints for one replica, in bytes ([hin
 pub(crate) enum WriteFailure {
     /// The write exceeds a limit of the object.
     Refused(WriteRefusal),
-    /// The write's deadline passed before the engine began it.
+    /// The write's deadline passed before the engine began the write.
     Expired,
     /// The hints for one replica would exceed their budget.
     HintBudget {
@@ -83,8 +83,8 @@ pub(crate) fn storage_error_for_peer(error: &StorageError) -> PeerError {
     }
 }
 
-/// Emits an event for a record that cannot be read, and returns the error that leaves the record
-/// unchanged.
+/// Emits an event for a record that cannot be read. Returns the error with which an update leaves
+/// the record unchanged.
 pub(crate) fn unreadable(shared: &Shared, key: &StorageKey, error: CodecError) -> StorageError {
     let detail = format!("record {key:?}: {error}");
     shared.emit(None, EventKind::StorageFailed { detail: detail.clone() });

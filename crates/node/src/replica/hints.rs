@@ -25,7 +25,8 @@ pub(crate) struct SentHint<'a> {
 }
 
 impl Replica {
-    /// Deletes a delivered hint, unless it has changed since it was sent.
+    /// Deletes a delivered hint. Keeps the hint if it has changed since it was sent, because the
+    /// change was not delivered.
     pub(crate) fn delete_hint(&self, sent: SentHint<'_>) {
         let (target, key) =
             parse_hint_key(sent.hint).expect("the hint's key was parsed before the hint was sent");
@@ -114,8 +115,8 @@ impl RecordChange for DropHint {
         if stored != self.sent && !planted(Bug::ChangedHintDeleted) {
             return Ok(Decision::keep());
         }
-        // The writes that this node coordinated as a fallback are deleted with the hint. A node
-        // that forgets an event of an actor must mint under a new actor.
+        // The hint may contain writes that this node minted as a fallback. A node that forgets a
+        // write of an actor must mint later writes under a new actor.
         shared.actors.renew_fallback();
         shared.note_hint_deleted(self.partition);
         let old = self.at.as_bytes().len() + stored.len();

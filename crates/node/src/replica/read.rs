@@ -26,8 +26,8 @@ const MAX_PAGE_RECORDS: usize = 4_096;
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 impl Replica {
-    /// Answers with the encoded object under a key, for a coordinator whose reads use this layout.
-    /// Refuses if this replica may have forgotten the object.
+    /// Answers with the encoded object under a key, for a coordinator whose reads use the layout
+    /// with this digest. Refuses if this replica may have forgotten the object.
     pub(crate) fn read(&self, key: &StorageKey, layout: u64) -> PeerResult {
         if !self.accepts_read(layout, key.partition()) {
             return Err(PeerError::StaleLayout);
@@ -38,22 +38,24 @@ impl Replica {
         self.fetch(key)
     }
 
-    /// True if this node may answer a read of the partition that uses this layout.
+    /// True if this node may answer a read of the partition by a coordinator whose reads use the
+    /// layout with this digest.
     fn accepts_read(&self, layout: u64, partition: PartitionId) -> bool {
         self.shared.has_partition(partition)
             && self.shared.view().takes_read(layout, self.shared.node(), partition)
     }
 
-    /// Answers a repair with the encoded object under a key, also while this replica recovers.
+    /// Answers with the encoded object under a key, for a repair. Does so also while this replica
+    /// recovers.
     pub(crate) fn fetch(&self, key: &StorageKey) -> PeerResult {
         self.answer(self.shared.engine.get(key))
     }
 
-    /// Answers with the hints that this node keeps for the key's replicas, merged. No object means
-    /// that this node keeps no hint, never that the key is absent.
+    /// Answers with this node's hints for the key, merged into one object. `None` means that this
+    /// node keeps no hint, never that the key is absent.
     pub(crate) fn read_hints(&self, key: &StorageKey) -> PeerResult {
         if !self.shared.has_partition(key.partition()) {
-            return Err(PeerError::Refused { detail: "no such partition".into() });
+            return Err(PeerError::Refused { detail: "the cluster has no partition of this number".into() });
         }
         self.answer(hints_of(&self.shared, key))
     }
@@ -68,7 +70,8 @@ impl Replica {
         }
     }
 
-    /// Answers with a page of a partition, when the scan's turn comes.
+    /// Answers with a page of a partition. The scan waits for its turn, because the scans of one
+    /// worker run one after the other.
     pub(crate) fn scan(self: &Rc<Self>, scan: ScanPartition, timeout: Duration, reply: ReplyTo<PeerResult>) {
         self.clone().scan_in_turn(timeout, reply, move |replica| {
             let answer = replica.scan_page(&scan);
@@ -137,7 +140,7 @@ fn hints_of(shared: &Shared, key: &StorageKey) -> Result<Option<Bytes>, StorageE
     let mut merged: Option<Object> = None;
     let mut long_key = None;
     let mut only: Option<Bytes> = None;
-    // Includes hints for nodes that are no longer replicas of the key.
+    // The search includes hints for nodes that are no longer replicas of the key.
     for target in shared.hints.targets() {
         let Some(hint) = shared.engine.get(&hint_key(target, key))? else { continue };
         let record = decode_object(&hint).map_err(|error| StorageError::Io { detail: error.to_string() })?;

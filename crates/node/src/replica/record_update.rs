@@ -47,16 +47,16 @@ impl Decision {
     }
 }
 
-/// The end of an update.
+/// The result of a finished update.
 pub(crate) struct Finished {
     pub(crate) outcome: Result<(), StorageError>,
-    /// True if the change was applied, and perhaps sent to other nodes, before it failed or became
-    /// durable.
+    /// True if the change was applied before it failed or became durable. It may then have been
+    /// sent to other nodes.
     pub(crate) was_applied: bool,
 }
 
-/// A change that accompanies a record's change: of its partition's hash trees, or of the hint
-/// ledger.
+/// A change in memory that belongs to a record's change: of the partition's hash trees, or of the
+/// hint ledger.
 pub(crate) enum SideEffect {
     Tree(TreeChange),
     Hint(HintChange),

@@ -12,8 +12,8 @@ use crate::state::hash_trees::{RecordState, TreeChange};
 use crate::state::shared::Shared;
 
 impl Replica {
-    /// Removes records, and asks the engine to commit that now. Returns a receiver for each
-    /// record's outcome.
+    /// Removes records, and asks the engine to commit the removals at once. Returns a receiver for
+    /// each record's outcome.
     pub(crate) fn remove(
         &self,
         keys: impl Iterator<Item = StorageKey>,
@@ -31,7 +31,7 @@ impl Replica {
     }
 }
 
-/// The removal of one record, whatever its state.
+/// The removal of one record, whatever it contains. An unreadable record is removed too.
 struct DropRecord {
     key: StorageKey,
     done: oneshot::Sender<Result<(), StorageError>>,

@@ -1,5 +1,5 @@
-//! The replica's part of tombstone collection: digests of durable objects, objections, and the
-//! deletion.
+//! The replica's part of tombstone collection. A replica reports digests of its durable objects,
+//! agrees to a collection or not, and deletes tombstones.
 //!
 //! The part of the node that orders a collection is `repair/tombstone_gc.rs`.
 
@@ -44,7 +44,8 @@ impl Replica {
         self.shared.engine.flush();
     }
 
-    /// Deletes the tombstones that are exactly in the states that the order names.
+    /// Deletes each tombstone of the order, unless its object no longer has the digest that the
+    /// order names.
     pub(crate) fn collect_tombstones(&self, order: CollectTombstones, reply: ReplyTo<PeerResult>) {
         let CollectTombstones { entries, valid_until_ms } = order;
         self.shared.note_collected(&entries, valid_until_ms);
@@ -55,7 +56,8 @@ impl Replica {
         reply.send(Ok(PeerReply::Acked));
     }
 
-    /// Answers for each key with true if this node agrees to the collection of its tombstone.
+    /// Answers, for each key, true if this node agrees to the collection of the key's tombstone. It
+    /// does not agree if one of its hints could bring back an older version.
     pub(crate) fn may_collect(&self, keys: &[StorageKey], layout: u64) -> PeerResult {
         let shared = &self.shared;
         let view = shared.view();
@@ -77,7 +79,8 @@ impl Replica {
                 has_objection |=
                     hint.map_err(|error| PeerError::Storage { detail: error.to_string() })?.is_some();
             }
-            // Checked after the hints, so that a hint that is deleted in between counts here.
+            // This check comes after the search for hints: a hint that was deleted during the
+            // search counts here.
             has_objection |= shared.deleted_hint_within(key.partition(), grace);
             agrees.push(!has_objection);
         }
@@ -85,7 +88,7 @@ impl Replica {
     }
 }
 
-/// The digests of several durable records. The read that finishes last completes the request.
+/// The digests of several durable records. The read that finishes last answers the request.
 struct DurableDigests {
     found: Mutex<Vec<Option<Digest>>>,
     /// Number of reads that have not finished.
@@ -144,7 +147,7 @@ impl Update for DigestRead {
     }
 }
 
-/// The deletion of one tombstone, if it is exactly in the state with this digest.
+/// The deletion of one tombstone, if its object still has this digest.
 struct DeleteTombstone {
     key: StorageKey,
     digest: Digest,

@@ -37,7 +37,7 @@ pub(crate) struct ClientWriteRequest {
 /// A write that a coordinator or another peer sent.
 pub(crate) struct ReceivedWrite {
     pub(crate) write: PeerWrite,
-    /// The time that the request has left.
+    /// The time that is left until the request's deadline.
     pub(crate) timeout: Duration,
     /// The sink of the ack or the error.
     pub(crate) reply: ReplyTo<PeerResult>,
@@ -75,18 +75,20 @@ impl Replica {
         applied
     }
 
-    /// Returns the moment at which this node acks a write.
-    /// Returns the end of a timeout, in milliseconds of the monotonic clock.
+    /// Returns the time at which a timeout that begins now ends, in milliseconds of the monotonic
+    /// clock.
     fn expires_ms(&self, timeout: Duration) -> u64 {
         self.shared.environment.monotonic_ms().saturating_add(timeout.as_millis() as u64)
     }
 
+    /// Returns the moment at which this node acks a write: when the write is applied, or when it is
+    /// durable.
     fn ack_when(&self) -> AckWhen {
         if self.shared.ack_when_durable { AckWhen::Durable } else { AckWhen::Applied }
     }
 
-    /// Merges a batch of objects into the stored ones. Each write's `reply` gets its ack once the
-    /// engine's promise holds.
+    /// Merges a batch of objects into the stored ones. Each write's `reply` gets the ack once the
+    /// write is applied or durable, as the engine and the write's purpose require.
     pub(crate) fn write(&self, batch: Vec<ReceivedWrite>) {
         let sender_waits = batch.iter().any(|one| one.write.purpose == WritePurpose::HandOff);
         let updates: Vec<Box<dyn Update>> =
@@ -99,14 +101,14 @@ impl Replica {
         }
     }
 
-    /// True if this node may store the object: it is up to date with the sender's layout, and it
-    /// has to hold the key.
+    /// True if this node may store the object: it accepts writes of the sender's layout, and it has
+    /// to hold the key. A hint needs only the first condition, a handoff only the second.
     fn accepts_write(&self, write: &PeerWrite) -> bool {
         let view = self.shared.view();
         let (this, partition) = (self.shared.node(), write.key.partition());
         match write.purpose {
-            // The coordinator may have learned before this node that all nodes know the newest
-            // layout.
+            // Any active layout counts for `holds`. The coordinator may already write in the newest
+            // layout, before this node learns that all nodes know that layout.
             WritePurpose::Replicate => view.takes_write(write.layout) && view.holds(this, partition),
             WritePurpose::Hint(_) => view.takes_write(write.layout),
             WritePurpose::HandOff => view.keeps_for(this, partition, write.key.bucket()),
@@ -115,7 +117,9 @@ impl Replica {
 
     fn update_for(&self, ReceivedWrite { write, timeout, reply }: ReceivedWrite) -> Option<Box<dyn Update>> {
         if !self.shared.has_partition(write.key.partition()) {
-            reply.send(Err(PeerError::Refused { detail: "no such partition".into() }));
+            reply.send(Err(PeerError::Refused {
+                detail: "the cluster has no partition of this number".into(),
+            }));
             return None;
         }
         if !self.accepts_write(&write) {
@@ -134,7 +138,7 @@ impl Replica {
         let rule = self.shared.merge_rule(key.bucket());
         let ticket = self.completions.for_ack(reply);
         let when = match purpose {
-            // The sender may delete the object once it is acked.
+            // The sender may delete its own copy of the object after the ack.
             WritePurpose::HandOff => AckWhen::Durable,
             WritePurpose::Replicate | WritePurpose::Hint(_) => self.ack_when(),
         };
@@ -158,7 +162,7 @@ impl Replica {
     }
 }
 
-/// The update that mints a client's write on the coordinator's own replica.
+/// The update that mints a client's write, in the engine of the node that coordinates it.
 struct ClientWrite {
     /// The storage key of the record: the object's, or the hint's if this node is a fallback.
     at: StorageKey,
@@ -173,7 +177,8 @@ struct ClientWrite {
     /// The end of the request, in milliseconds of the monotonic clock.
     expires_ms: u64,
     ack: Ack,
-    /// The result, from the decision until the write is applied.
+    /// The result of the write. It is set when the write is decided, and taken when the write is
+    /// applied.
     outcome: Option<Applied>,
 }
 
@@ -276,7 +281,9 @@ impl RecordChange for ClientWrite {
     }
 
     /// Renews the actor if the write failed after it was applied: other replicas may have the
-    /// write, and this node has forgotten it. An actor with a forgotten event must not mint again.
+    /// write, and this node has forgotten it. The actor of a forgotten write must not mint again.
+    /// The version vector of its next write would cover the forgotten one, and merges would drop
+    /// that.
     fn finished(mut self, shared: &Shared, end: Finished) {
         if end.outcome.is_err() && end.was_applied {
             match self.mint_role() {
@@ -288,7 +295,7 @@ impl RecordChange for ClientWrite {
     }
 }
 
-/// The update that merges an object from a coordinator, or from a replica that repairs.
+/// The update that merges an object, sent by a coordinator or by a repair, into the stored object.
 struct Merge {
     key: StorageKey,
     record: Record,
@@ -299,22 +306,22 @@ struct Merge {
     expires_ms: u64,
     /// The time after which the message is void, in milliseconds since 1970.
     valid_until_ms: u64,
-    /// True if the object does not come from a client's request.
+    /// True if a delivered hint, anti-entropy or a transfer sent the object. False if a coordinator
+    /// sent it.
     is_repair: bool,
     ack: Ack,
 }
 
 impl Merge {
-    /// Decides to store `new`, which is `encoded`, in place of `old`.
+    /// Returns the decision to store `new` in place of `old`. `encoded`: the bytes of `new`.
     fn put(&self, old: Option<&Object>, new: &Object, encoded: Bytes) -> Decision {
         let (old, new) = (old.map(RecordState::of), Some(RecordState::of(new)));
         Decision::put(encoded, SideEffect::Tree(TreeChange { key: self.key.clone(), old, new }))
     }
 
-    /// Replaces a stored record that cannot be read by the object that was sent. The damage is
-    /// treated as a lost disk. This node's actor never mints again, because one of its events may
-    /// be lost. This replica answers no reads of the partition until it has merged with enough
-    /// others.
+    /// Replaces an unreadable stored record with the object that was sent. The damage is treated as
+    /// a lost disk. The partition's actor never mints again, because one of its writes may be lost.
+    /// This replica answers no reads of the partition until it has merged with enough others.
     fn replace_damaged(&mut self, shared: &Shared, error: CodecError) -> Decision {
         unreadable(shared, &self.key, error);
         self.ack.renew_actor(shared, self.key.partition());
@@ -345,7 +352,8 @@ impl RecordChange for Merge {
         }
         let unread = match decode_unread(&stored) {
             Ok(record) => record,
-            // A record in the format of a newer version is not damaged: it stays unchanged.
+            // A record in the format of a newer version of this program is not damaged: it stays
+            // unchanged.
             Err(error @ CodecError::NewerVersion { .. }) => {
                 return Err(unreadable(shared, &self.key, error));
             }

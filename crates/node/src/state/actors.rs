@@ -1,7 +1,8 @@
 //! The actors under which this node mints writes.
 //!
-//! An actor is a random number that this process drew for one partition. The node draws a new one
-//! when an event of the old one may be forgotten, so that no dot ever names two values.
+//! An actor is a random number that this process drew for one partition. The node draws a new actor
+//! when it may have forgotten a write of the old one. So no dot ever names two values, and no
+//! version vector covers a forgotten write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,9 +50,9 @@ impl Actors {
         }
     }
 
-    /// Mints the dot of a new write, later than everything that this node has seen and than
-    /// `newest`. Called inside the engine's update of the key, so that stamps rise in the order of
-    /// the writes.
+    /// Mints the dot of a new write. Its stamp is later than the node's hybrid clock, and later
+    /// than `newest`. Call it inside the engine's update of the key, so that stamps rise in the
+    /// order of the writes.
     pub(crate) fn mint(&self, role: MintRole, newest: Stamp) -> Dot {
         let wall_ms = self.environment.wall_ms();
         let mut last = self.clock.load(Ordering::Relaxed);
@@ -85,9 +86,9 @@ impl Actors {
         }
     }
 
-    /// Draws a new actor for the partition, because a change that had been applied could not be
-    /// committed. An event of the old actor is forgotten, so that actor must never mint again. The
-    /// caller must have `ActorRenewed` emitted, outside the engine.
+    /// Draws a new actor for the partition, because a write of the old actor may be lost: its
+    /// commit failed, or a record is damaged. The old actor must never mint again. The caller must
+    /// see to it that the event `ActorRenewed` is emitted, but not inside the engine's update.
     pub(crate) fn renew(&self, partition: PartitionId) {
         self.of_partitions[partition.0 as usize].store(self.environment.random().max(1), Ordering::Release);
     }

@@ -17,7 +17,8 @@ pub(crate) struct ClockGuard {
     /// node. A different value now means that the wall clock jumped; the next write checks this
     /// before it is stamped.
     base: AtomicI64,
-    /// Milliseconds by which this clock is ahead of its peers' (the median).
+    /// Milliseconds by which this node's clock is ahead of its peers' clocks (the median).
+    /// Negative: behind.
     ahead_ms: AtomicI64,
 }
 
@@ -63,7 +64,8 @@ impl ClockGuard {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
-    /// Returns the milliseconds by which this clock is ahead of its peers' (the median).
+    /// Returns the milliseconds by which this node's clock is ahead of its peers' clocks (the
+    /// median). Negative: behind.
     pub(crate) fn ahead_ms(&self) -> i64 {
         self.ahead_ms.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! Waiting until everything that was submitted to the engine is committed.
+//! A barrier for the engine's updates. A caller waits here until the engine has committed all
+//! updates that were submitted to it before.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use quorate_core::key::Table;
 use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
-/// Most attempts to submit the barrier. An engine refuses updates while its queue is full, or for
-/// ever after it has failed.
+/// Most attempts to submit the barrier. After the last one, the wait is given up. An engine refuses
+/// updates while its queue is full, or after it has failed for good.
 const ATTEMPTS: usize = 100;
 /// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -25,12 +26,13 @@ pub(crate) async fn all_committed(engine: &dyn StorageEngine) {
         if let Ok(Ok(())) = committed.await {
             return;
         }
-        // A full queue refused the barrier.
+        // The engine refused the barrier, mostly because its queue is full.
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// An update that changes nothing. The engine finishes it after all earlier ones.
+/// An update that changes nothing. The engine finishes it after all updates that were submitted
+/// before it.
 struct Barrier {
     key: StorageKey,
     done: Option<oneshot::Sender<Result<(), StorageError>>>,

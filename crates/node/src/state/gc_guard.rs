@@ -1,5 +1,6 @@
-//! The recently deleted hints and recently collected tombstones of this node. Tombstone collection
-//! is safe only if these are remembered.
+//! A node's memory for tombstone collection: when it last deleted a hint, and which tombstones it
+//! collected recently. Without this memory, delayed messages could bring back a deleted value or a
+//! collected tombstone.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,10 +10,11 @@ use quorate_core::{Digest, PartitionId, StorageKey};
 
 /// Hints that were deleted recently, and tombstones that were collected recently.
 pub(crate) struct GcGuard {
-    /// Per partition: the time of the last deletion of a hint, in milliseconds of the monotonic
-    /// clock plus one. Zero: never.
+    /// Per partition: 1 + the time of the last deletion of a hint, in milliseconds of the monotonic
+    /// clock. Zero: no hint was deleted.
     hint_deleted: Vec<AtomicU64>,
-    /// Collected tombstones: the digest, and the end of the order in milliseconds since 1970.
+    /// Collected tombstones by key. Each has its digest, and the time after which the order that
+    /// deleted it is void, in milliseconds since 1970.
     collected: Mutex<BTreeMap<StorageKey, (Digest, u64)>>,
 }
 
@@ -28,7 +30,7 @@ impl GcGuard {
         self.hint_deleted[partition.0 as usize].fetch_max(now_ms + 1, Ordering::AcqRel);
     }
 
-    /// True if a hint of the partition was deleted within the last `period_ms`.
+    /// True if this node deleted a hint of the partition within the last `period_ms`.
     pub(crate) fn deleted_hint_within(&self, partition: PartitionId, now_ms: u64, period_ms: u64) -> bool {
         let deleted = self.hint_deleted[partition.0 as usize].load(Ordering::Acquire);
         deleted != 0 && now_ms.saturating_sub(deleted - 1) <= period_ms
@@ -38,8 +40,9 @@ impl GcGuard {
         self.collected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers the states of keys that are being collected, until the order ends. Forgets those
-    /// whose order ended before `ended_before_ms`. Times are milliseconds since 1970.
+    /// Remembers the tombstones that an order collects, given as (key, digest). The order is void
+    /// after `until_ms`. Forgets the tombstones of orders that were void before `ended_before_ms`.
+    /// Both times are milliseconds since 1970.
     pub(crate) fn note_collected(
         &self,
         entries: &[(StorageKey, Digest)],
@@ -51,8 +54,9 @@ impl GcGuard {
         collected.extend(entries.iter().map(|(key, digest)| (key.clone(), (*digest, until_ms))));
     }
 
-    /// Returns the end of the order by which this state of a key was collected, in milliseconds
-    /// since 1970. `None`: it was not collected recently.
+    /// Finds the order that collected the key's tombstone with this digest. Returns the time after
+    /// which that order is void, in milliseconds since 1970. `None`: there was no such order
+    /// recently.
     pub(crate) fn collected_until(&self, key: &StorageKey, digest: Digest) -> Option<u64> {
         self.lock().get(key).filter(|(gone, _)| *gone == digest).map(|(_, until)| *until)
     }

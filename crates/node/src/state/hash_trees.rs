@@ -1,7 +1,7 @@
 //! The hash trees of the records that this node holds.
 //!
-//! Each write updates its tree in the same step. Records that were stored before the start enter
-//! the trees in the background (`repair/tree_builder.rs`).
+//! A change of a record updates the record's tree in the same step. Records that were stored before
+//! the start enter the trees in the background (`repair/tree_builder.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use quorate_core::request::TreeName;
 use quorate_core::tree::HashTree;
 use quorate_core::{Buckets, Digest, Object, PartitionId, StorageKey};
 
-/// The digest of a record, which its tree contains, and the kind of the record.
+/// A record's digest, which its hash tree contains, and a flag that is true for a tombstone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordState {
     pub(crate) digest: Digest,
@@ -26,7 +26,7 @@ impl RecordState {
     }
 }
 
-/// One record's change.
+/// The change of one record, from `old` to `new`. `None` stands for an absent record.
 #[derive(Clone, Debug)]
 pub(crate) struct TreeChange {
     pub(crate) key: StorageKey,
@@ -43,22 +43,23 @@ impl TreeChange {
 /// The hash trees of all partitions.
 pub(crate) struct HashTrees {
     partitions: Vec<Mutex<Partition>>,
-    /// The definitions of the buckets. Each n has a tree of its own in every partition.
+    /// The definitions of the buckets, which contain their n. In every partition, each n has a tree
+    /// of its own.
     buckets: Arc<ArcSwap<Buckets>>,
 }
 
 #[derive(Default)]
 struct Partition {
     built: bool,
-    /// Records that changed before the trees were built. They are newer than the ones that the scan
-    /// finds. `None`: the record was deleted.
+    /// Records that changed while the trees were not built. These states are newer than those that
+    /// the scan finds. `None`: the record was deleted.
     written: BTreeMap<StorageKey, Option<RecordState>>,
-    /// The trees by n, the number of replicas of the keys in them.
+    /// The trees, each with its n: the number of replicas of the keys in the tree.
     trees: Vec<(u8, HashTree)>,
     /// Keys whose records are tombstones.
     tombstones: BTreeSet<StorageKey>,
-    /// Keys whose records could not be read. They are in no tree, even if the change that replaces
-    /// such a record names an old state.
+    /// Keys whose records the scan could not read, so that they are in no tree. After a change of
+    /// such a record, the trees are built again.
     unreadable: BTreeSet<StorageKey>,
 }
 
@@ -110,8 +111,9 @@ impl HashTrees {
         HashTrees { partitions: (0..partitions).map(|_| Mutex::default()).collect(), buckets }
     }
 
-    /// Returns the n of the tree that a key belongs to. Call it while the partition is locked. When
-    /// a bucket's n changes, its trees are reset after that, so they are built with the new n.
+    /// Returns the n of the tree that a key belongs to. Call it only while the partition is locked.
+    /// After a bucket's n has changed, its trees are reset. The reset needs the lock too, so no
+    /// tree keeps the outdated n.
     fn n_of(&self, key: &StorageKey) -> u8 {
         self.buckets.load().get(key.bucket()).n
     }
@@ -146,7 +148,7 @@ impl HashTrees {
         }
     }
 
-    /// Undoes a change that could not be committed. All later changes of the record fail with it.
+    /// Undoes a change that could not be committed. Later changes of the same record fail then too.
     pub(crate) fn undo(&self, change: &TreeChange) {
         let mut partition = self.lock(change.key.partition());
         if partition.built {
@@ -172,7 +174,7 @@ impl HashTrees {
     }
 
     /// Returns keys of the partition whose records are tombstones: at most `limit`, after the key
-    /// `after`. Keys are missing while the trees are being built.
+    /// `after`. While the trees are being built, some or all keys are missing.
     pub(crate) fn tombstones(
         &self,
         partition: PartitionId,
@@ -242,9 +244,9 @@ mod tests {
         partition.built.then(|| partition.trees.iter().map(|(_, tree)| tree.root()).collect())
     }
 
-    /// A record that a scan could not read is in no tree. A change that replaces it without reading
-    /// its value names an old state all the same. The trees are then built again, with the new
-    /// record in them.
+    /// A record that a scan could not read is in no tree. A change that replaces this record
+    /// without reading its value still names an old state. The trees are then built again, with the
+    /// new record in them.
     #[test]
     fn unreadable_record_enters_the_tree_after_it_is_replaced() {
         let expected = {

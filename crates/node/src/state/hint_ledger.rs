@@ -1,4 +1,5 @@
-//! The number and size of the hints that this node keeps, by target.
+//! The number and size of the hints that this node keeps, by target: the replica that a hint is
+//! for.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,10 @@ use quorate_core::storage::{StorageEngine, StorageError};
 
 use super::scan_pages::{PageBounds, ScanPages};
 
-/// Hints that are read at a time while they are counted.
+/// Hints that are read at a time while they are counted at the start.
 const PAGE: PageBounds = PageBounds { records: 256, bytes: 1024 * 1024 };
 
-/// The hints that this node keeps: an account for each target.
+/// Accounts of the hints that this node keeps, one for each target.
 #[derive(Default)]
 pub(crate) struct HintLedger {
     targets: Mutex<BTreeMap<NodeId, HintAccount>>,

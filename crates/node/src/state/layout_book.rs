@@ -20,12 +20,13 @@ pub(crate) struct LayoutBook {
     view: ArcSwap<View>,
     /// Earlier views that open requests may still use.
     earlier_views: Mutex<Vec<Weak<View>>>,
-    /// Lock for the time in which a change is stored. Changes are stored one at a time, and range
-    /// handoff drops no records meanwhile.
+    /// Lock that is held while a change of the layouts is stored. So changes are stored one at a
+    /// time, and range handoff drops no records meanwhile.
     pub(super) changing: tokio::sync::Mutex<()>,
-    /// Peers that know newer layouts, which this node has to fetch.
+    /// Peers that may know newer layouts or staged changes, which this node has to fetch.
     fetch_from: Mutex<BTreeSet<NodeId>>,
-    /// Notified when this node's layouts or phases change, or when a peer knows newer ones.
+    /// Signal that this node's layouts or phases have changed, or that a peer may know newer
+    /// layouts.
     pub(crate) changed: Notify,
 }
 
@@ -60,7 +61,7 @@ impl LayoutBook {
         read(&self.lock())
     }
 
-    /// Replaces the view by that of the layouts known now, if the two differ.
+    /// Replaces the view that requests use by the view of the layouts `known`, if the two differ.
     pub(super) fn renew_view(&self, known: &Layouts) {
         let next = known.view();
         let digests = |view: &View| -> Vec<u64> {
@@ -89,8 +90,8 @@ impl LayoutBook {
         earlier_views.is_empty()
     }
 
-    /// Merges a peer's summary of layouts and phases. The phases of third nodes stay in memory,
-    /// because each node repeats its own.
+    /// Merges a peer's summary of layouts and phases. The phases of other nodes are kept in memory
+    /// only, because each node repeats its own phase in later summaries.
     pub(crate) fn merge_summary(&self, from: NodeId, summary: &LayoutSummary) -> SummaryMerge {
         let merged = {
             let mut known = self.lock();
@@ -109,7 +110,7 @@ impl LayoutBook {
         merged
     }
 
-    /// Takes the list of peers whose layouts this node has to fetch.
+    /// Returns the peers whose layouts this node has to fetch, and clears the list of them.
     pub(crate) fn take_fetches(&self) -> BTreeSet<NodeId> {
         std::mem::take(&mut *self.fetch_from.lock().unwrap_or_else(PoisonError::into_inner))
     }

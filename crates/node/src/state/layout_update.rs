@@ -1,4 +1,4 @@
-//! Changes of the layouts that a node knows. A change is stored first, and used only then.
+//! Changes of the layouts that a node knows. A change is stored before any request uses it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ impl Shared {
                 Ok(true) => {}
                 unchanged => {
                     if stored {
-                        // An earlier round stored a copy that is not used after all: store the
-                        // layouts that are still in use.
+                        // An earlier pass of this loop stored a copy, but `change` no longer wants
+                        // that change. So the layouts that are still in use are stored again.
                         self.store_layouts(&before).await?;
                         self.use_buckets(before.newest().buckets()).await;
                     }
@@ -84,7 +84,8 @@ impl Shared {
         }
         let mut affected = affected_partitions();
         self.buckets.store(buckets.clone());
-        // Keys that were applied under the old definitions are found once they are committed.
+        // Records that were applied under the old definitions may not be committed yet.
+        // `affected_partitions` finds them after the commit.
         all_committed(&*self.engine).await;
         affected.extend(affected_partitions());
         affected.into_iter().for_each(|partition| self.trees.reset(partition));
@@ -101,15 +102,17 @@ impl Shared {
         self.engine.scan(range).map_or(true, |page| !page.records.is_empty())
     }
 
-    /// Drops the actors of partitions whose replicas change to a list that includes this node. The
-    /// next write that this node coordinates there draws a new actor.
+    /// Drops actors if the layout changes. A partition's actor is dropped if this node is its
+    /// replica in the newest layout, and if the list of its replicas or any bucket's n changes. The
+    /// next write that this node coordinates in the partition draws a new actor.
     fn renew_actors(&self, before: &Layouts, next: &Layouts) {
         if before.newest().digest() == next.newest().digest() || planted(Bug::ActorReusedAfterStart) {
             return;
         }
         let redefined = next.newest().buckets().with_other_n(before.newest().buckets()).next().is_some();
         for partition in self.all_partitions() {
-            // The order of the replicas matters too: a bucket with a smaller n has the first ones.
+            // The order of the replicas matters too: a bucket with a smaller n uses only the first
+            // n of the list.
             let replicas = |layouts: &Layouts| layouts.newest().replicas_of(partition, u8::MAX).to_vec();
             let new_replicas = replicas(next);
             if new_replicas.contains(&self.node()) && (redefined || new_replicas != replicas(before)) {

@@ -6,7 +6,7 @@ use quorate_core::key::Table;
 use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
-/// Returns the key of the mark that this node has to recover. The record exists until it has
+/// Returns the key of the mark that this node has to recover. The mark exists until the node has
 /// recovered.
 pub fn recovering_key() -> StorageKey {
     StorageKey::of_table(Table::NodeMetadata, b"recovering")
@@ -39,7 +39,7 @@ pub(crate) async fn store(
     let (done, stored) = oneshot::channel();
     engine.update(vec![Box::new(Store { key, value: Some(value), done: Some(done) })]);
     engine.flush();
-    let dropped = || StorageError::Io { detail: "the engine dropped a write".into() };
+    let dropped = || StorageError::Io { detail: "the storage engine did not finish a write".into() };
     stored.await.unwrap_or_else(|_| Err(dropped()))
 }
 

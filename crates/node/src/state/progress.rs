@@ -46,7 +46,8 @@ pub(crate) struct RepairProgress {
 pub(crate) struct TombstoneGcProgress {
     /// Number of tombstones that were collected on this node's orders since it started.
     pub(crate) collected: u64,
-    /// The reason why the last round could not collect some tombstones.
+    /// The reason why the last search could not collect some tombstones. `None`: no reason was
+    /// found.
     pub(crate) blocked_by: Option<String>,
 }
 
@@ -69,12 +70,12 @@ impl TransferProgress {
         };
     }
 
-    /// Counts partitions that are done.
+    /// Adds to the number of partitions whose transfer or handoff is done.
     pub(crate) fn add_done(&mut self, partitions: usize) {
         self.done = (self.done + partitions as u32).min(self.partitions);
     }
 
-    /// Sets the number of partitions that are done.
+    /// Sets the number of partitions whose transfer or handoff is done.
     pub(crate) fn set_done(&mut self, partitions: usize) {
         self.done = partitions as u32;
     }

@@ -1,5 +1,5 @@
-//! The data that this node may have forgotten, after a start with an empty or volatile disk or when
-//! it finds a damaged record.
+//! The data that this node may have forgotten. The reason is a start with an empty disk, a storage
+//! engine that is not durable, or a damaged record.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -7,20 +7,22 @@ use quorate_core::PartitionId;
 
 /// The data that this node may have forgotten and has not merged from enough other nodes yet.
 pub(crate) struct RecoveryState {
-    /// True until this node has recovered all data that it may have forgotten at its start.
+    /// True if this node may have forgotten data before its start and has not recovered all of it
+    /// yet.
     forgot: AtomicBool,
-    /// True once this node has compared layouts with enough other nodes. Until then it accepts
-    /// nothing from a peer, because a peer that seems to be a member may have been removed.
+    /// True once this node has compared layouts with enough other nodes. Until then it accepts no
+    /// records from a peer, because a peer that seems to be a member may have been removed.
     layouts_confirmed: AtomicBool,
     /// Per partition: true if this node may have forgotten records, and has not merged with enough
     /// replicas yet.
     recovering: Vec<AtomicBool>,
-    /// Per partition: the number of lost records that were found.
+    /// Per partition: the number of lost records (damaged ones) that were found since the start.
     losses: Vec<AtomicU64>,
 }
 
 impl RecoveryState {
-    /// Creates the state at a node's start. `recovering`: per partition, true if it must recover.
+    /// Creates the state at a node's start. `recovering` has one value for each partition: true if
+    /// this node must recover the partition before it answers reads of it.
     pub(crate) fn new(
         forgot: Amnesia,
         layouts_confirmed: Confirmation,
@@ -73,7 +75,8 @@ impl RecoveryState {
         recovering.map(|(number, _)| PartitionId(number as u16)).collect()
     }
 
-    /// Counts a lost record. Starts the recovery of its partition if there are other replicas.
+    /// Counts a lost record. Starts the recovery of its partition, if other replicas exist. Without
+    /// them, no node could restore the record.
     pub(crate) fn lost_record(&self, partition: PartitionId, copies: Copies) {
         self.losses[partition.0 as usize].fetch_add(1, Ordering::AcqRel);
         self.recovering[partition.0 as usize].store(copies == Copies::Several, Ordering::Release);
@@ -84,7 +87,8 @@ impl RecoveryState {
         self.losses[partition.0 as usize].load(Ordering::Acquire)
     }
 
-    /// Ends the recovery of the partition, unless its losses are no longer `losses`.
+    /// Ends the recovery of the partition. The recovery continues if another record was lost since
+    /// the caller read the number `losses`.
     pub(crate) fn recovered(&self, partition: PartitionId, losses: u64) {
         self.recovering[partition.0 as usize].store(false, Ordering::Release);
         if self.losses(partition) != losses {
@@ -107,7 +111,7 @@ pub(crate) enum Confirmation {
     Missing,
 }
 
-/// The number of replicas that the partitions have.
+/// The number of replicas that each partition has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Copies {
     One,

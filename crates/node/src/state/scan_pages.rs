@@ -3,7 +3,7 @@
 use quorate_core::key::end_of_prefix;
 use quorate_core::storage::{Page, Range, StorageEngine, StorageError};
 
-/// Bounds of one page.
+/// Upper limits of one page. The first limit that is reached ends the page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageBounds {
     pub(crate) records: usize,
@@ -13,11 +13,11 @@ pub(crate) struct PageBounds {
 
 /// The pages of all records whose keys begin with a prefix, in key order.
 pub(crate) struct ScanPages {
-    /// The prefix before the first page, then the last key that was read.
+    /// Start of the next page: at first the prefix, later the last key that was read.
     start: Vec<u8>,
-    /// True if `start` itself was read.
+    /// True if `start` itself was read, so that the next page begins after it.
     after: bool,
-    /// First key beyond the prefix. `None`: the prefix has no end.
+    /// First key after all keys with the prefix. `None`: no key can come after them.
     end: Option<Vec<u8>>,
     bounds: PageBounds,
     ended: bool,
@@ -100,7 +100,8 @@ mod tests {
         }
     }
 
-    /// Every record under the prefix is returned once and in order, also when a page is read again.
+    /// Every record under the prefix is returned once and in order, also if a page is read again
+    /// after an error.
     #[test]
     fn pages_go_on_after_an_error_and_end() {
         let key = |byte: u8| Bytes::copy_from_slice(&[1, byte]);

@@ -1,4 +1,4 @@
-//! A scheduler that runs the scans of one worker in turns.
+//! A scheduler that runs the scans of one worker one after the other.
 //!
 //! Peers may ask for many pages at once. Clients would wait for milliseconds if an event loop read
 //! all pages without a pause, so other tasks run between the scans.

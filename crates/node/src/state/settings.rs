@@ -8,13 +8,14 @@ use serde::Deserialize;
 pub struct CoordinatorConfig {
     /// Timeout of a request that names none, in milliseconds. Default 1000.
     pub request_timeout_ms: u64,
-    /// Longest timeout that a request may have, in milliseconds. Default 30,000.
+    /// Longest timeout that a request may have, in milliseconds. A longer one is shortened to it.
+    /// Default 30,000.
     pub max_request_timeout_ms: u64,
-    /// Most open requests on one worker. Further ones get `Overloaded`. Default 16,384.
+    /// Most open requests on one worker. Further requests get `Overloaded`. Default 16,384.
     pub max_in_flight: usize,
-    /// Largest allowed difference between two clocks, in milliseconds. A context from further ahead
-    /// is refused. A node whose clock differs more from most of its peers' coordinates no writes.
-    /// Default 60,000.
+    /// Largest allowed difference between two nodes' clocks, in milliseconds. A context with a time
+    /// further ahead of this node's clock is refused. A node whose clock differs more from most of
+    /// its peers' clocks coordinates no writes. Default 60,000.
     pub max_clock_skew_ms: u64,
 }
 
@@ -50,8 +51,8 @@ pub struct RepairConfig {
     /// True if rounds begin by themselves. Otherwise only `quorate repair start` begins one.
     /// Default true.
     pub enabled: bool,
-    /// Time between two comparisons of hash trees with a peer, in milliseconds. A peer that returns
-    /// is compared with at once. Default 600,000 (ten minutes).
+    /// Time between two rounds with a peer, in milliseconds. When an unreachable peer returns, a
+    /// round with it begins without this wait. Default 600,000 (ten minutes).
     pub interval_ms: u64,
     /// Most keys that a round exchanges per second. Default 20,000.
     pub max_keys_per_second: u64,
@@ -71,9 +72,9 @@ pub struct TombstoneGcConfig {
     pub enabled: bool,
     /// Time between two searches for tombstones to collect, in milliseconds. Default 60,000.
     pub interval_ms: u64,
-    /// Time for which all replicas must have agreed, in milliseconds. At least the sum of
-    /// `max_request_timeout_ms` and twice `max_clock_skew_ms` of `[coordinator]` and five seconds.
-    /// Default 300,000.
+    /// Grace period: all replicas must have agreed on a tombstone for this time before it is
+    /// deleted, in milliseconds. Minimum: `max_request_timeout_ms + 2 * max_clock_skew_ms + 5_000`,
+    /// with the values of `[coordinator]`. Default 300,000.
     pub grace_ms: u64,
 }
 
@@ -86,9 +87,10 @@ impl Default for TombstoneGcConfig {
 /// Settings of layout changes, from section `[cluster]`.
 #[derive(Debug, Clone)]
 pub struct TransferConfig {
-    /// Most bytes per second that this node copies from others. Default 16 MiB.
+    /// Most bytes per second that this node copies from other nodes in a layout change. Default 16
+    /// MiB.
     pub bytes_per_s: u64,
-    /// True if a node that is found and is no member yet becomes a member without an operator.
+    /// True if a waiting node (found, but in no layout) becomes a member without an operator.
     pub auto_commit: bool,
 }
 
@@ -114,15 +116,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the milliseconds for which a message with an object is valid after the object was
-    /// read: the longest timeout, plus the time in which a coordinator finds fallbacks for silent
-    /// replicas.
+    /// Returns the longest time for which a message with an object is valid, in milliseconds. It is
+    /// the longest timeout of a request, plus the time after the deadline in which a coordinator
+    /// still sends hints.
     pub fn message_life_ms(&self) -> u64 {
         self.coordinator.max_request_timeout_ms + AFTERMATH_MS
     }
 
     /// Returns the shortest allowed grace period, in milliseconds. A message that was sent before a
-    /// grace period of this length is void after it.
+    /// period of this length is void after that period.
     pub fn shortest_grace_ms(&self) -> u64 {
         self.message_life_ms() + 2 * self.coordinator.max_clock_skew_ms + 3_000
     }

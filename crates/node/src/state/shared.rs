@@ -46,7 +46,7 @@ pub struct Shared {
     pub engine: Arc<dyn StorageEngine>,
     /// The engine's name and durability, as reports show them.
     pub storage_name: String,
-    /// Clocks and randomness.
+    /// The source of time and of random numbers.
     pub environment: Arc<dyn Environment>,
     /// The sink of all events.
     pub events: Arc<dyn EventSink>,
@@ -78,7 +78,7 @@ pub struct Parts {
     pub engine: Arc<dyn StorageEngine>,
     /// The engine's name and durability, as reports show them.
     pub storage_name: String,
-    /// Clocks and randomness.
+    /// The source of time and of random numbers.
     pub environment: Arc<dyn Environment>,
     /// The sink of all events.
     pub events: Arc<dyn EventSink>,
@@ -91,7 +91,8 @@ pub struct Parts {
 }
 
 impl Shared {
-    /// Creates the state of a node that starts now. Its actors are new, whatever its engine holds.
+    /// Creates the state of a node that starts now. The node's actors are new, whatever its engine
+    /// holds.
     ///
     /// # Errors
     /// If the engine cannot be read.
@@ -116,9 +117,9 @@ impl Shared {
         let may_have_lost_data = is_empty || marked || !engine.capability().durable;
         if may_have_lost_data && !marked {
             // The mark is stored before anything else, so that a node that stops before it has
-            // recovered still recovers at its next start. If the engine is not durable, the mark
-            // stays for good: started with another durability, the node may hold the remains of a
-            // kill.
+            // recovered still recovers at its next start. If the engine is not durable, the mark is
+            // never removed. A node that is killed and then started with a durable engine may have
+            // only some of its records.
             mark_recovering(&*engine);
         }
         let may_forget = |p: u32| {
@@ -186,27 +187,31 @@ impl Shared {
         (0..self.partitions).map(|partition| PartitionId(partition as u16))
     }
 
-    /// True if the ring has this partition. A peer's request may name one that it does not have.
+    /// True if the ring has this partition. A peer's request may name a partition that does not
+    /// exist.
     pub(crate) fn has_partition(&self, partition: PartitionId) -> bool {
         u32::from(partition.0) < self.partitions
     }
 
     /// Returns the time after which a message that is sent now is void, in milliseconds since 1970.
-    /// The receiver may apply the message within `timeout`.
+    /// The receiver may apply the message within `timeout`, or within the longest life of a message
+    /// if that is shorter.
     pub(crate) fn valid_until_ms(&self, timeout: Duration) -> u64 {
         self.environment.wall_ms() + (timeout.as_millis() as u64).min(self.settings.message_life_ms())
     }
 
-    /// True if a message is void, even by the slowest clock within the allowed skew.
+    /// True if a message is void, even if this node's clock is ahead of the sender's by the largest
+    /// allowed skew.
     pub(crate) fn is_void(&self, valid_until_ms: u64) -> bool {
         self.environment.wall_ms()
             > valid_until_ms.saturating_add(self.settings.coordinator.max_clock_skew_ms)
     }
 
-    /// Checks a change of a hint against the budget of its target.
+    /// Checks that a change of a hint keeps its target's hints within the budget
+    /// `max_mib_per_target`.
     ///
     /// # Errors
-    /// The budget, in bytes, if the change would exceed it.
+    /// The budget, in bytes, if the hints would exceed it.
     pub(crate) fn check_hint_budget(&self, change: HintChange) -> Result<(), u64> {
         let budget = self.settings.hints.max_mib_per_target * 1024 * 1024;
         if self.hints.fits(change, budget) { Ok(()) } else { Err(budget) }
@@ -216,15 +221,16 @@ impl Shared {
         self.gc_guard.note_hint_deleted(partition, self.environment.monotonic_ms());
     }
 
-    /// True if this node deleted a hint of the partition within the last `period_ms`, or if it
-    /// started within that time and may have deleted one before.
+    /// True if this node deleted a hint of the partition within the last `period_ms`. Also true if
+    /// it started within that time, because it does not remember deletions before its start.
     pub(crate) fn deleted_hint_within(&self, partition: PartitionId, period_ms: u64) -> bool {
         let now = self.environment.monotonic_ms();
         self.gc_guard.deleted_hint_within(partition, now, period_ms)
             || now.saturating_sub(self.started_ms) <= period_ms
     }
 
-    /// Remembers the states of keys that are being collected, until the order for it is void.
+    /// Remembers the tombstones that an order collects, given as (key, digest), until the order is
+    /// void.
     pub(crate) fn note_collected(&self, entries: &[(StorageKey, Digest)], valid_until_ms: u64) {
         let now = self.environment.wall_ms();
         let skew = self.settings.coordinator.max_clock_skew_ms;
@@ -233,8 +239,8 @@ impl Shared {
         self.gc_guard.note_collected(entries, until, now.saturating_sub(skew));
     }
 
-    /// True if this state of a key was collected recently. Such a state must be neither offered to
-    /// a peer nor accepted from one.
+    /// True if the key's tombstone with this digest was collected recently. It must neither be
+    /// offered to a peer nor be accepted from one, because that would bring it back.
     pub(crate) fn was_collected(&self, key: &StorageKey, digest: Digest) -> bool {
         self.gc_guard.collected_until(key, digest).is_some_and(|until| !self.is_void(until))
     }
@@ -296,8 +302,8 @@ impl Shared {
         self.buckets.load().get(bucket).n
     }
 
-    /// Returns the distinct numbers of replicas that buckets have, in ascending order. 255: as many
-    /// as the layout has.
+    /// Returns the values of n that buckets have, each once, in ascending order. 255: as many
+    /// replicas as the layout has.
     pub(crate) fn sizes(&self) -> Vec<u8> {
         let mut sizes: Vec<u8> = self.buckets.load().iter().map(|(_, bucket)| bucket.n).collect();
         sizes.sort_unstable();
@@ -305,8 +311,8 @@ impl Shared {
         sizes
     }
 
-    /// Returns the number of other replicas that a recovering replica must have merged with, for
-    /// buckets with `n` replicas in a layout with `replicas`.
+    /// Returns the number of other replicas with which a recovering replica must have merged. The
+    /// number is for the buckets with this n, in a layout whose N is `replicas`.
     pub(crate) fn others_needed(&self, n: u8, replicas: u8) -> usize {
         let buckets = self.buckets.load();
         let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
@@ -318,14 +324,15 @@ impl Shared {
         needed.max().unwrap_or(usize::from(n))
     }
 
-    /// Returns the smallest W of all buckets with `n` replicas, in a layout with `replicas`.
+    /// Returns the smallest W of all buckets with this n, in a layout whose N is `replicas`.
     pub(crate) fn smallest_w(&self, n: u8, replicas: u8) -> u8 {
         let buckets = self.buckets.load();
         let of_n = buckets.iter().filter(|(_, bucket)| bucket.n == n);
         of_n.map(|(_, bucket)| bucket.definition.w.of(n.min(replicas))).min().unwrap_or(1)
     }
 
-    /// Returns the rule by which replicas merge objects of a bucket.
+    /// Returns the rule by which replicas merge objects of a bucket. The bucket's conflict resolver
+    /// names it.
     pub(crate) fn merge_rule(&self, bucket: &str) -> MergeRule {
         if planted(Bug::ResolverInMerges) {
             return MergeRule::KeepNewest;
@@ -335,7 +342,8 @@ impl Shared {
         self.resolvers.get(name).map_or(MergeRule::KeepAll, |resolver| resolver.merge_rule())
     }
 
-    /// Returns the conflict resolver with this name. It decides which versions a client is shown.
+    /// Returns the conflict resolver with this name. A resolver decides which versions a client is
+    /// shown.
     ///
     /// # Errors
     /// `InvalidRequest` if this node was built without that resolver.

@@ -1,4 +1,4 @@
-//! Conversions of clients' operations and results.
+//! Conversions of the operations that clients send to nodes, and of their results.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::generated::client_capnp::{self as wire, failure, operation, put, resu
 pub enum ClientAnswer {
     /// The node's result.
     Result(ClientResult),
-    /// The connection was lost, so that the operation may or may not have been done.
+    /// The connection was lost. The node may have done the operation, or not.
     ConnectionLost,
 }
 

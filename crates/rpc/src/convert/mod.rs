@@ -1,5 +1,6 @@
-//! Conversions between the wire's structs and the types of `quorate-core`. Nothing is decided here.
-//! A value that the wire can carry and core cannot is returned to its sender as an error.
+//! Conversions between the structs of the Cap'n Proto schema and the types of `quorate-core`.
+//! Nothing is decided here. The schema allows some values that the types of `quorate-core` do not
+//! allow. The sender of such a value receives an error.
 
 pub(crate) mod client;
 pub(crate) mod peer;
@@ -18,5 +19,5 @@ fn text(reader: capnp::Result<capnp::text::Reader<'_>>) -> Result<String, Error>
 }
 
 fn unknown(_: capnp::NotInSchema) -> Error {
-    Error::failed("an operation or result of a newer protocol version".into())
+    Error::failed("the other side sent an operation or a result that this version does not know".into())
 }

@@ -1,4 +1,4 @@
-//! Conversions of peers' operations and results.
+//! Conversions of the operations that nodes send to peers, and of their results.
 
 use bytes::Bytes;
 use capnp::Error;

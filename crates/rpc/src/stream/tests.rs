@@ -42,7 +42,8 @@ fn inbox(stream: impl AsyncRead + Unpin + 'static) -> Inbox {
     Inbox::new(Box::new(stream), MAX, SignsOfLife::default())
 }
 
-/// Stream that accepts and returns only a few bytes at a time, across slices.
+/// Stream that accepts and returns only a few bytes at a time. A vectored write may end within any
+/// slice.
 struct Trickle {
     stream: DuplexStream,
     step: usize,
@@ -93,8 +94,8 @@ impl AsyncRead for Trickle {
         let mut some = out.take(out.remaining().min(self.next()));
         let polled = Pin::new(&mut self.stream).poll_read(cx, &mut some);
         let count = some.filled().len();
-        // `some` is a part of `out`, so that the bytes are in place and only their count is
-        // missing.
+        // `some` reads into the memory of `out`, but `out` does not count these bytes yet.
+        // `put_slice` counts them, and writes the same bytes again.
         let bytes = some.filled().to_vec();
         out.put_slice(&bytes[..count]);
         polled
@@ -221,7 +222,7 @@ async fn messages_of_one_turn_are_written_together() {
     assert_eq!(*sink.bytes.borrow(), expected);
 }
 
-/// More large messages than fit one system call are written in order.
+/// Large messages that do not fit into one system call are written in order.
 #[tokio::test]
 async fn many_large_messages_are_written_in_order() {
     let (sink, outbox) = (Sink::default(), Outbox::default());
@@ -235,7 +236,7 @@ async fn many_large_messages_are_written_in_order() {
 }
 
 /// No message stays in memory after the stream failed, or after the flusher was dropped while it
-/// waited. The same is true of messages that are sent later.
+/// waited. Messages that are sent after that are freed, too.
 #[tokio::test]
 async fn messages_for_a_lost_stream_are_freed() {
     for fails in [true, false] {
@@ -291,7 +292,8 @@ async fn an_outbox_is_full_until_the_other_side_reads() {
     }
 }
 
-/// Written bytes are those that the Cap'n Proto library itself writes.
+/// The bytes that `Pieces` gives for a message are those that the Cap'n Proto library writes for
+/// it.
 #[test]
 fn the_framing_is_that_of_the_library() {
     for (lengths, first_words) in

@@ -29,7 +29,8 @@ pub(super) enum BucketCommand {
     },
 }
 
-/// Shortest timeout of a creation, which waits for all nodes and so takes longer than a read.
+/// Minimum timeout for the creation of a bucket. A shorter `--timeout` is raised to it, because the
+/// creation waits for all nodes.
 const MIN_CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Args)]

@@ -96,7 +96,7 @@ enum ConfigCommand {
     },
 }
 
-/// Runs the command that the arguments name, the program's name first.
+/// Runs the command that the arguments name. The first argument is the program's name.
 pub(crate) fn run<T: Into<OsString> + Clone>(
     registry: Registry,
     arguments: impl IntoIterator<Item = T>,
@@ -109,7 +109,8 @@ pub(crate) fn run<T: Into<OsString> + Clone>(
         }
     };
     let outcome = dispatch(arguments.command, &registry);
-    // Another program may call this function (the Python command), and not flush stdout at its end.
+    // The Python command also calls this function, and its process may end without a flush of
+    // Rust's stdout.
     let _ = std::io::stdout().flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -138,7 +139,7 @@ fn dispatch(command: Command, registry: &Registry) -> Result<(), Failure> {
 }
 
 fn load_config(file: &Path, registry: &Registry) -> Result<Config, ConfigError> {
-    // Variables that are not text are skipped: none of Quorate's has such a name.
+    // Variables that are not valid UTF-8 are skipped. No variable of Quorate has such a name.
     let environment =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     Config::load(file, environment, registry)

@@ -54,7 +54,7 @@ impl Connection {
         Ok(Client::connect(self.config()?).await?)
     }
 
-    /// Connects to one node, and to no other that it names.
+    /// Connects to the node at `address` only, and not to the other nodes of the layout.
     pub(super) async fn connect_to_node(&self, address: &str) -> Result<Rc<Client>, Failure> {
         let timeout = self.config()?.timeout;
         let mut config = ClientConfig::new(address)?;

@@ -186,7 +186,7 @@ pub(super) struct Scan {
     connection: Connection,
 }
 
-/// Most keys that a scan fetches at a time.
+/// Maximum number of keys that a scan fetches in one request.
 const PAGE_KEYS: usize = 1_000;
 
 impl Scan {

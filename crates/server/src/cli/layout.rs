@@ -1,4 +1,4 @@
-//! The command `layout`: the layout that is read, and past ones.
+//! The command `layout`: shows the layout that reads use, and past layouts.
 
 use clap::Subcommand;
 use quorate_core::request::ClusterRequest;

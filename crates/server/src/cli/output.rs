@@ -9,7 +9,8 @@ pub(super) enum Output {
     Json,
 }
 
-/// Prints a line to stdout. A reader that has gone (`| head`) is no failure.
+/// Prints a line to stdout. Ignores an error, because the program that reads the output may have
+/// ended early (`| head`).
 macro_rules! print_line {
     ($($words:tt)*) => {{
         use std::io::Write as _;
@@ -35,7 +36,8 @@ pub(super) fn table(header: &[&str]) -> comfy_table::Table {
     table
 }
 
-/// Formats bytes for people: as text if they are text, escaped otherwise.
+/// Formats bytes for people. UTF-8 without control characters is shown as text, other bytes are
+/// escaped.
 pub(super) fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),

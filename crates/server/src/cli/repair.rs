@@ -10,10 +10,11 @@ use super::output::{print_line, print_report, table};
 /// Subcommands of `repair`.
 #[derive(Subcommand)]
 pub(super) enum RepairCommand {
-    /// Start a round between one node and each of its peers now. The node is the first one that
-    /// answers; use --nodes to choose it.
+    /// Start a round of anti-entropy between one node and each of its peers now. The node is the
+    /// first one that answers; use --nodes to choose it.
     Start(Repair),
-    /// Show the rounds of one node: their number, the keys that differed, and the last error.
+    /// Show the rounds of anti-entropy of one node: their number, the keys that differed, and the
+    /// last error.
     Status(Repair),
 }
 
@@ -48,7 +49,7 @@ fn print_status(status: &RepairStatus) {
         "rounds",
         "running with",
         "keys that differed",
-        "in the last round",
+        "keys in the last round",
         "last ended",
         "last error",
     ]);

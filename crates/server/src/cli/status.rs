@@ -56,7 +56,8 @@ fn print_status(status: &NodeStatus) {
     print_line!("{out}");
 }
 
-/// Prints the node's work without clients, such as hints and repair, as far as there is any.
+/// Prints the node's problems and its background work, such as recovery, a layout change and
+/// pending hints. Prints nothing for a subject that has nothing to report.
 fn print_upkeep(status: &NodeStatus) {
     if let Some(reason) = &status.clock_problem {
         print_line!("this node coordinates no writes: {reason}");

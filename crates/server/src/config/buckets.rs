@@ -1,4 +1,5 @@
-//! `[buckets.NAME]`: the buckets that a cluster begins with.
+//! The configuration sections `[buckets.NAME]`. They define the buckets with which a new cluster
+//! begins.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use toml::{Table, Value};
 use crate::registry::Registry;
 use crate::section::{ConfigError, parse_section};
 
-/// Parses the definitions, by bucket name.
+/// Parses the `[buckets.NAME]` sections. Returns the definitions by bucket name.
 pub(super) fn parse_buckets(sections: Table) -> Result<BTreeMap<String, BucketDefinition>, ConfigError> {
     let mut buckets = BTreeMap::new();
     for (name, definition) in sections {
@@ -21,7 +22,8 @@ pub(super) fn parse_buckets(sections: Table) -> Result<BTreeMap<String, BucketDe
     Ok(buckets)
 }
 
-/// Checks the definitions against the number of replicas and the resolvers of this build.
+/// Checks that the definitions are valid with this number of replicas, and that this build has
+/// their conflict resolvers.
 pub(super) fn check_buckets(
     buckets: &BTreeMap<String, BucketDefinition>,
     replicas: u8,

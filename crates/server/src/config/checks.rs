@@ -1,4 +1,4 @@
-//! Checks of values that the types of the sections do not rule out.
+//! Checks that find invalid values which the sections' types permit, such as a number out of range.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -11,7 +11,7 @@ use super::env::override_from;
 use super::sections::PluginSection;
 use crate::section::{ConfigError, parse_section, unknown_name};
 
-/// A configuration file's sections that were not read yet.
+/// The sections of a configuration file that are still to be read. Reading a section removes it.
 pub(super) struct ConfigFile {
     sections: Table,
 }
@@ -29,8 +29,9 @@ const SECTIONS: [&str; 10] = [
     "faults",
 ];
 
-/// Sections of earlier builds: the old name and the new one. The nearest known name would be a wrong
-/// suggestion: "reaping" is nearest to "repair", which has some of the same keys.
+/// Sections that were renamed: the old name and the new name. Without this list, the error for an
+/// old name would suggest the most similar known name. For "reaping" that is "repair", a wrong
+/// section with some of the same keys.
 const RENAMED: [(&str, &str); 1] = [("reaping", "tombstone_gc")];
 
 impl ConfigFile {
@@ -52,7 +53,7 @@ impl ConfigFile {
         Ok(ConfigFile { sections })
     }
 
-    /// Reads a section. A section that the file lacks has its defaults.
+    /// Reads a section. If the file lacks the section, all its keys have their defaults.
     pub(super) fn section<C: DeserializeOwned>(&mut self, name: &str) -> Result<C, ConfigError> {
         parse_section(name, self.remove(name)?)
     }

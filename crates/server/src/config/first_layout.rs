@@ -15,18 +15,18 @@ pub(super) struct FirstLayout<'a> {
 }
 
 impl FirstLayout<'_> {
-    /// Computes the layout of these members.
+    /// Computes the first layout of a cluster with these members.
     ///
     /// # Errors
-    /// The first value that is invalid for so many members.
+    /// The first configured value that is invalid for this number of members.
     pub(super) fn of(&self, members: Vec<Member>) -> Result<Layout, ConfigError> {
         Layout::first(members, self.partitions, self.replicas)
             .and_then(|layout| layout.with_buckets(self.buckets))
             .map_err(|error| ConfigError::new(format!("[cluster] {error}")))
     }
 
-    /// Checks that the expected number of members makes a valid layout. Otherwise the error would
-    /// appear only during cluster init, after the nodes found each other.
+    /// Checks that the expected number of members makes a valid layout. Without this check, an
+    /// error would appear only during cluster init, after the nodes have found each other.
     pub(super) fn check_cluster_init(&self, cluster_init: &ClusterInit) -> Result<(), ConfigError> {
         if cluster_init.expect == 0 {
             return Ok(());

@@ -17,12 +17,13 @@ use super::sections::{ClusterSection, FaultsSection, NodeSection, PluginSection}
 use crate::registry::Registry;
 use crate::section::ConfigError;
 
-/// Replicas a partition, unless the configuration sets them or there are fewer members.
+/// Number of replicas of each partition (N) if the configuration does not set it. If the cluster
+/// has fewer members, N is the number of members.
 const DEFAULT_REPLICAS: usize = 3;
 
 /// A valid configuration.
 pub struct Config {
-    /// This process.
+    /// Settings of this process (`[node]`).
     pub node: NodeSection,
     /// Settings that all nodes agree on.
     pub cluster: ClusterSection,
@@ -32,11 +33,11 @@ pub struct Config {
     pub membership: PluginSection,
     /// The buckets that the cluster begins with, by name.
     pub buckets: BTreeMap<String, BucketDefinition>,
-    /// Settings of requests, hints, repair, tombstone_gc and layout changes.
+    /// Settings of requests, hints, repair, tombstone collection and layout changes.
     pub settings: Settings,
-    /// Settings for tests.
+    /// Settings for tests (`[faults]`).
     pub faults: FaultsSection,
-    /// N.
+    /// Number of replicas of each partition (N).
     pub replicas: u8,
     /// The first layout, if the membership plugin knows all members from the start. Otherwise the
     /// nodes compute it in cluster init.
@@ -48,7 +49,7 @@ impl Config {
     /// everything that can be checked without touching the disk or the network.
     ///
     /// # Errors
-    /// The first error, with the key and what to write.
+    /// The first error. It names the key, and says what to write instead.
     pub fn load(
         path: &Path,
         environment: impl Iterator<Item = (String, String)>,
@@ -115,10 +116,10 @@ impl Config {
         Ok(Config { node, cluster, storage, membership, buckets, settings, faults, replicas, layout })
     }
 
-    /// Computes the first layout of these members.
+    /// Computes the first layout of a cluster with these members.
     ///
     /// # Errors
-    /// The first value that is invalid for so many members.
+    /// The first configured value that is invalid for this number of members.
     pub fn first_layout(&self, members: Vec<Member>) -> Result<Layout, ConfigError> {
         let first_layout = FirstLayout {
             partitions: self.cluster.partitions,
@@ -133,7 +134,8 @@ impl Config {
         self.node.member()
     }
 
-    /// Returns the identity by which this node introduces itself on a connection.
+    /// Returns the identity with which this node introduces itself on a connection. `layout_digest`
+    /// is the digest of the cluster's first layout, or 0 if this node has no layout yet.
     pub(crate) fn identity(&self, layout_digest: u64) -> Identity {
         let member = self.member();
         Identity { cluster: self.cluster.id.clone(), node: member.id, name: member.name, layout_digest }

@@ -1,4 +1,5 @@
-//! `node.toml`: parsed once into a valid value, with errors that name the key and what to write.
+//! The configuration file of a node, `node.toml`. It is parsed and checked as a whole. An error
+//! names the key, and says what to write instead.
 
 mod buckets;
 mod checks;

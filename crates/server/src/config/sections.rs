@@ -13,33 +13,35 @@ use toml::Table;
 
 pub(super) const MIB: u64 = 1024 * 1024;
 
-/// `[node]`: this process.
+/// The section `[node]`: settings of this process.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeSection {
-    /// Name of this node, unique in the cluster and never changed. Default "node1".
+    /// Name of this node. It must be unique in the cluster, and must never change. Default "node1".
     pub name: String,
     /// Address to listen on, "ip:port". Default "127.0.0.1:7400".
     pub listen: SocketAddr,
-    /// Address at which others reach this node, "host:port". Default: the value of `listen`.
+    /// Address at which clients and other nodes reach this node, "host:port". Default: the value of
+    /// `listen`.
     pub advertise: Option<String>,
     /// Failure zone of this node: replicas are spread over zones. Default: none.
     pub zone: String,
     /// Folder of this node's data. Default "./data".
     pub data: PathBuf,
-    /// Event loops, each on a thread of its own. Default: one a core.
+    /// Number of workers: event loops, each on a thread of its own. Default: one per CPU core.
     pub workers: Option<usize>,
-    /// Most connections at a time; further ones are closed. Default 10,000.
+    /// Maximum number of open connections. At the limit, the node closes each new connection.
+    /// Default 10,000.
     pub max_connections: usize,
-    /// Permission to listen on more than loopback although nothing is encrypted or authenticated.
-    /// Default false.
+    /// True if the node may listen on addresses that other machines can reach, although nothing is
+    /// encrypted or authenticated. Default false: only loopback addresses are valid.
     pub insecure: bool,
     /// Address of the HTTP port for `/metrics`, `/livez` and `/readyz`, "ip:port". Default: no such
     /// port.
     pub metrics: Option<SocketAddr>,
     /// Format of the log on stderr: "text" or "json". Default "text".
     pub log_format: LogFormat,
-    /// Filter of the log, as `tracing` reads it. Default "info".
+    /// Filter of the log, in the syntax of `tracing_subscriber::EnvFilter`. Default "info".
     pub log: String,
 }
 
@@ -83,16 +85,20 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
-    /// Id of the cluster: nodes of another one are refused. Default "quorate".
+    /// Id of the cluster. Connections between nodes with different ids are refused. Default
+    /// "quorate".
     pub id: String,
-    /// N, replicas a partition. Default 3, or the number of members if that is smaller.
+    /// Number of replicas of each partition (N). Default: 3, or the number of members if that is
+    /// smaller.
     pub replicas: Option<u8>,
-    /// Q, partitions of the ring: a power of two, fixed when the cluster is created. Default 1024.
+    /// Number of partitions of the ring (Q): a power of two, fixed when the cluster begins. Default
+    /// 1024.
     pub partitions: u32,
-    /// True if a node that gossip finds, and that has no part in the layout yet, becomes a member
-    /// at once. Default false: an operator commits it.
+    /// True if a node that gossip finds, and that is no member yet, becomes a member without an
+    /// operator. Default false: an operator stages and commits its join.
     pub auto_commit: bool,
-    /// Most MiB a second that a node copies from others when the layout changes. Default 16.
+    /// Maximum rate, in MiB per second, at which a node copies data from other nodes in a layout
+    /// change. Default 16.
     pub transfer_rate_mib_s: u64,
 }
 
@@ -119,7 +125,7 @@ impl ClusterSection {
     }
 }
 
-/// `[faults]`: for tests only.
+/// The section `[faults]`: settings for tests only.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultsSection {

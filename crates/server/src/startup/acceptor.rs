@@ -9,7 +9,7 @@ use super::signals::StopSignals;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError};
 
-/// Delay after a failed accept.
+/// Delay between a failed attempt to accept a connection and the next attempt.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Announces that the node is ready, and hands connections to the workers in turn, until SIGTERM or
@@ -20,7 +20,7 @@ pub(super) async fn accept_until_stopped(
     open_connections: &AtomicUsize,
     config: &Config,
 ) -> Result<(), ConfigError> {
-    let failed = |error: std::io::Error| ConfigError::new(format!("cannot serve: {error}"));
+    let failed = |error: std::io::Error| ConfigError::new(format!("cannot accept connections: {error}"));
     let mut stop = StopSignals::catch().map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
@@ -46,7 +46,8 @@ pub(super) async fn accept_until_stopped(
                     next += 1;
                 }
             }
-            // Out of file descriptors, most likely: other connections may be closed meanwhile.
+            // The usual reason is that the process has no free file descriptor. Other connections
+            // may close during the delay, and free some.
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;

@@ -1,9 +1,9 @@
 //! Cluster init: gives a layout to a node that has none.
 //!
-//! The node gossips until one of two things happens. If a node that it finds has a layout, it
+//! The node gossips until one of two things happens. If it finds a peer that has a layout, the node
 //! adopts that layout. If it finds as many members as expected, and none has a layout, all of them
-//! compute the same first layout. Until then the node serves nothing but gossip, and peers that
-//! have a layout admit it for gossip only.
+//! compute the same first layout. Until then, the node serves only gossip, and peers that have a
+//! layout accept only gossip from it.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -37,9 +37,10 @@ use crate::telemetry::LogEvents;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout of a request to a peer.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Polls from one log line about the missing layout to the next.
+/// Number of polls between two log lines that say why the node still waits for a layout.
 const POLLS_PER_LOG_LINE: u64 = 50;
-/// Metadata key: digest of the first layout that a node without a layout computed, in hexadecimal.
+/// Name of a metadata entry that nodes publish by gossip. Its value is the digest, in hexadecimal,
+/// of the first layout that the node proposes.
 const PROPOSAL_KEY: &str = "proposal";
 
 /// Gossips until this node has a layout. Returns `None` if the process is told to stop meanwhile.
@@ -53,7 +54,7 @@ pub(super) fn discover_layout(
     listener: &TcpListener,
     cuts: Option<&Arc<PeerCuts>>,
 ) -> Result<Option<Layouts>, ConfigError> {
-    let failed = |error: std::io::Error| ConfigError::new(format!("cannot serve: {error}"));
+    let failed = |error: std::io::Error| ConfigError::new(format!("cannot accept connections: {error}"));
     let listener = listener.try_clone().map_err(failed)?;
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(failed)?.block_on(async {
@@ -150,7 +151,8 @@ impl LayoutDiscovery<'_> {
         }
     }
 
-    /// Gossips and decides once an interval, until a decision gives the layouts.
+    /// Gossips and decides the next step, once in each `POLL_INTERVAL`, until this node has
+    /// layouts.
     async fn poll(&self, peers: &Rc<Peers>) -> Result<Layouts, ConfigError> {
         let this = self.identity.node;
         let mut polls = 0u64;
@@ -175,7 +177,8 @@ impl LayoutDiscovery<'_> {
         }
     }
 
-    /// Sends the plugin's messages that are due, and connects to members that it found.
+    /// Sends the gossip messages that are due, and connects to the members that the membership
+    /// plugin has found.
     fn gossip(&self, peers: &Rc<Peers>) {
         let now_ms = self.environment.monotonic_ms();
         let outgoing = lock(&self.membership).tick(now_ms);
@@ -200,7 +203,8 @@ impl LayoutDiscovery<'_> {
         let published = |node: NodeId, key: &str| {
             metadata[&node].iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
         };
-        // A node has a layout if it publishes one, or if it admits this node's connection.
+        // A node has a layout if its metadata or its introduction says so. `is_up` is true only for
+        // a connected node whose introduction said so.
         let has_layout = |&node: &NodeId| published(node, LAYOUT_KEY).is_some() || peers.is_up(node);
         let holders: Vec<NodeId> = members.iter().map(|member| member.id).filter(has_layout).collect();
         if !holders.is_empty() {
@@ -218,9 +222,10 @@ impl LayoutDiscovery<'_> {
         };
         match members.iter().find(|member| !agrees(member)) {
             None => Ok(DiscoveryStep::Init(layout)),
-            Some(member) => {
-                Ok(DiscoveryStep::Wait(format!("{} has not found the same members yet", member.name)))
-            }
+            Some(member) => Ok(DiscoveryStep::Wait(format!(
+                "{} has not yet found the same members as this node",
+                member.name
+            ))),
         }
     }
 }

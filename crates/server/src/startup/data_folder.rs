@@ -11,8 +11,8 @@ use quorate_node::{layouts_key, recovering_key};
 
 use crate::config::{Config, ConfigError};
 
-/// Claims the data folder for this node. A folder belongs to one node of one cluster: another node
-/// that is started in it is refused, so that their data never mix.
+/// Claims the data folder for this node. A folder belongs to one node of one cluster. If it belongs
+/// to another node, this node does not start, so that the data of two nodes never mix.
 pub(super) fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Result<FolderState, ConfigError> {
     let owner = format!("{}/{} Q={}", config.cluster.id, config.node.name, config.cluster.partitions);
     let key = StorageKey::of_table(Table::NodeMetadata, b"owner");
@@ -24,8 +24,9 @@ pub(super) fn claim_folder(engine: &dyn StorageEngine, config: &Config) -> Resul
             String::from_utf8_lossy(&stored)
         ))),
         None => {
-            // Both at once: a node that stops before it has asked its peers must still ask them
-            // after its next start.
+            // Stores the owner together with the mark that this node must recover. If the node
+            // stops before it has recovered, the next start finds an owned folder, but also the
+            // mark.
             let recovering = Metadata { key: recovering_key(), value: "1".into() };
             store_metadata(engine, vec![recovering, Metadata { key, value: owner.into() }])?;
             Ok(FolderState::New)
@@ -42,7 +43,7 @@ pub(super) enum FolderState {
     Owned,
 }
 
-/// Stores the first layouts that this node knows. Must be done before the node acts by them.
+/// Stores the first layouts that this node knows. Call it before the node uses these layouts.
 pub(super) fn store_layouts(
     engine: &dyn StorageEngine,
     mut layouts: Layouts,
@@ -68,13 +69,13 @@ fn store_metadata(engine: &dyn StorageEngine, records: Vec<Metadata>) -> Result<
     engine.update(records.into_iter().map(write).collect());
     engine.flush();
     for _ in 0..count {
-        let dropped = StorageError::Io { detail: "the engine dropped a write".into() };
+        let dropped = StorageError::Io { detail: "the storage engine did not finish a write".into() };
         receiver.recv().unwrap_or(Err(dropped))?;
     }
     Ok(())
 }
 
-/// Write of one record.
+/// Storage update that writes one record of node metadata.
 struct MetadataWrite {
     record: Metadata,
     outcome: Sender<Result<(), StorageError>>,

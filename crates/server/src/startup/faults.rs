@@ -1,9 +1,9 @@
-//! The fault switch, for tests: cuts a node off from peers without any right over the machine's
-//! network.
+//! The fault switch, for tests. It cuts the node off from peers. It works inside the node's
+//! process, and so needs no administrator rights on the machine's network.
 //!
-//! A cut behaves like a black hole, as a real one does: bytes vanish, no connection is closed, and
-//! new connections never finish. After the heal, streams that lost bytes fail and are dialled
-//! again.
+//! A cut behaves like a real network partition: bytes vanish, no connection is closed, and new
+//! connections are not established. When the cut ends, connections that have lost bytes fail, and
+//! the nodes connect again.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -27,15 +27,16 @@ use tokio::time::{Interval, interval};
 #[derive(Default)]
 pub(super) struct PeerCuts {
     both_ways: ArcSwap<BTreeSet<NodeId>>,
-    /// Peers to which this node's bytes are lost, but whose bytes arrive.
+    /// Peers with a one-way cut: the bytes that this node sends to them are lost, but the bytes
+    /// that they send arrive.
     sending: ArcSwap<BTreeSet<NodeId>>,
 }
 
-/// Interval at which a stream in a cut checks for the heal.
+/// Interval at which a connection checks if a cut has begun or ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl PeerCuts {
-    /// Replaces all cuts.
+    /// Replaces all cuts with those that `faults` names.
     pub(super) fn set(&self, faults: &[Fault]) {
         let peers = |one_way: bool| {
             faults.iter().filter(|fault| fault.one_way == one_way).map(|fault| fault.peer).collect()
@@ -53,7 +54,7 @@ impl PeerCuts {
     }
 }
 
-/// Returns TCP, through the fault switch if the configuration enables it.
+/// Returns the TCP network. If `cuts` is given, its connections pass through the fault switch.
 pub(super) fn network(cuts: Option<&Arc<PeerCuts>>) -> Rc<dyn Network> {
     match cuts {
         Some(cuts) => Rc::new(FaultyTcp { cuts: cuts.clone() }),
@@ -61,7 +62,7 @@ pub(super) fn network(cuts: Option<&Arc<PeerCuts>>) -> Rc<dyn Network> {
     }
 }
 
-/// TCP, through the fault switch.
+/// TCP network whose connections pass through the fault switch.
 struct FaultyTcp {
     cuts: Arc<PeerCuts>,
 }
@@ -94,11 +95,12 @@ impl Network for FaultyTcp {
     }
 }
 
-/// The fault switch, as one direction of a connection sees it.
+/// The fault switch for one direction of a connection.
 struct StreamFault {
     cuts: Arc<PeerCuts>,
     peer: NodeId,
-    /// True once bytes of this connection vanished: it cannot go on after the heal.
+    /// True once bytes of this connection may have been lost. The connection then fails when the
+    /// cut ends. Both directions share this flag.
     lost_bytes: Rc<Cell<bool>>,
     poll_timer: Interval,
 }
@@ -115,7 +117,8 @@ impl AsyncRead for FaultyRead {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        // Keeps this read awake: a cut may begin while it waits, and end without a byte.
+        // The timer wakes this read at intervals. Without it, a read that waits for bytes would not
+        // notice that a cut begins or ends.
         while this.fault.poll_timer.poll_tick(cx).is_ready() {}
         if this.fault.cuts.is_cut(this.fault.peer) {
             this.fault.lost_bytes.set(true);

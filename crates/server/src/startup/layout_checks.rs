@@ -6,12 +6,12 @@ use quorate_core::layout_change::Layouts;
 
 use crate::config::{Config, ConfigError};
 
-/// Refuses a configuration that contradicts the cluster.
+/// Refuses a configuration that contradicts the layouts of the cluster.
 pub(super) fn check_layouts(config: &Config, layouts: &Layouts) -> Result<(), ConfigError> {
     let newest = layouts.newest();
     check_partitions(config, newest)?;
-    // Only the first layout must have the configured number of replicas: a later layout may change
-    // that number, and the configuration keeps the one of cluster init.
+    // Only the first layout must have the configured number of replicas. A later layout may have
+    // another number, while the configuration still has the number from cluster init.
     if layouts.history().len() == 1 && config.cluster.replicas.is_some() {
         check_replicas(config, newest)?;
     }
@@ -41,8 +41,8 @@ fn check_replicas(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
     )))
 }
 
-/// Checks the configured buckets. They take effect in cluster init only; later the configuration
-/// may repeat them or leave some out.
+/// Checks the configured buckets. They take effect only when the cluster begins. Later, the
+/// configuration may repeat or omit these definitions, but must not change them or add others.
 fn check_buckets(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
     let defined = layout.buckets().definitions();
     match config.buckets.iter().find(|(name, definition)| defined.get(*name) != Some(*definition)) {

@@ -1,4 +1,4 @@
-//! The membership plugin, as the parts of a node share it.
+//! The membership plugin, which all threads of a node share, and the dialling of seeds.
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,12 +16,13 @@ pub(super) type SharedMembership = Arc<Mutex<Box<dyn Membership>>>;
 const SEED_INTERVAL: Duration = Duration::from_secs(1);
 const SEED_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Locks the plugin. Never held across an await.
+/// Locks the membership plugin. The caller must not hold the lock across an `await`.
 pub(super) fn lock(membership: &SharedMembership) -> MutexGuard<'_, Box<dyn Membership>> {
     membership.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Dials each seed until the node at its address is a known member. Never ends by itself.
+/// Dials each seed at intervals, until the node at the seed's address is a known member. Never
+/// returns.
 pub(super) async fn dial_seeds(
     seeds: Vec<String>,
     ours: Identity,

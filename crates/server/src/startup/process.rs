@@ -1,7 +1,7 @@
 //! Settings of the operating system's process.
 
-/// Makes a panic end the process. A panic in a task would disappear with the task, and its requests
-/// with both. Ending is better: the other replicas go on.
+/// Makes a panic end the process. Otherwise a panic would end only its task, and that task's
+/// requests would never be answered. If the process ends, clients turn to other nodes at once.
 pub(super) fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -10,9 +10,9 @@ pub(super) fn abort_on_panic() {
     }));
 }
 
-/// Turns off huge pages. The kernel zeroes a huge page, 2 MiB, when a kilobyte of it is touched,
-/// and an event loop waits for that: measured in docs/benchmarks.md. Where they cannot be turned
-/// off, a node is only slower.
+/// Turns off huge pages for this process. At the first access to a huge page, the kernel fills its
+/// 2 MiB with zeros, and an event loop waits for that (measured in docs/benchmarks.md). A failure
+/// is ignored, because the node is then only slower.
 pub(super) fn disable_huge_pages() {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);

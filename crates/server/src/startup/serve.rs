@@ -60,7 +60,8 @@ pub(crate) fn serve(config: Config, registry: &Registry) -> Result<(), ConfigErr
     drop(runtime);
 
     stop_workers(workers);
-    // A scrape that is being answered shares the node's state: it ends here.
+    // An HTTP request for metrics may still hold the node's state. Dropping the port ends that
+    // request.
     drop(http);
     close_engine(shared);
     tracing::info!("stopped");
@@ -128,7 +129,7 @@ impl StartupState {
             }
             (None, None, None) => {
                 return Err(ConfigError::new(
-                    "[membership] plugin: it names no members and no seeds; use one that does",
+                    "[membership] plugin: this plugin provides neither members nor seeds; use a plugin that provides one of them",
                 ));
             }
         };
@@ -145,13 +146,14 @@ fn join_layout_members(cluster_init: Option<&ClusterInit>, membership: &SharedMe
     }
     let mut membership = lock(membership);
     for member in layouts.active().iter().flat_map(|layout| layout.members()) {
-        // A fixed list of members refuses. No harm: workers meet the layouts' members in any case.
+        // A membership plugin with a fixed list of members refuses to add one. The error is
+        // ignored, because workers connect to the layouts' members in any case.
         let _ = membership.join(member.clone());
     }
 }
 
-/// Opens the node's state that all workers share. Consumes the startup state, because the engine
-/// closes with its last owner, which must be the node.
+/// Opens the state of the node that all workers share. Takes the startup state by value: the engine
+/// closes when its last owner is dropped, and the node's state must be its only owner.
 fn open_node(
     config: &Config,
     registry: &Registry,
@@ -181,7 +183,8 @@ fn open_node(
     Ok(shared?)
 }
 
-/// Starts the configured number of workers, by default one a core. The first one dials the seeds.
+/// Starts the configured number of workers, by default one per CPU core. Only the first worker
+/// dials the seeds.
 fn start_workers(
     config: &Config,
     shared: &Arc<Shared>,
@@ -202,8 +205,8 @@ fn start_workers(
     (0..config.node.workers.unwrap_or_else(cores)).map(start).collect()
 }
 
-/// Stops all workers. All are told before the first one is waited for, so that they drain side by
-/// side.
+/// Stops all workers. Tells all of them to stop, and only then waits for each, so that they finish
+/// their requests at the same time.
 fn stop_workers(workers: Vec<Worker>) {
     let threads: Vec<JoinHandle<()>> = workers.into_iter().map(Worker::stop).collect();
     for thread in threads {
@@ -211,12 +214,13 @@ fn stop_workers(workers: Vec<Worker>) {
     }
 }
 
-/// Longest time that the engine's last commit may take.
+/// Longest time that a stopping node waits for the engine's last commit. After it, the node stops
+/// anyway.
 const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits for the last commit, and drops the node's state. Updates that wait for their commit share
-/// that state. Once they are told of it, this function is the last owner: dropping the engine here
-/// commits the rest and leaves the folder ready.
+/// Waits for the last commit, and drops the node's state. Updates that are not committed yet also
+/// own that state. After their commit, this function is the last owner. Dropping the engine then
+/// commits the remaining changes, and leaves the data folder ready for the next start.
 fn close_engine(shared: Arc<Shared>) {
     let deadline = LAST_COMMIT_TIMEOUT.as_millis() as u64 + shared.environment.monotonic_ms();
     shared.engine.flush();

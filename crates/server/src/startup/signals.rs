@@ -9,7 +9,7 @@ pub(super) struct StopSignals {
 }
 
 impl StopSignals {
-    /// Catches the signals. Must be called on an event loop.
+    /// Begins to catch the signals. Call it only on a tokio event loop.
     pub(super) fn catch() -> std::io::Result<StopSignals> {
         Ok(StopSignals {
             terminate: signal(SignalKind::terminate())?,

@@ -28,19 +28,22 @@ pub(super) struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// Longest time that requests under way may go on after the node is told to stop.
+/// Longest time for which clients' requests may go on after the node is told to stop. Requests that
+/// take longer get no reply.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for the last replies to leave, after the last request ended.
+/// Time between the end of the last request and the end of the worker, in which the last replies
+/// are sent.
 const REPLY_FLUSH_TIME: Duration = Duration::from_millis(20);
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// State that a worker is started with.
+/// Parameters with which a worker is started.
 pub(super) struct WorkerSetup {
-    /// Index of the worker. Worker 0 does the node's upkeep.
+    /// Index of the worker. Worker 0 also runs the tasks that need no client, such as hint delivery
+    /// and anti-entropy.
     pub(super) number: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) cuts: Option<Arc<PeerCuts>>,
-    /// Seeds that this worker dials.
+    /// Seeds that this worker dials. Only worker 0 has seeds.
     pub(super) seeds: Vec<String>,
     pub(super) counters: WorkerCounters,
 }
@@ -71,7 +74,8 @@ impl Worker {
         let _ = self.streams.send(stream);
     }
 
-    /// Tells the worker to end, by closing its channel. Its thread ends once it has drained.
+    /// Tells the worker to stop, by closing its channel of connections. The returned thread ends
+    /// once the worker has finished its requests.
     pub(super) fn stop(self) -> JoinHandle<()> {
         self.thread
     }
@@ -112,7 +116,7 @@ async fn run(setup: WorkerSetup, mut incoming: UnboundedReceiver<TcpStream>) {
     drain(&service).await;
 }
 
-/// Waits until no request is under way, for a limited time.
+/// Waits until no client's request is under way, but at most for `DRAIN_TIMEOUT`.
 async fn drain(service: &Service) {
     let drained = async {
         while service.in_flight() > 0 {
@@ -123,8 +127,8 @@ async fn drain(service: &Service) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-/// Lists the other members of the active layouts. Later members are met as the membership finds
-/// them.
+/// Lists the members of the active layouts, except this node. The worker connects to later members
+/// when the membership plugin finds them.
 fn layout_members(shared: &Shared) -> Vec<Member> {
     let view = shared.view();
     let mut members: BTreeMap<_, Member> = BTreeMap::new();
@@ -162,7 +166,7 @@ async fn serve_stream(
     }
 }
 
-/// Counts a connection for as long as it is open.
+/// Guard that counts a connection for as long as it is open.
 struct OpenConnection(Arc<AtomicUsize>);
 
 impl OpenConnection {

@@ -6,7 +6,8 @@ use prometheus_client::registry::{Registry, Unit};
 use quorate_node::Shared;
 use quorate_rpc::batch_sender::PeerQueues;
 
-/// Gauges: the state of the node, read from it when the page is requested.
+/// Gauges of the node's state. Their values are read from the node when the metrics page is
+/// requested.
 #[derive(Default)]
 pub(super) struct Gauges {
     hints_pending: Family<PeerLabel, Gauge>,
@@ -17,7 +18,8 @@ pub(super) struct Gauges {
     tombstone_gc_blocked: Gauge,
     clock_ahead_ms: Gauge,
     repair_running: Gauge,
-    /// Without a value before the first round has ended.
+    /// Gauge that has no value until the first round of anti-entropy has ended. It is therefore a
+    /// family without labels.
     repair_last_ended: Family<[(&'static str, &'static str); 0], Gauge>,
     in_flight: Gauge,
     peer_waiting: Family<PeerLabel, Gauge>,

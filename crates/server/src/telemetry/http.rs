@@ -13,25 +13,27 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::metrics::Metrics;
 
-/// The HTTP port, served on a thread of its own until it is dropped. It answers also while the node
-/// has no layout yet.
+/// The HTTP port. A thread of its own serves the port until this value is dropped. The port answers
+/// even while the node has no layout yet.
 pub(crate) struct HttpPort {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Longest request that the port reads.
+/// Largest head of a request, in bytes. A request with a larger head is refused.
 const MAX_REQUEST_BYTES: usize = 8 * 1024;
-/// Longest time from a connection to the end of its reply.
+/// Longest time from the accept of a connection to the end of its reply. After it, the connection
+/// is closed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most connections at a time; further ones are closed.
+/// Maximum number of open connections. At the limit, the port closes each new connection.
 const MAX_CONNECTIONS: usize = 16;
-/// Delay after a failed accept.
+/// Delay between a failed attempt to accept a connection and the next attempt.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The node, set once it has a layout.
+/// Reference to the node's state, empty until the node has a layout. It is weak, so that the HTTP
+/// port does not keep the state in memory.
 pub(crate) type StartedNode = Arc<OnceLock<Weak<Shared>>>;
 
 impl HttpPort {
@@ -127,7 +129,8 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics, node: &StartedNode) ->
     }
 }
 
-/// Reads up to the end of the request's head. `None` if it is too long or ends before.
+/// Reads the head of a request. Returns `None` if the head is too long, or if the connection ends
+/// within the head.
 async fn read_head(stream: &mut TcpStream) -> std::io::Result<Option<Vec<u8>>> {
     let mut head = Vec::new();
     let mut part = [0; 1024];

@@ -29,12 +29,14 @@ impl EventSink for LogEvents {
             EventKind::PeerUnreachable { peer, reason } => {
                 tracing::warn!(peer, reason, "peer can't be reached")
             }
-            EventKind::PeerRefused { peer, reason } => tracing::warn!(peer, reason, "peer refused"),
+            EventKind::PeerRefused { peer, reason } => {
+                tracing::warn!(peer, reason, "connection of a peer refused")
+            }
             EventKind::StrangerRefused { address, reason } => {
                 tracing::warn!(
                     address,
                     reason,
-                    "connection refused: no introduction of a Quorate client or node"
+                    "connection closed: the other side did not introduce itself as a Quorate client or node"
                 )
             }
             EventKind::ReadRepaired { replicas } => tracing::debug!(replicas, "read repair"),

@@ -1,7 +1,7 @@
 //! The node's metrics, counted from its events.
 //!
-//! Counters and histograms are fed from the event stream, on the event loop that emits the event.
-//! Gauges are read from the node when the page is requested. No label contains a key.
+//! An event updates counters and histograms at once, on the event loop that emits it. Gauges are
+//! read from the node when the page is requested. No label contains a key.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +16,8 @@ use super::gauges::Gauges;
 use super::logging::LogEvents;
 use super::requests::RequestMetrics;
 
-/// All metrics of a node. Passes every event but `Served` on to the log.
+/// All metrics of a node. They receive the node's events, and pass all of them but the frequent
+/// `Served` on to the log.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     requests: RequestMetrics,
@@ -37,7 +38,8 @@ impl Metrics {
         Metrics { registry, requests, counters, gauges, peer_queues: PeerQueues::default() }
     }
 
-    /// Returns the queue depths that the workers keep up to date, by peer.
+    /// Returns the shared counters of operations that wait for each peer's answer. The workers keep
+    /// them up to date.
     pub(crate) fn peer_queues(&self) -> PeerQueues {
         self.peer_queues.clone()
     }
@@ -57,7 +59,7 @@ impl Metrics {
 impl EventSink for Metrics {
     fn emit(&self, event: Event) {
         if let EventKind::Served { verb, outcome, micros, acked, siblings, hinted } = &event.kind {
-            // The only frequent kind: it is counted and not logged.
+            // `Served` is the only frequent kind of event. It is counted, but not logged.
             return self.requests.record(verb, outcome, *micros, *acked, *siblings, *hinted);
         }
         self.counters.count(&event.kind);
@@ -86,7 +88,8 @@ impl Counters {
             registry.register(name, help, counter.clone());
             counter
         };
-        // Fields are evaluated in this order, which is the order on the page.
+        // Rust evaluates the fields in this order. It is therefore the order of the counters on the
+        // metrics page.
         Counters {
             read_repairs: counter(
                 "read_repairs",
@@ -102,7 +105,10 @@ impl Counters {
             repair_rounds: counter("repair_rounds", "Rounds of anti-entropy with one peer that succeeded"),
             divergent_keys: counter("repair_divergent_keys", "Keys that differed in rounds of anti-entropy"),
             repairs_failed: counter("repair_failures", "Rounds of anti-entropy that failed"),
-            tombstones_collected: counter("tombstones_collected", "Tombstones deleted on this node's orders"),
+            tombstones_collected: counter(
+                "tombstones_collected",
+                "Tombstones whose deletion this node ordered",
+            ),
             connections_refused: counter(
                 "strangers_refused",
                 "Connections refused: another protocol, another cluster, or another first layout",

@@ -1,7 +1,8 @@
 //! Checkpointer: the thread that writes the write buffer to the tree.
 //!
-//! A failed checkpoint loses nothing: its changes stay in the buffer, and the next one tries again.
-//! Until one succeeds, updates that need space are refused.
+//! A failed checkpoint loses nothing: its changes stay in the buffer, and the next checkpoint tries
+//! again. Until one succeeds, updates are refused. If only space was lacking, updates that do not
+//! make the tree larger are still accepted.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -13,28 +14,33 @@ use super::state::{CheckpointerState, Failure, State};
 use crate::wal::{self, Wal, WalPosition};
 use crate::write_buffer::{BufferSize, Changes};
 
-/// Approximate number of commits of a large checkpoint under "fsync", one for each piece.
+/// Approximate number of pieces of a large checkpoint under "fsync". Each piece is one commit.
 const PIECES: usize = 48;
-/// Smallest size of a piece, unless fewer changes are left.
+/// Lower bound of a piece's limit of records. A small checkpoint thus has fewer than `PIECES`
+/// pieces. Only lack of space makes the limit smaller.
 const MIN_PIECE_RECORDS: usize = 64;
+/// Lower bound of a piece's limit of bytes. A piece ends at the limit that it reaches first.
 const MIN_PIECE_BYTES: usize = 128 * 1024;
 
 /// Plan of a checkpoint, decided when it begins.
 struct Checkpoint {
-    /// WAL position up to which the tree has all changes after it.
+    /// WAL position up to which the tree has all changes once this checkpoint has succeeded.
     through: WalPosition,
-    /// True if a new WAL follows: the old one failed, and the checkpoint has all changes.
+    /// True if the WAL is replaced at the end of the checkpoint. The WAL failed, and with this
+    /// checkpoint the tree has all changes.
     replaces_wal: bool,
-    /// True for the last one before the engine closes.
+    /// True for the last checkpoint before the engine closes.
     is_last: bool,
-    /// Updates that the checkpoint finishes. Empty under "fsync".
+    /// Updates that the checkpoint finishes. Empty under "fsync", where the WAL thread finishes
+    /// them.
     updates: Vec<Box<dyn Update>>,
 }
 
 impl EngineCore {
     /// Waits until a checkpoint is due, and runs it. Returns false after the last one.
     pub(super) fn run_next_checkpoint(&self) -> bool {
-        // Sets `Idle` also after a wake-up whose reason is gone, so that the next one arrives.
+        // This runs again after each wake-up. If no checkpoint is due any more, it sets `Idle`
+        // again: `unlock_and_notify` wakes only an idle thread.
         let is_idle = |state: &mut State| {
             let is_idle = !self.checkpoint_due(state);
             if is_idle {
@@ -52,7 +58,7 @@ impl EngineCore {
             .checkpointer_wakeup
             .wait_while(state, batch_is_written)
             .unwrap_or_else(PoisonError::into_inner);
-        // The WAL thread has begun the checkpoint if it has written a batch meanwhile.
+        // If the WAL thread has written a batch meanwhile, it has also begun the checkpoint.
         if state.checkpointer == CheckpointerState::WaitingForWal {
             self.begin_checkpoint(&mut state);
         }
@@ -61,7 +67,8 @@ impl EngineCore {
 
     /// Writes the frozen part of the buffer to the tree, then replaces the WAL if it failed.
     ///
-    /// The new WAL needs a tree that has all changes. Returns false after the last checkpoint.
+    /// The WAL is replaced only once the tree has all changes, because its files are removed.
+    /// Returns false after the last checkpoint.
     pub(super) fn run_checkpoint(&self, mut state: MutexGuard<'_, State>) -> bool {
         let has_all = state.only_frozen_is_left();
         let wal_failed = matches!(state.failure, Some(Failure::Wal(_)));
@@ -77,7 +84,7 @@ impl EngineCore {
         if !self.uses_wal {
             state.in_flight_updates = checkpoint.updates.len();
         }
-        // The WAL thread may have waited for an empty active part.
+        // The WAL thread may have waited because the active part was too large. It is empty now.
         self.unlock_and_notify(state);
 
         let frozen = self.read_buffer().frozen.clone();
@@ -115,7 +122,7 @@ impl EngineCore {
             state.failure = None;
         }
         self.unlock_and_notify(state);
-        // Dropped without a lock, because that takes long.
+        // Dropped after the lock is released, because freeing many records takes long.
         drop(frozen);
         finish_updates(checkpoint.updates, Ok(()));
     }
@@ -130,7 +137,7 @@ impl EngineCore {
         buffer.unfreeze();
         (state.frozen_size, state.active_size) = (buffer.frozen.size, buffer.active.size);
         drop(buffer);
-        // Updates that were queued meanwhile are newer.
+        // Updates that were queued during the checkpoint are newer than its own, so they come last.
         let newer = std::mem::replace(&mut state.queued_updates, checkpoint.updates);
         state.queued_updates.extend(newer);
         state.failure = Some(match state.failure {
@@ -138,17 +145,18 @@ impl EngineCore {
             _ => Failure::Checkpoint(error.clone()),
         });
         let lost = if checkpoint.is_last { std::mem::take(&mut state.queued_updates) } else { Vec::new() };
-        // After a failure the WAL thread no longer waits for the checkpointer.
+        // While there is a failure, the WAL thread does not wait for the checkpointer, so it may
+        // have work now.
         self.unlock_and_notify(state);
         finish_updates(lost, Err(error));
     }
 
     /// Writes changes to the tree, and with the last of them the WAL position `through`.
     ///
-    /// Under "fsync" it commits them in pieces with pauses: while a piece is being flushed, flushes
-    /// of the WAL wait, and clients with them. A piece that does not fit is committed in ever
-    /// smaller ones. The reason is that a commit keeps a copy of each page that it changes, until
-    /// the commit after the next.
+    /// Under "fsync" it commits them in pieces with pauses. While a piece is being flushed, flushes
+    /// of the WAL wait, and clients with them. If space is lacking for a piece, it is committed in
+    /// ever smaller pieces. These need less space at a time: when a commit changes a page, LMDB
+    /// keeps the old copy of the page until the commit after the next.
     fn write_to_tree(&self, changes: &Changes, through: WalPosition) -> Result<(), StorageError> {
         let _guard = self.checkpoint_lock.lock().unwrap_or_else(PoisonError::into_inner);
         #[cfg(test)]
@@ -180,7 +188,7 @@ impl EngineCore {
                     }
                 }
                 Err(StorageError::Full { .. }) if count > 1 => {
-                    // Removed records first, since they free space, then the smallest values.
+                    // Removals come first, because they free space, then the smallest values.
                     rest.sort_by_key(|(_, value)| value.as_ref().map(Bytes::len));
                     piece_records = count / 2;
                     pauses = 0;
@@ -200,13 +208,13 @@ impl EngineCore {
         let may_pause = |state: &mut State| {
             !state.checkpoint_urgent && state.failure.is_none() && !self.checkpoint_due(state)
         };
-        // All pauses of a checkpoint together last at most half its interval.
+        // All pauses of a checkpoint together last at most half of `interval_ms`.
         let pause = self.interval / (2 * PIECES as u32);
         let waited = self.checkpointer_wakeup.wait_timeout_while(state, pause, may_pause);
         waited.unwrap_or_else(PoisonError::into_inner).0.checkpointer = CheckpointerState::Running;
     }
 
-    /// Commits a piece, and the WAL position with the last one.
+    /// Commits a piece. For the last piece, `through` is the WAL position to store with it.
     fn commit_piece(
         &self,
         piece: &[RecordChange<'_>],
@@ -224,8 +232,8 @@ impl EngineCore {
 
     /// Removes the WAL, and under "fsync" creates a new one.
     ///
-    /// The tree has all acknowledged changes, up to `through`. The rest of a batch that failed is
-    /// removed with the old files.
+    /// Call it only when the tree has all acknowledged changes, up to `through`. The old files may
+    /// also have a part of a batch that failed. It is removed with them.
     fn replace_wal(&self, through: WalPosition) -> Result<(), StorageError> {
         let mut wal = self.wal.lock().unwrap_or_else(PoisonError::into_inner);
         *wal = None;

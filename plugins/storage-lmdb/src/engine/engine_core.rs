@@ -18,7 +18,7 @@ pub(super) struct EngineCore {
     pub(super) folder: PathBuf,
     /// True if `durability` is "fsync": an update is finished once its WAL batch is flushed.
     pub(super) uses_wal: bool,
-    /// `None` before the first checkpoint has created it.
+    /// The open WAL. `None` until a checkpoint has created one, and always under "interval".
     pub(super) wal: Mutex<Option<Wal>>,
     pub(super) interval: Duration,
     /// Held from the first to the last commit of a checkpoint.
@@ -70,8 +70,9 @@ impl EngineCore {
     /// Returns true if a checkpoint should begin before its interval is over.
     pub(super) fn checkpoint_due(&self, state: &State) -> bool {
         let queue_is_half_full = !self.uses_wal && state.queued_updates.len() >= MAX_QUEUED_UPDATES / 2;
-        // Sizes are upper bounds, and only a checkpoint shows the true need. It begins early enough
-        // that no update is refused for space that is not really needed.
+        // Sizes are upper bounds. Only a checkpoint shows how much space the changes really need.
+        // With the factor 2 it begins before updates are refused because of a bound that is too
+        // high.
         let size = state.size();
         let space_is_low =
             state.has_buffered_changes() && !state.free_space.fits(2 * size.tree_pages, size.bytes);
@@ -79,7 +80,8 @@ impl EngineCore {
         state.closing || state.checkpoint_requested || (is_due && state.failure.is_none())
     }
 
-    /// Freezes the write buffer for a checkpoint. This ends the generation of the WAL.
+    /// Freezes the active part of the write buffer for a checkpoint. The next WAL batch then begins
+    /// a new generation, if the file for it can be overwritten.
     pub(super) fn begin_checkpoint(&self, state: &mut State) {
         let mut buffer = self.lock_buffer();
         buffer.freeze();
@@ -87,7 +89,7 @@ impl EngineCore {
         state.checkpointer = CheckpointerState::Running;
         state.frozen_seqno = state.active_seqno;
         state.frozen_through = state.active_through;
-        // The next generation overwrites the file of the previous one.
+        // Generation g + 1 overwrites the file of generation g - 1, which the tree must have first.
         if state.previous_generation_in_tree && state.frozen_size.records > 0 {
             state.wal_generation += 1;
             state.previous_generation_in_tree = false;

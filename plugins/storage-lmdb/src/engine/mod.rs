@@ -1,19 +1,22 @@
 //! The engine: applies updates, answers reads, and owns the WAL thread and the checkpointer.
 //!
-//! A change passes through up to four stages, each older than the one before.
+//! A change passes through up to four stages, from the first row to the last. A later stage has
+//! older changes.
 //!
-//! | stage | left by | readers see it |
+//! | stage | moved on by | readers see it |
 //! |---|---|---|
 //! | `State::pending`, "fsync" only | WAL thread, as the next batch | no |
 //! | `State::wal_batch`, "fsync" only | WAL thread, after the flush of the batch | no |
 //! | active part of the write buffer | checkpointer, which freezes it | yes |
 //! | frozen part of the write buffer | checkpointer, after its last commit | yes |
 //!
-//! Updates see all stages above the tree. Readers see the write buffer above the tree.
+//! An update reads its record from the newest stage that has a change of it, or else from the tree.
+//! A reader does the same, but sees only the write buffer and the tree.
 //!
 //! The tree stores the WAL position up to which it has all changes, and the WAL has all later ones.
-//! Under "fsync" a killed process therefore leaves whole batches only. Under "interval" it may
-//! leave a part of its last checkpoint, and counts as a lost disk.
+//! Under "fsync", a start after a kill therefore finds all changes of a batch or none of them.
+//! Under "interval", it may find only a part of the last checkpoint. The node then recovers from
+//! other replicas, as after a lost disk.
 //!
 //! Source: write-ahead logging, with a checkpoint every interval.
 
@@ -58,8 +61,8 @@ impl Engine {
     /// Writes the changes of an existing WAL to the tree, and starts the threads.
     ///
     /// # Errors
-    /// If an acknowledged batch is damaged, or the disk fails. An engine whose disk or map is only
-    /// full starts, and serves reads.
+    /// If an acknowledged batch is damaged, or the disk fails. A full disk or a full map is no
+    /// error: the engine starts, and serves reads.
     pub(crate) fn start(
         tree: Tree,
         folder: PathBuf,
@@ -74,7 +77,9 @@ impl Engine {
             active_seqno: 1,
             wal_generation: recovered.through.generation + 1,
             checkpoint_requested: true,
-            failure: Some(Failure::Wal(StorageError::Io { detail: "the log has not begun".into() })),
+            failure: Some(Failure::Wal(StorageError::Io {
+                detail: "the engine is starting: its write-ahead log does not exist yet".into(),
+            })),
             ..State::default()
         };
         let shared = Arc::new(EngineCore {
@@ -113,7 +118,8 @@ impl Engine {
     }
 
     pub(crate) fn scan(&self, range: Range<'_>) -> Result<Page, StorageError> {
-        // Under the lock, buffer and tree are captured at one moment. The page is read without it.
+        // Under the lock, buffer and tree are captured at one moment. The page is then read without
+        // the lock.
         let buffer = self.shared.read_buffer();
         let active = buffer.active_in(&range);
         let frozen = buffer.frozen.clone();
@@ -153,7 +159,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Copies the tree with all changes that the write buffer has now, and no part of a checkpoint.
+    /// Copies the tree once it has all changes that the write buffer has now. No checkpoint commits
+    /// during the copy, so the copy never has only a part of a checkpoint.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<(), StorageError> {
         self.checkpoint_and_wait()?;
         let _guard = self.shared.checkpoint_lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,13 +172,13 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
         self.shared.wal_thread_wakeup.notify_one();
-        // The WAL thread ends first: the last checkpoint must have its last batch.
+        // The WAL thread ends first, because the last checkpoint must contain the last WAL batch.
         for thread in [self.wal_thread.take(), self.checkpointer.take()].into_iter().flatten() {
             self.shared.checkpointer_wakeup.notify_one();
             let _ = thread.join();
         }
         if self.shared.lock().all_is_in_tree() {
-            // Files that stay do no harm: the next start finds that the tree has their changes.
+            // If the files cannot be removed, the next start finds that the tree has their changes.
             let _ = wal::remove(&self.shared.folder);
         }
     }

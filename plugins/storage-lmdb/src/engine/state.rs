@@ -1,4 +1,4 @@
-//! State of the engine behind its lock: pending changes, progress, failures, requests to threads.
+//! State of the engine under its lock: pending changes, progress, failures, requests to threads.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::write_buffer::{BufferPart, BufferSize};
 /// Largest number of unfinished updates. Beyond it, updates fail with `QueueFull`.
 pub const MAX_QUEUED_UPDATES: usize = 65_536;
 
-/// State behind the lock.
+/// State of the engine that callers and both threads share, under one lock.
 ///
 /// Changes pass through four stages, from new to old: `pending`, `wal_batch`, and the active and
 /// the frozen part of the write buffer. Only "fsync" uses the first two.
@@ -30,21 +30,26 @@ pub(super) struct State {
     pub(super) queued_updates: Vec<Box<dyn Update>>,
     /// Number of updates whose WAL batch or checkpoint is being written.
     pub(super) in_flight_updates: usize,
-    /// Free space at its last measurement. All changes that the tree lacks must fit.
+    /// Free space at its last measurement. All changes that the tree lacks must fit into it.
     pub(super) free_space: FreeSpace,
     /// Failure that stops updates until the checkpointer has repaired it.
     pub(super) failure: Option<Failure>,
-    /// WAL generation of the next batch. The generation after the next overwrites its file.
+    /// WAL generation of the next batch. There are two files, so generation g + 2 overwrites the
+    /// file of generation g.
     pub(super) wal_generation: u64,
     /// True if the tree has all changes of the WAL generation before `wal_generation`.
     pub(super) previous_generation_in_tree: bool,
-    /// WAL positions up to which the write buffer has all changes, and its frozen part.
+    /// WAL position up to which the write buffer or the tree has all changes.
     pub(super) active_through: WalPosition,
+    /// Value of `active_through` when the last checkpoint began. The tree has all changes up to
+    /// this WAL position once the checkpoint has succeeded.
     pub(super) frozen_through: WalPosition,
-    /// Number of additions to the write buffer so far, and how many of them the frozen part and the
-    /// tree have.
+    /// Number of additions to the write buffer since the start.
     pub(super) active_seqno: u64,
+    /// Value of `active_seqno` when the last checkpoint began.
     pub(super) frozen_seqno: u64,
+    /// Number of these additions that the tree has: `frozen_seqno` of the last checkpoint that
+    /// succeeded.
     pub(super) tree_seqno: u64,
     pub(super) wal_thread: WalThreadState,
     pub(super) checkpointer: CheckpointerState,
@@ -87,8 +92,8 @@ pub(super) enum CheckpointerState {
     Running,
     /// Waits until a checkpoint is due, and must be notified of it.
     Idle,
-    /// Waits for the WAL batch that is being written. The batch is in the generation that the
-    /// checkpoint ends.
+    /// Waits for the WAL batch that is being written, and then begins the checkpoint. The batch
+    /// still belongs to the WAL generation that ends when the checkpoint begins.
     WaitingForWal,
 }
 
@@ -107,7 +112,7 @@ impl State {
         self.queued_updates.len() + self.in_flight_updates
     }
 
-    /// Returns true if the tree, once it has the frozen part, has all changes.
+    /// Returns true if the tree lacks no changes except those of the frozen part.
     pub(super) fn only_frozen_is_left(&self) -> bool {
         [self.pending.size, self.wal_batch.size, self.active_size].iter().all(|size| size.records == 0)
     }

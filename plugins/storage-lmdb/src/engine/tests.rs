@@ -22,7 +22,7 @@ fn start(folder: &Path, durability: Durability, interval_ms: u64) -> Engine {
     Engine::start(tree, folder.to_owned(), durability, interval_ms).unwrap()
 }
 
-/// Counts the records that a kill now would leave in the WAL alone.
+/// Counts the records that only the WAL would have if the process were killed now.
 fn records_to_recover(engine: &Engine) -> usize {
     let in_tree = engine.shared.tree.wal_position().unwrap();
     wal::recover(&engine.shared.folder, in_tree).unwrap().changes.size.records
@@ -52,7 +52,8 @@ impl Update for Append {
     }
 
     fn finished(self: Box<Self>, outcome: Result<(), StorageError>) {
-        // The engine reports a failed batch while it holds the lock, so no update is in between.
+        // The engine reports a failed batch while it holds the lock, so that no later update begins
+        // first.
         let under_lock = if self.engine.state.try_lock().is_err() { " under lock" } else { "" };
         let how = if outcome.is_ok() { "durable" } else { "failed" };
         let _ = self.events.send(format!("{} {how}{under_lock}", self.byte as char));
@@ -180,7 +181,7 @@ fn a_new_wal_within_a_generation_is_recovered() {
     assert_eq!(engine.get(key("k").as_bytes()).unwrap().unwrap(), "abd");
 }
 
-/// A thread that was notified in vain is idle again, and can be notified again.
+/// A thread that is notified although it has no work becomes idle again, and can be notified again.
 #[test]
 fn a_thread_notified_in_vain_is_idle_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +199,7 @@ fn a_thread_notified_in_vain_is_idle_again() {
         panic!("a thread waits, and its state is `Running`");
     };
     wait_until_idle();
-    // As in `unlock_and_notify`, if the reason is gone before the notified thread has the lock.
+    // As `unlock_and_notify` does. The reason is gone before the notified thread has the lock.
     let mut state = engine.shared.lock();
     (state.wal_thread, state.checkpointer) = (WalThreadState::Running, CheckpointerState::Running);
     drop(state);

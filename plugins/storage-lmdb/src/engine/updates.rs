@@ -7,7 +7,7 @@ use super::engine_core::EngineCore;
 use super::state::{Failure, MAX_QUEUED_UPDATES, State};
 use crate::space::page_growth;
 
-/// Size of the changes that the tree lacks, from which on updates are refused.
+/// Most bytes of changes that the tree lacks. From this size on, updates fail with `QueueFull`.
 const MAX_BUFFER_BYTES: usize = 256 * 1024 * 1024;
 /// Number of updates after which the lock is released, so that other event loops get it.
 const UPDATES_PER_LOCK: usize = 64;
@@ -35,7 +35,8 @@ impl EngineCore {
         }
     }
 
-    /// Applies an update. The caller holds the lock from read to write, which makes it atomic.
+    /// Applies an update. The caller holds the lock from the read to the write of the record, which
+    /// makes the update atomic.
     fn apply(&self, state: &mut State, update: &mut dyn Update) -> Result<(), StorageError> {
         check_limits(state)?;
         let key = update.key().to_bytes();
@@ -65,7 +66,8 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Checks that a change fits. Measures the free space again before it refuses one.
+    /// Checks that LMDB's map and the disk have space for a change. Measures the free space again
+    /// before it refuses the change.
     fn check_space(&self, state: &mut State, tree_pages: usize, bytes: usize) -> Result<(), StorageError> {
         if let Some(failure) = state.failure.as_ref().filter(|_| tree_pages > 0) {
             return Err(failure.error().clone());
@@ -82,7 +84,7 @@ impl EngineCore {
         if state.free_space.fits(tree_pages, bytes) {
             return Ok(());
         }
-        // Sizes are upper bounds. A checkpoint shows the true need.
+        // Sizes are upper bounds. A checkpoint shows how much space the changes really need.
         state.checkpoint_requested |= state.has_buffered_changes();
         Err(self.tree.full_error(state.free_space, tree_pages))
     }
@@ -90,7 +92,7 @@ impl EngineCore {
 
 /// Checks that updates are accepted, and that the queue and the buffer are below their limits.
 fn check_limits(state: &State) -> Result<(), StorageError> {
-    // After a checkpoint that only lacked space, `check_space` decides.
+    // If the last checkpoint only lacked space, `check_space` decides for each change.
     if let Some(failure) = &state.failure
         && !matches!(failure, Failure::Checkpoint(StorageError::Full { .. }))
     {

@@ -1,8 +1,9 @@
 //! WAL thread, under "fsync": writes pending changes to the log, then to the write buffer.
 //!
-//! While one batch is being written, the changes of the next one become pending. A batch that
-//! cannot be written fails its updates, and those that were applied on top of them. Then updates
-//! are refused until the tree has the whole write buffer and a new WAL exists.
+//! While one batch is being written, the changes of the next one become pending. If a batch cannot
+//! be written, its updates fail. All updates that were applied after them fail too, because they
+//! may build on the lost changes. Then updates are refused until the tree has the whole write
+//! buffer and a new WAL exists.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -13,13 +14,14 @@ use super::state::{CheckpointerState, Failure, State, WalThreadState};
 use crate::wal::WalPosition;
 use crate::write_buffer::{BufferPart, Changes};
 
-/// Most times that a batch yields to other threads before it is written.
+/// Most times that the WAL thread yields to other threads before it writes a batch.
 const MAX_YIELDS: usize = 16;
 
 impl EngineCore {
     /// Waits for updates, and writes their changes as a batch. Returns false after the last batch.
     pub(super) fn write_next_batch(&self) -> bool {
-        // Sets `Idle` also after a wake-up whose reason is gone, so that the next one arrives.
+        // This runs again after each wake-up. If no batch is due any more, it sets `Idle` again:
+        // `unlock_and_notify` wakes only an idle thread.
         let is_idle = |state: &mut State| {
             let is_idle = !state.wal_batch_due();
             if is_idle {
@@ -34,7 +36,8 @@ impl EngineCore {
         let updates = std::mem::take(&mut state.queued_updates);
         if state.pending.changes.is_empty() {
             drop(state);
-            // These updates kept their records. All that they read is in earlier batches.
+            // These updates changed nothing. All changes that they read are in earlier batches,
+            // which are durable.
             finish_updates(updates, Ok(()));
             return !closing;
         }
@@ -64,7 +67,8 @@ impl EngineCore {
         state.active_through = through;
         state.active_seqno += 1;
         if state.checkpointer == CheckpointerState::WaitingForWal {
-            // Begun here, so that the next batch is in the next generation.
+            // The checkpoint begins here, before the next batch, which thus gets the new
+            // generation.
             self.begin_checkpoint(&mut state);
             self.checkpointer_wakeup.notify_one();
         }
@@ -72,7 +76,7 @@ impl EngineCore {
         finish_updates(updates, Ok(()));
     }
 
-    /// Fails the updates of the batch and all that were applied since.
+    /// Fails the updates of the batch and all updates that were applied after them.
     fn batch_failed(&self, updates: Vec<Box<dyn Update>>, error: StorageError) {
         let mut state = self.lock();
         state.in_flight_updates = 0;
@@ -81,7 +85,7 @@ impl EngineCore {
         state.pending = BufferPart::default();
         state.failure = Some(Failure::Wal(error.clone()));
         state.checkpoint_requested = true;
-        // Finished before the lock is released, so that no later update begins first.
+        // The updates fail under the lock, so that no later update begins before they have failed.
         finish_updates(updates, Err(error.clone()));
         finish_updates(std::mem::take(&mut state.queued_updates), Err(error));
         if state.checkpointer == CheckpointerState::WaitingForWal {
@@ -101,10 +105,10 @@ impl EngineCore {
         Ok(through)
     }
 
-    /// Yields to the event loops that share this core, as long as they bring more updates.
+    /// Yields to the event loops that share this CPU core, as long as they bring more updates.
     ///
-    /// On a machine with few cores, a larger batch is worth more than an earlier one. With many
-    /// cores this costs a microsecond.
+    /// On a machine with few CPU cores, a larger batch is worth more than an earlier one. With many
+    /// cores, yielding costs a microsecond.
     fn yield_to_callers<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         for _ in 0..MAX_YIELDS {
             let queued = state.queued_updates.len();

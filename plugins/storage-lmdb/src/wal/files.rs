@@ -13,7 +13,7 @@ use super::io_trace::IoTrace;
 
 pub(super) const FILE_NAMES: [&str; 2] = ["log-0", "log-1"];
 
-/// Returns the index of the file that a generation fills: its last bit.
+/// Returns the index of the file that a generation fills: the last bit of the generation's number.
 pub(super) fn file_of(generation: u64) -> usize {
     (generation % 2) as usize
 }
@@ -21,14 +21,14 @@ pub(super) fn file_of(generation: u64) -> usize {
 /// A file of the WAL that is overwritten in place, and grows.
 pub(super) struct WalFile {
     file: File,
-    /// Bytes that have been written since the file was created. Beyond them, a write grows it.
+    /// Length of the file, in bytes. A write beyond it makes the file longer.
     pub(super) bytes: u64,
     #[cfg(test)]
     pub(super) trace: IoTrace,
 }
 
 impl WalFile {
-    /// Creates both files, for batches that follow on `previous_end`.
+    /// Creates both files, without batches. The log goes on at the position `previous_end`.
     pub(super) fn create_both(folder: &Path, previous_end: WalPosition) -> std::io::Result<[WalFile; 2]> {
         let [first, second] = FILE_NAMES;
         let files =
@@ -37,11 +37,15 @@ impl WalFile {
         Ok(files)
     }
 
-    /// Creates a file without batches. It gets its name only after its header is on the disk.
+    /// Creates a file without batches. It gets its name only after its header is on the disk, so a
+    /// crash never leaves a file of this name without a header.
     fn create(folder: &Path, name: &str, previous_end: WalPosition) -> std::io::Result<WalFile> {
         let (path, unfinished) = (folder.join(name), folder.join(format!("{name}.new")));
         if path.exists() {
-            return Err(std::io::Error::new(ErrorKind::AlreadyExists, format!("{name} is there already")));
+            return Err(std::io::Error::new(
+                ErrorKind::AlreadyExists,
+                format!("the file {name} exists already"),
+            ));
         }
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(&unfinished)?;
         let mut first_page = vec![0; FIRST_BATCH_OFFSET];
@@ -71,7 +75,7 @@ impl WalFile {
     }
 }
 
-/// Removes the files. The tree must have all changes that are in them.
+/// Removes the files. Call it only when the tree has all acknowledged changes that are in them.
 ///
 /// # Errors
 /// If they cannot be removed.

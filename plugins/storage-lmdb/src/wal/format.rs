@@ -40,7 +40,8 @@ pub(super) struct FileHeader {
     pub(super) seed: u64,
     /// Generation of the batches. 0 if the file has none yet.
     pub(super) generation: u64,
-    /// End of the log when this generation began. The other file or the tree has all before it.
+    /// End of the log when this generation began. The other file or the tree has all changes before
+    /// it.
     pub(super) previous_end: WalPosition,
 }
 
@@ -77,8 +78,9 @@ struct BatchHeader {
 impl BatchHeader {
     /// Decodes the header at `offset`. Returns `None` if it is invalid.
     ///
-    /// The body is not checked. A value with many forged headers must not make recovery checksum a
-    /// body for each of them.
+    /// The header has its own checksum, so the body is not read. `last_batch_begun` tries each
+    /// place that looks like a header, and a client's value may contain many such places. Computing
+    /// the checksum of a body at each of them would take too long.
     fn decode(file: &[u8], offset: usize, seed: u64) -> Option<BatchHeader> {
         let header = file.get(offset..)?.get(..BATCH_HEADER_BYTES)?;
         let is_valid = &header[BATCH_MAGIC_OFFSET..BATCH_MAGIC_OFFSET + 4] == BATCH_MAGIC
@@ -110,7 +112,8 @@ impl Batch {
     }
 }
 
-/// Finds the highest number of a batch that was begun at or after `offset`.
+/// Returns the highest batch number in the valid batch headers at or after `offset`. The bodies of
+/// these batches may be invalid.
 pub(super) fn last_batch_begun(file: &[u8], offset: usize, seed: u64) -> Option<u64> {
     let rest = file.get(offset..)?;
     let magics = rest.windows(BATCH_MAGIC.len()).enumerate().filter(|(_, window)| window == BATCH_MAGIC);
@@ -120,7 +123,7 @@ pub(super) fn last_batch_begun(file: &[u8], offset: usize, seed: u64) -> Option<
     headers.map(|header| header.number).max()
 }
 
-/// Encodes a batch into `buffer`, in place of its content.
+/// Replaces the content of `buffer` by an encoded batch.
 pub(super) fn encode_batch(buffer: &mut Vec<u8>, seed: u64, number: u64, changes: &Changes) {
     buffer.clear();
     buffer.resize(BATCH_HEADER_BYTES, 0);

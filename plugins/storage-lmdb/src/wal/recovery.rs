@@ -1,4 +1,4 @@
-//! Recovery: reads the changes that the WAL has and the tree lacks.
+//! WAL recovery: reads the changes that the WAL has and the tree lacks.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,11 +16,12 @@ use crate::write_buffer::BufferPart;
 #[derive(Default)]
 pub(crate) struct Recovered {
     pub(crate) changes: BufferPart,
-    /// WAL position up to which the tree has all changes, once it has these.
+    /// WAL position up to which the tree has all changes once it has `changes`.
     pub(crate) through: WalPosition,
 }
 
-/// Reads the changes that the tree lacks. `in_tree` is the position up to which the tree has all.
+/// Reads the changes that the tree lacks. `in_tree` is the WAL position up to which the tree has
+/// all changes.
 ///
 /// # Errors
 /// If a file cannot be read, or an acknowledged batch is damaged or missing.
@@ -40,7 +41,8 @@ pub(crate) fn recover(folder: &Path, in_tree: WalPosition) -> Result<Recovered, 
         }
     }
     let mut recovered = Recovered { through: in_tree, ..Recovered::default() };
-    // A header without a batch is the rest of a generation whose first batch a power cut tore.
+    // A file with a header and no valid batch has no changes: the file is new, or a power cut tore
+    // the first batch of its generation.
     for file in files.into_iter().filter(|file| file.end() > in_tree && !file.batches.is_empty()) {
         let skipped = if file.header.generation == in_tree.generation { in_tree.batches } else { 0 };
         recovered.through = file.end();
@@ -55,11 +57,11 @@ pub(crate) fn recover(folder: &Path, in_tree: WalPosition) -> Result<Recovered, 
     Ok(recovered)
 }
 
-/// Content of one file.
+/// Content of one WAL file.
 struct RecoveredFile {
     path: PathBuf,
     header: FileHeader,
-    /// Bodies of the valid batches.
+    /// Bodies of the valid batches, in order.
     batches: Vec<Bytes>,
 }
 
@@ -77,8 +79,8 @@ impl RecoveredFile {
             batches.push(batch.body);
             offset = batch.end;
         }
-        // The first invalid batch may be torn. A later batch was begun only after the invalid one
-        // was acknowledged, so it shows damage.
+        // A power cut may have torn the first invalid batch, which is no error. A header of a later
+        // batch shows that the invalid one was acknowledged. Then it is damaged.
         if let Some(last) = last_batch_begun(&bytes, offset, header.seed)
             && last > batches.len() as u64
             && (WalPosition { generation: header.generation, batches: last }) > in_tree
@@ -93,13 +95,13 @@ impl RecoveredFile {
         WalPosition { generation: self.header.generation, batches: self.batches.len() as u64 }
     }
 
-    /// Builds the error that batches of the generation before this file's are missing.
+    /// Builds the error for missing batches of the generation before this file's generation.
     fn previous_is_damaged(&self) -> StorageError {
         let other = self.path.with_file_name(FILE_NAMES[file_of(self.header.previous_end.generation)]);
         let (this, other) = (self.path.display(), other.display());
         StorageError::Io {
             detail: format!(
-                "{other} is damaged: what was acked before {this} began is neither there nor in the tree: {REFILL}"
+                "{other} is damaged: writes that were acked before {this} began are missing in {other} and in the tree: {REFILL}"
             ),
         }
     }

@@ -24,8 +24,8 @@ fn recovered(folder: &Path, in_tree: WalPosition) -> Result<Changes, StorageErro
     recover(folder, in_tree).map(|recovered| recovered.changes.changes)
 }
 
-/// Recovery returns the last two of several generations that overwrite each other, with removed
-/// records and values of all sizes.
+/// Recovery returns the changes of the last two of several generations. Older generations were
+/// overwritten. The changes include removals and values of all sizes.
 #[test]
 fn recovery_returns_appended_changes() {
     let folder = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ fn recovery_returns_appended_changes() {
 }
 
 /// Recovery drops a batch that was torn at any byte, in a new file or over an older generation, and
-/// keeps the batches before.
+/// keeps the batches before it.
 #[test]
 fn a_torn_batch_ends_the_log() {
     for generations in [1, 3_u64] {
@@ -108,8 +108,8 @@ fn a_power_cut_loses_nothing_acked() {
         for (index, file) in wal.files.iter_mut().enumerate() {
             file.trace = IoTrace { file: index, fails: false, steps: Some(steps.clone()) };
         }
-        // Each batch has a record of its own. When a generation begins, the tree has all
-        // generations but the one before.
+        // Each batch has a record of its own. When generation g begins, the tree has all
+        // generations up to g - 2.
         let mut acked: Vec<(WalPosition, String)> = Vec::new();
         for generation in 1..=5 {
             for number in 0..=random.below(4) {
@@ -121,7 +121,8 @@ fn a_power_cut_loses_nothing_acked() {
             }
         }
         drop(wal);
-        // Content that is durable for sure, and writes since the last flush.
+        // `disk` is the content that is durable for sure, `unflushed` the writes since the last
+        // flush.
         let mut disk = [vec![0; FIRST_BATCH_OFFSET], vec![0; FIRST_BATCH_OFFSET]];
         for (name, bytes) in FILE_NAMES.iter().zip(&mut disk) {
             bytes.copy_from_slice(&FileHeader { seed: 1, generation: 0, previous_end: EMPTY }.encode_page());
@@ -217,7 +218,8 @@ fn a_damaged_batch_is_an_error() {
     recovered(folder.path(), in_tree).unwrap();
 }
 
-/// A generation without a whole batch has no changes, and no later generation follows on it.
+/// Recovery ignores a generation without a whole batch. The next log goes on at the tree's
+/// position.
 #[test]
 fn a_file_header_alone_has_no_changes() {
     let folder = tempfile::tempdir().unwrap();
@@ -230,7 +232,7 @@ fn a_file_header_alone_has_no_changes() {
     fs::write(&path, &bytes).unwrap();
     let found = recover(folder.path(), in_tree).unwrap();
     assert_eq!((found.through, found.changes.size.records), (in_tree, 0));
-    // The next log follows on the tree, and is recovered after another power cut.
+    // The next log goes on at the tree's position, and is recovered after another power cut.
     remove(folder.path()).unwrap();
     let mut wal = Wal::create(folder.path(), found.through).unwrap();
     wal.append(2, &batch("next", Some(b"v"))).unwrap();
@@ -268,7 +270,7 @@ fn a_value_is_no_batch() {
     let mut wal = Wal::create(folder.path(), EMPTY).unwrap();
     let mut forged = Vec::new();
     encode_batch(&mut forged, 0, 7, &batch("forged", Some(&[7; 500])));
-    // Forged headers, each of a large body.
+    // Forged headers, each with the length of a large body.
     let mut many = Vec::new();
     while many.len() < 4 * 1024 * 1024 {
         many.extend_from_slice(&forged[..20]);
@@ -285,7 +287,8 @@ fn a_value_is_no_batch() {
     assert_eq!(found.into_keys().collect::<Vec<_>>(), ["k"]);
 }
 
-/// A batch that could not be written is blotted out, so that recovery does not return it.
+/// Zeros overwrite the header of a batch that could not be written, so that recovery does not
+/// return it.
 #[test]
 fn a_failed_batch_is_blotted_out() {
     let folder = tempfile::tempdir().unwrap();

@@ -16,7 +16,7 @@ const KEPT_BUFFER_BYTES: usize = 1024 * 1024;
 /// The WAL, open for writing.
 pub(crate) struct Wal {
     folder: PathBuf,
-    /// Files by the last bit of the generation that fills them.
+    /// The two files. Generation g is in `files[g % 2]`.
     pub(super) files: [WalFile; 2],
     /// Position after the last batch.
     pub(super) end: WalPosition,
@@ -28,7 +28,8 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
-    /// Creates empty files, for batches that follow on `previous_end`.
+    /// Creates both files, without batches. The log goes on at the position `previous_end`, up to
+    /// which the tree has all changes.
     ///
     /// # Errors
     /// If the files exist already, or the folder cannot be written.
@@ -47,11 +48,13 @@ impl Wal {
 
     /// Appends a batch, and returns the position after it once the batch is on the disk.
     ///
-    /// `generation` is that of the last batch or a later one. A later one overwrites its file.
+    /// `generation` is the generation of the last batch, or a later one. The first batch of a later
+    /// generation overwrites that generation's file from the start.
     ///
     /// # Errors
-    /// If the batch may not be on the disk. Nothing may be appended then before the files were
-    /// removed. The batch is blotted out if the disk still accepts writes.
+    /// If a write or a flush failed, so that the batch may not be on the disk. The caller must then
+    /// replace the WAL before it appends again. If the disk still accepts writes, zeros overwrite
+    /// the batch's header, so that WAL recovery does not return the batch.
     pub(crate) fn append(&mut self, generation: u64, changes: &Changes) -> Result<WalPosition, StorageError> {
         assert!(generation >= self.end.generation, "generations only grow");
         assert!(
@@ -73,8 +76,8 @@ impl Wal {
 
     /// Writes the file header of a new generation, and returns the seed of its checksums.
     ///
-    /// The flush of the first batch makes the header durable. That is early enough, because the
-    /// tree has all changes that are overwritten.
+    /// The flush of the generation's first batch makes the header durable. That is early enough,
+    /// because the tree has all changes of the generation that is overwritten.
     fn begin_generation(&mut self, generation: u64) -> std::io::Result<u64> {
         if let Some(seed) = self.seed.filter(|_| generation == self.end.generation) {
             return Ok(seed);

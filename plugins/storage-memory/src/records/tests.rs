@@ -47,8 +47,8 @@ fn apply(records: &mut Records, key: &StorageKey, change: RecordAction) -> Optio
     update.stored
 }
 
-/// Runs the steps on the records and on a `BTreeMap`, and compares all reads and scans. Checks the
-/// bound of the holes after each step.
+/// Runs the steps on the records and on a `BTreeMap`, and compares all reads and scans. After each
+/// step, checks that the total size of the holes is within its limit.
 fn check_like_a_map(steps: Vec<(u32, Option<usize>)>) {
     let (mut records, mut model) = (Records::default(), BTreeMap::new());
     for (at, (number, len)) in steps.into_iter().enumerate() {
@@ -73,7 +73,7 @@ fn check_like_a_map(steps: Vec<(u32, Option<usize>)>) {
     let expected: Vec<(Bytes, Bytes)> =
         model.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     assert_eq!(records.scan(&all).records, expected);
-    // Pages from some of the keys on.
+    // Pages that begin at some of the keys.
     let end = [Table::Objects as u8, 0, 2];
     for (start, _) in expected.iter().step_by(1 + expected.len() / 7) {
         for after in [false, true] {
@@ -103,7 +103,7 @@ proptest! {
 }
 
 /// The memory of holes is freed, both when records are replaced many times by larger and smaller
-/// ones, and when nine of ten are removed.
+/// values, and when nine of ten records are removed.
 #[test]
 fn memory_of_holes_is_freed() {
     let mut records = Records::default();
@@ -124,7 +124,7 @@ fn memory_of_holes_is_freed() {
         let expected = (number % 10 == 0).then(|| Bytes::from(vec![7; 300]));
         assert_eq!(records.get(named(number).as_bytes()), expected);
     }
-    // Removes the remaining records too, and then stores values around the limit of a chunk.
+    // Removes the remaining records too. Then stores values with and without their own allocation.
     (0..20_000)
         .step_by(10)
         .for_each(|number| drop(apply(&mut records, &named(number), RecordAction::Remove)));

@@ -12,8 +12,8 @@ use super::rules::{Rule, Violation};
 #[derive(Default)]
 pub struct Oracle {
     history: Mutex<History>,
-    /// The disks, in the order of the nodes' numbers. They tell if the target of a deleted hint
-    /// has the hint's object.
+    /// The disks, in the order of the nodes' numbers. The checks of hints and of moved records read
+    /// from them which objects a node durably holds.
     disks: Mutex<Vec<Weak<dyn DurableRecords>>>,
 }
 
@@ -72,8 +72,8 @@ impl Oracle {
         self.lock().violations.clone()
     }
 
-    /// Counts the retried writes that were found live twice, or live again after they were
-    /// replaced. This is allowed.
+    /// Returns the number of versions of retried writes that are live in the end although an acked
+    /// write had replaced them. This breaks no rule: a retry may write its value once more.
     pub fn retries_seen_twice(&self) -> u64 {
         self.lock().retries_seen_twice
     }

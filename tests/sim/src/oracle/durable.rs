@@ -5,7 +5,8 @@ use quorate_core::{Object, StorageKey};
 
 use crate::records::decode_object;
 
-/// A node's disk. The simulated disk implements it, so that the oracle need not know the disk.
+/// A node's disk. The simulated disk implements this trait, so that the oracle does not depend on
+/// the simulated disk's type.
 pub trait DurableRecords: Send + Sync {
     /// Returns the committed record under `key`.
     fn durable_record(&self, key: &[u8]) -> Option<Bytes>;

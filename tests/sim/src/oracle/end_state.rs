@@ -36,7 +36,7 @@ impl History {
         for version in end.object.live() {
             match self.writes.get(&version.request) {
                 None => {
-                    let text = format!("{key:?} holds {version:?}, which nobody wrote");
+                    let text = format!("{key:?} holds {version:?}, which no client wrote");
                     self.report(Rule::NoInventedValue, text);
                 }
                 Some(write) if write.payload != version.payload || write.key != *key => {
@@ -74,7 +74,8 @@ impl History {
         }
     }
 
-    /// Checks that no live version was replaced by an acked write. A retried write may return.
+    /// Checks that no live version was replaced by an acked write. A retried write may return: it
+    /// is only counted.
     fn check_returned_versions(&mut self, end: &EndState<'_>) {
         let key = end.key;
         for version in end.object.live() {
@@ -106,8 +107,9 @@ impl History {
         }
     }
 
-    /// Returns true if the version is live in the end, or if a kept version replaced it. Also true
-    /// if the tombstone that replaced it was collected. `known` holds the answers found so far.
+    /// Returns true if the version `dot` is live in `end`, is a collected tombstone, or was
+    /// replaced by a kept version. If the last write wins, a newer version counts as its
+    /// replacement. `known` caches the answers.
     fn is_kept(&self, dot: Dot, key: &StorageKey, end: &Object, known: &mut BTreeMap<Dot, bool>) -> bool {
         if let Some(&answer) = known.get(&dot) {
             return answer;

@@ -1,5 +1,5 @@
-//! Checks of data that moves between nodes: no node deletes a hint or an object, or counts as
-//! synced, before the writes are durable where they belong.
+//! Checks of data that moves between nodes. No node may delete a hint or an object before the nodes
+//! that must hold it hold it durably. A synced node must durably hold what it had to copy.
 
 use std::sync::{Arc, Weak};
 
@@ -22,12 +22,12 @@ impl Oracle {
         let Some(disk) = disks[number].upgrade() else { return };
         let mut held = durable_object(&*disk, key);
         if self.is_replica_now(node, key) == Some(true) {
-            // The node may be the only remaining replica that the hint is for now. It merges the
-            // hint itself, and its own disk is busy with this update.
+            // The node is a replica itself now, and the hint may be for it alone. It then merges
+            // the hint into its own record. The check cannot read that: this update locks the disk.
             return;
         }
         if self.lock().layout_changes {
-            // The target may not be a replica any more: then other nodes hold the versions.
+            // The target may not be a replica any more. Then other nodes must hold the versions.
             let others = disks.iter().enumerate().filter(|(other, _)| *other != node);
             for disk in others.filter_map(|(_, disk)| disk.upgrade()) {
                 held.merge(&durable_object(&*disk, key), MergeRule::KeepAll);
@@ -93,7 +93,8 @@ impl Oracle {
     }
 
     /// Checks a synced node: it must durably hold every write that a quorum of replicas acked
-    /// before the last node acked the layout. Later writes need acks in the new replica sets too.
+    /// before the last node acked the layout. Later writes do not count: they also need acks of the
+    /// new replicas.
     fn check_synced(&self, node: usize, number: u64) {
         let disks = self.disks();
         let Some(disk) = disks.get(node).and_then(Weak::upgrade) else { return };
@@ -138,7 +139,7 @@ fn moves_to(node: NodeId, layouts: &Layouts, key: &StorageKey) -> bool {
     let n = |layout: &Layout| layout.buckets().get(key.bucket()).n;
     let replicas = |layout: &Layout| layout.replicas_of(key.partition(), n(newest)).to_vec();
     let new_replicas = replicas(newest);
-    // A key whose bucket had another n arrives later: when all nodes have handed it over.
+    // A key whose bucket had another n arrives in another way: all nodes backfill the bucket.
     let moved = |source: &Arc<Layout>| n(source) == n(newest) && replicas(source) != new_replicas;
     new_replicas.contains(&node) && layouts.sources().iter().any(moved)
 }

@@ -18,7 +18,7 @@ pub(super) struct History {
     pub(super) dots_of_key: BTreeMap<StorageKey, Vec<Dot>>,
     /// The dots of each write. A write has several if its retries were coordinated again.
     pub(super) dots_of_request: BTreeMap<RequestId, Vec<Dot>>,
-    /// The versions that replaced each version, having seen it.
+    /// For each version, the versions that replaced it and whose writers had seen it.
     pub(super) replaced_by: BTreeMap<Dot, BTreeSet<Dot>>,
     /// Disks that lost acked writes.
     pub(super) lost_disks: Vec<LostDisk>,
@@ -30,8 +30,8 @@ pub(super) struct History {
     pub(super) violations: Vec<Violation>,
     /// Keys whose bucket keeps only the newest version.
     pub(super) last_write_wins: BTreeSet<StorageKey>,
-    /// Writes that were found live twice, or live again after they were replaced: allowed after a
-    /// retry, and counted.
+    /// Number of versions of retried writes that are live in the end although an acked write had
+    /// replaced them. This breaks no rule: a retry may write its value once more.
     pub(super) retries_seen_twice: u64,
     /// True once the layout may have changed: records may move between nodes.
     pub(super) layout_changes: bool,
@@ -61,7 +61,8 @@ pub struct ClientWrite {
 pub struct Ack {
     /// Time at which the client received the ack, in milliseconds since the run began.
     pub at_ms: u64,
-    /// Time at which the client sent the write. A disk lost after this time may have acked first.
+    /// Time at which the client sent the write. A node whose disk was lost after this time may have
+    /// acked the write before.
     pub since_ms: u64,
     /// Acks that the write needed.
     pub w: usize,
@@ -69,7 +70,8 @@ pub struct Ack {
     pub nodes: Vec<usize>,
     /// Fallbacks among the nodes that acked. Each keeps a hint for a replica.
     pub fallbacks: Vec<usize>,
-    /// Dots of the write that the reply's context contains. Failed attempts may have left others.
+    /// Dots of the write that the reply's context contains. Failed attempts may have stored
+    /// versions with other dots.
     pub dots: Vec<Dot>,
 }
 
@@ -78,7 +80,7 @@ pub struct Ack {
 pub(super) struct StoredVersion {
     pub(super) request: RequestId,
     pub(super) is_tombstone: bool,
-    /// Versions that it replaced and was allowed to replace.
+    /// Versions that this version replaced and that its writer had seen.
     pub(super) replaced: BTreeSet<Dot>,
 }
 
@@ -95,8 +97,8 @@ impl History {
         self.violations.push(Violation { rule, text });
     }
 
-    /// Returns true if a node that acked the write, or a node that received it from one that did,
-    /// still has its disk.
+    /// Returns true if the write must survive: fewer than W of the nodes that acked it may have
+    /// lost it.
     pub(super) fn survives(&self, ack: &Ack, replicas: &[usize]) -> bool {
         // The bucket may have fewer replicas now than when the write was acked.
         self.losses(ack, replicas) < ack.w.min(replicas.len())
@@ -107,7 +109,7 @@ impl History {
     /// A fallback passes the write on to a replica, and that replica may lose its disk later.
     pub(super) fn losses(&self, ack: &Ack, replicas: &[usize]) -> usize {
         if self.layout_changes {
-            // The acked write may have moved to any node that lost its disk.
+            // The acked write may have moved to any node, so every lost disk counts.
             let lost = self.lost_disks.iter().filter(|lost| lost.at_ms >= ack.since_ms).count();
             return lost.min(ack.nodes.len());
         }
@@ -121,7 +123,8 @@ impl History {
         ack.nodes.iter().filter(may_have_lost).count()
     }
 
-    /// Returns true if a collected tombstone is newer than the version, and is not live in `end`.
+    /// Returns true if a tombstone of the key is newer than the version `dot`, was collected, and
+    /// is not live in `end`.
     pub(super) fn newer_tombstone_collected(&self, dot: Dot, key: &StorageKey, end: &Object) -> bool {
         self.dots_of_key[key].iter().any(|other| {
             let gone = !end.live().iter().any(|version| version.dot == *other);

@@ -1,7 +1,7 @@
 //! The checker: records every write of a run, and reports each violation of a [`Rule`].
 //!
 //! - `rules`: the rules, and a violation of one.
-//! - `history`: what clients, disks and layouts did, and what follows from it.
+//! - `history`: the recorded events of clients, disks and layouts, and questions about them.
 //! - `checker`: the [`Oracle`], which records the events of a run.
 //! - `durable`: what the oracle reads from a node's disk.
 //! - `versions`: checks of each version that a node stores.

@@ -74,7 +74,8 @@ impl Oracle {
     /// in its context.
     ///
     /// These are the writes that only replicas acked, or that a quorum read showed, before `at_ms`.
-    /// Each must survive the lost disks, and its quorum must overlap with the read's.
+    /// Each must survive the lost disks, and its quorum must overlap the read's:
+    /// `w + r > replicas.len()`.
     pub fn writes_due(&self, key: &StorageKey, at_ms: u64, replicas: &[usize], r: usize) -> Vec<RequestId> {
         let history = self.lock();
         let counts =
@@ -113,7 +114,7 @@ impl Oracle {
     }
 
     /// Returns true if a context contains the write or a version that replaced it, or if a tombstone
-    /// that replaced the write was collected.
+    /// that replaced the write was collected. If the last write wins, a newer version is enough.
     pub fn covers(&self, context: &CausalContext, request: RequestId, key: &StorageKey) -> bool {
         let history = self.lock();
         let Some(dots) = history.dots_of_request.get(&request) else { return false };

@@ -18,8 +18,8 @@ pub enum Rule {
     RetriesAreOne,
     /// 7. A write appears whole or not at all.
     Whole,
-    /// 8. No dot names two values, stamps respect causality, and no context covers a version that
-    ///    its owner has not seen.
+    /// 8. No dot names two values, stamps respect causality, and no client's context covers a
+    ///    version that the client has not seen.
     Causality,
     /// No task panics, and the cluster becomes ready.
     Crash,

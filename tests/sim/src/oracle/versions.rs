@@ -79,8 +79,7 @@ impl History {
         let ObjectChange { node, key, old, new } = change;
         let (dot, request) = (version.dot, version.request);
         let Some(write) = self.writes.get(&request).cloned() else {
-            let text =
-                format!("n{node}: {key:?}: {dot:?} was written by {request:?}, which nobody asked for");
+            let text = format!("n{node}: {key:?}: {dot:?} was written by {request:?}, which no client sent");
             self.report(Rule::NoInventedValue, text);
             return;
         };

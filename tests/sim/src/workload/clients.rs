@@ -11,13 +11,13 @@ use quorate_core::{Key, Payload};
 use crate::random::Random;
 use crate::world::{Sim, WriteMode, WriteOptions};
 
-/// Clients of a run.
+/// Number of clients in a run.
 pub(super) const CLIENTS: usize = 5;
 
-/// Attempts of one write.
+/// Most attempts of one write.
 const ATTEMPTS: u16 = 3;
 
-/// Padding of large values.
+/// Length of the padding that makes a value large.
 const LARGE_VALUE_BYTES: usize = 1_100;
 
 /// One client, which sends one request at a time.
@@ -28,7 +28,7 @@ pub(super) struct Client {
     keys: Vec<Key>,
     /// The newest context that the client has of each key.
     seen: RefCell<BTreeMap<Key, Bytes>>,
-    /// Values written so far.
+    /// Number of values written so far.
     values: Cell<u64>,
     mix: RequestMix,
 }
@@ -38,14 +38,15 @@ pub(super) struct Client {
 pub(super) enum RequestMix {
     /// Reads, writes and some deletes.
     Even,
-    /// The same, but the client deletes most of its values soon after it wrote them.
+    /// Reads, writes and many deletes: the client deletes most of its values soon after it wrote
+    /// them.
     SoonDeleted,
 }
 
 /// Signals to the tasks of a run.
 #[derive(Default)]
 pub(super) struct Activity {
-    /// True once the run ends its faults: all tasks end.
+    /// True once the run injects no more faults. All tasks then end.
     pub(super) ended: Cell<bool>,
     /// True while clients send nothing.
     pub(super) quiet: Cell<bool>,
@@ -78,8 +79,8 @@ impl Client {
         self.random.borrow_mut().below(bound)
     }
 
-    /// Draws the node of a request: mostly a running one, as a client chooses that knows the
-    /// members' states.
+    /// Draws the node of a request. Mostly it is a running one, because a real client knows which
+    /// members are up.
     fn draw_node(&self) -> usize {
         let nodes = self.sim.count() as u64;
         let node = self.draw(nodes) as usize;
@@ -100,7 +101,7 @@ impl Client {
     fn new_value(&self) -> Payload {
         self.values.set(self.values.get() + 1);
         let mut value = format!("c{}-{}", self.number, self.values.get());
-        // Engines store large values behind the rest of their record.
+        // A record stores a value of more than 1,024 bytes apart, with a checksum of its own.
         if self.values.get().is_multiple_of(8) {
             value.push_str(&".".repeat(LARGE_VALUE_BYTES));
         }

@@ -19,7 +19,7 @@ use crate::world::{MAX_SKEW_MS, Sim};
 pub(super) struct Nemesis {
     pub(super) sim: Rc<Sim>,
     pub(super) random: Random,
-    /// Generator of the scripted faults.
+    /// Generator of the random numbers in scripted faults.
     pub(super) scripts_random: Random,
     pub(super) mix: FaultMix,
     pub(super) keys: Vec<Key>,
@@ -35,7 +35,7 @@ pub(super) struct Nemesis {
 pub(super) enum FaultMix {
     /// Late messages and wrong clocks. No node goes down, so that tombstones are collected soon.
     OnlyDelays,
-    /// All kinds.
+    /// All kinds of faults.
     All,
 }
 
@@ -88,7 +88,7 @@ const fn repair(action: Action, weight: u64) -> Choice {
     Choice { action, weight, purpose: Purpose::Repair }
 }
 
-/// All actions. The order decides the draws of a seed.
+/// All actions. Another order would change the runs of all seeds.
 const CHOICES: [Choice; 25] = [
     fault(Action::Kill, 6),
     fault(Action::PowerOff, 6),
@@ -118,7 +118,7 @@ const CHOICES: [Choice; 25] = [
 ];
 
 impl Nemesis {
-    /// Takes random actions for this time.
+    /// Takes random actions for `lasts_ms` of simulated time.
     pub(super) async fn run(mut self, lasts_ms: u64) {
         let nodes = self.sim.count();
         let ends_ms = self.sim.now_ms() + lasts_ms;
@@ -138,7 +138,7 @@ impl Nemesis {
         }
     }
 
-    /// Draws the actions of this run: each as often as its weight.
+    /// Draws the actions of this run. An action occurs in the list as often as its weight says.
     fn draw_actions(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         for Choice { action, weight, purpose } in CHOICES {
@@ -206,7 +206,8 @@ impl Nemesis {
             }
             Action::FillDisk => sim.fill_disk(node),
             Action::FreeDisks => (0..nodes).for_each(|node| sim.free_disk(node)),
-            // A node that is down finds the damage when it builds its hash trees at its start.
+            // Only a node that is down: it finds the damage when it builds its hash trees at its
+            // start.
             Action::Damage if !sim.is_running(node) => sim.damage(node, self.random.pick(&self.keys)),
             Action::Quiet if sim.options.tombstone_gc => self.stay_quiet().await,
             _ => {}
@@ -238,7 +239,7 @@ impl Nemesis {
         });
     }
 
-    /// Stops all clients for long enough that a grace period ends while a node is down.
+    /// Stops all clients for so long that a grace period can end while a node is down.
     async fn stay_quiet(&mut self) {
         self.sim.log.add("quiet");
         self.activity.quiet.set(true);

@@ -27,7 +27,7 @@ pub(super) enum ChangeKind {
     Concurrent,
 }
 
-/// The cluster as an operator sees it, with the draws for a change.
+/// The cluster as an operator sees it, with what was drawn at random for one change.
 struct View<'a> {
     sim: &'a Sim,
     members: Vec<usize>,
@@ -39,7 +39,7 @@ struct View<'a> {
     via: usize,
     /// The member to change.
     member: usize,
-    /// True if more members are left than a key has replicas.
+    /// True if the cluster has more members than a key has replicas, so that one may go.
     may_shrink: bool,
     /// The new weight of a member.
     weight: u16,
@@ -117,8 +117,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Declares a member lost that is down, as an operator would. It may return with all its
-    /// records, and is refused.
+    /// Declares that a member which is down has lost its disk, as an operator would. The node may
+    /// start again with all its records: then the cluster refuses it.
     async fn remove(&self, random: &mut Random, lost_disks: &mut usize) {
         let down = self.members.iter().copied().find(|&node| !self.sim.is_running(node));
         let Some(lost) = down else { return };

@@ -11,12 +11,12 @@ use super::limits::MAX_DOWN;
 use crate::random::Random;
 use crate::world::Sim;
 
-/// Reads that follow the loss of a disk.
+/// Number of reads after the loss of a disk.
 const READS_AFTER_LOSS: usize = 30;
 
 /// Makes a node keep its hints for a target longer than a grace period.
 ///
-/// The target stays down, or all nodes but the one with the hints can reach it.
+/// Either the target stays down, or it runs and only the node with the hints cannot reach it.
 pub(super) async fn keep_hints(sim: &Rc<Sim>, mut random: Random, ended: &Cell<bool>) {
     while !ended.get() {
         sim.sleep(500 + random.below(2_000)).await;
@@ -63,10 +63,11 @@ pub(super) async fn start_and_read(sim: &Rc<Sim>, node: usize, keys: &[Key], mut
     }
 }
 
-/// Sometimes cuts off, after a layout change, the replicas of a key that stay replicas.
+/// After a layout change, sometimes cuts off those replicas of a key that stay its replicas.
 ///
-/// This is the most dangerous cut for a layout change: these replicas reach neither the old nor the
-/// new ones, and clients use both sides. `before` are the replicas of each key before the change.
+/// This is the most dangerous cut for a layout change: these replicas reach neither the key's
+/// former replicas nor its new ones, and clients use both sides. `before` are the replicas of each
+/// key before the change.
 pub(super) fn cut_off_remaining_replicas(
     sim: &Rc<Sim>,
     keys: &[Key],

@@ -15,14 +15,15 @@ use crate::oracle::Rule;
 use crate::random::Random;
 use crate::world::{Durability, LAST_WINS, Options, Outcome, REDEFINED, SIBLINGS, Sim, run};
 
-/// Keys of a run: few keys that are overwritten often, or many whose writes stay for long.
+/// Numbers of keys in a run: few keys that are overwritten often, or many that are overwritten
+/// rarely.
 static KEYS: [KeyCounts; 3] = [
     KeyCounts { siblings: 3, last_wins: 1 },
     KeyCounts { siblings: 12, last_wins: 3 },
     KeyCounts { siblings: 45, last_wins: 5 },
 ];
 
-/// Keys of the bucket [`REDEFINED`], in a run that redefines it.
+/// Number of keys of the bucket [`REDEFINED`], in a run that redefines it.
 const REDEFINED_KEYS: usize = 4;
 
 /// Numbers of keys, by bucket.
@@ -108,7 +109,7 @@ impl Plan {
             bucket: BucketDefinition { sloppy: random.chance(sloppy), ..BucketDefinition::default() },
             ..Options::default()
         };
-        // A separate generator: the other draws of a seed stay as they were without these.
+        // This generator is separate, so that its draws do not change the other draws of a seed.
         let mut bucket_random = Random::new(seed ^ 0xb0c4e7);
         let redefines = !only_delays && bucket_random.chance(15);
         let (scripts_random, mut hints_random) = (bucket_random.fork(), bucket_random.fork());

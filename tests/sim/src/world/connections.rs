@@ -1,4 +1,5 @@
-//! Connections of clients to nodes: one for each client and node, opened by the first request.
+//! Connections of clients to nodes: one for each pair of client and node. The pair's first request
+//! opens it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -46,12 +47,14 @@ impl Connections {
                 let _ = sender.send(result);
             }
         });
-        // The node's deadline is earlier than the client's, so that its error can still arrive.
+        // The node's deadline is earlier than the client's, so that an error of the node arrives
+        // before the client gives up.
         connection.send(request, timeout.mul_f64(0.9), reply);
         receiver.await.ok()
     }
 
-    /// Returns an open connection. Opens one if there is none, or if it has closed.
+    /// Returns the open connection of a pair. Opens a new one if the pair has none, or a closed
+    /// one.
     async fn connection(&self, net: &Net, ends: Ends, address: &str) -> Option<Connection> {
         let known = self.0.borrow().get(&ends).cloned();
         if let Some(connection) = known.filter(|connection| connection.closed().is_none()) {

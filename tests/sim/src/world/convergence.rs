@@ -48,7 +48,8 @@ impl Sim {
             self.start(node);
         }
         self.until_ready().await;
-        // A commit that was held back may arrive only now, and begin another layout change.
+        // The network may have held back an operator's commit. It may arrive only now, and begin
+        // another layout change.
         for _ in 0..3 {
             let layout = self.layout().digest();
             let differences = self.until_identical().await;
@@ -86,7 +87,8 @@ impl Sim {
                 break;
             }
         }
-        // A request to collect a tombstone may be on its way.
+        // Replicas may still differ because a request to collect a tombstone is on its way. So wait
+        // for up to 10 s.
         let mut differences = self.differences();
         for _ in 0..20 {
             if differences.is_empty() {
@@ -163,7 +165,7 @@ impl Sim {
         differences
     }
 
-    /// Checks the end state of these keys. The cluster must have converged.
+    /// Checks the end state of these keys. Call it only after [`Sim::converge`].
     pub fn check_end(&self, keys: &[Key]) {
         let objects = self.objects();
         for key in keys {

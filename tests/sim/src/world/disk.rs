@@ -13,7 +13,7 @@ use crate::random::Random;
 /// A node's disk, with the state of the engine on it.
 pub struct Disk {
     pub(super) node: usize,
-    /// Receives every change of a record.
+    /// Checker that is told every change of a record.
     pub(super) oracle: Arc<Oracle>,
     state: Mutex<DiskState>,
 }
@@ -29,10 +29,10 @@ pub(super) struct DiskState {
     pub(super) waiting: Vec<Box<dyn Update>>,
     /// True if a commit is scheduled.
     pub(super) committing: bool,
-    /// True if commits fail.
+    /// True if the disk is full. Commits then fail.
     pub(super) full: bool,
-    /// Processes of the node that have ended. A commit that one of them scheduled must not run
-    /// after it.
+    /// Number of the node's processes that have ended. If it has risen since a commit was
+    /// scheduled, that commit does nothing: its process has ended.
     pub(super) ended_processes: u64,
 }
 
@@ -65,14 +65,15 @@ impl Disk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loses all changes that are not committed: the node's process has ended.
+    /// Drops all changes that are not committed. Called when the node's process has ended.
     pub(super) fn lose_uncommitted(&self) {
         let mut state = self.lock();
         state.overlay.clear();
         let waiting = std::mem::take(&mut state.waiting);
         state.committing = false;
         state.ended_processes += 1;
-        // Dropped updates may run code of the node, which may use this disk.
+        // The lock is released first: dropping an update may run code of the node that locks the
+        // disk.
         drop(state);
         drop(waiting);
     }
@@ -124,12 +125,12 @@ impl Disk {
         }
     }
 
-    /// Returns one record, with changes that are not committed.
+    /// Returns the newest value of one record, committed or not.
     pub(super) fn record(&self, key: &Bytes) -> Option<Bytes> {
         self.lock().newest(key)
     }
 
-    /// Returns all records, with changes that are not committed.
+    /// Returns all records with their newest values, committed or not.
     pub fn records(&self) -> BTreeMap<Bytes, Bytes> {
         let state = self.lock();
         let mut all = state.durable.clone();

@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use crate::random::Random;
 
-/// Wall clock of a correct node when a run begins.
+/// Reading of a correct wall clock when a run begins, in milliseconds since 1970.
 const EPOCH_MS: u64 = 1_800_000_000_000;
 
 /// Clocks and randomness of one node's process.
 pub(super) struct SimEnvironment {
     run_start: Instant,
-    /// Difference of the wall clock from the true time. The node's machine shares it.
+    /// Difference of the wall clock from the true time. The node's machine shares this number, so
+    /// that a fault can change it while the process runs.
     skew_ms: Arc<AtomicI64>,
     random: Mutex<Random>,
 }

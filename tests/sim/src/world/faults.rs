@@ -16,7 +16,7 @@ use crate::records::{decode_layouts, layouts_key};
 
 /// Processes: start, stop, crash, pause.
 impl Sim {
-    /// Starts a node on its disk.
+    /// Starts a node with the records on its disk. Does nothing if the node runs.
     pub fn start(&self, node: usize) {
         if self.is_running(node) {
             return;
@@ -43,7 +43,8 @@ impl Sim {
         self.end(node);
     }
 
-    /// Cuts a node's power: uncommitted records are lost, and its peers see nothing.
+    /// Cuts a node's power: uncommitted records are lost, and the peers' connections to the node
+    /// stay open.
     pub fn power_off(&self, node: usize) {
         self.log.add(format!("power off n{node}"));
         self.net.silence(node);
@@ -80,17 +81,17 @@ impl Sim {
         }
     }
 
-    /// Checks that a node whose process ends finds the layout that it acts on, or a newer one,
-    /// when it starts again.
+    /// Checks that a node whose process ends has committed the layout that it acts on, or a newer
+    /// one. It reads the committed layout when it starts again.
     ///
-    /// The numbers are compared, not the layouts: of two layouts with one number the node may have
-    /// stored one and still act on the other.
+    /// Only the layouts' numbers are compared. Two layouts can have one number, and the node may
+    /// have stored one of them while it still acts on the other.
     fn check_stored_layout(&self, node: usize, number: u64) {
         let stored = self.machines.borrow()[node].disk.image().get(&layouts_key()).cloned();
         let layouts = stored.and_then(|bytes| decode_layouts(NodeId(0), &bytes));
         let stored = layouts.map_or(self.first_layout.number(), |layouts| layouts.newest().number());
         if stored < number {
-            let text = format!("n{node} went by layout {number}, and has stored {stored}");
+            let text = format!("n{node} acts on layout {number}, but has only stored layout {stored}");
             self.oracle.report(Rule::Whole, text);
         }
     }
@@ -114,7 +115,7 @@ impl Sim {
 
 /// Disks and clocks.
 impl Sim {
-    /// Wipes a node's disk. The node must not run.
+    /// Wipes a node's disk. Panics if the node runs.
     pub fn wipe(&self, node: usize) {
         self.log.add(format!("wipe n{node}"));
         assert!(!self.is_running(node), "stop n{node} before its disk is wiped");
@@ -122,7 +123,7 @@ impl Sim {
         self.oracle.disk_lost(node, self.now_ms());
     }
 
-    /// Replaces a node's disk by an earlier image of it. The node must not run.
+    /// Replaces a node's disk by an earlier image of it. Panics if the node runs.
     pub fn restore(&self, node: usize, image: BTreeMap<Bytes, Bytes>) {
         self.log.add(format!("restore n{node}"));
         assert!(!self.is_running(node), "stop n{node} before its disk is replaced");

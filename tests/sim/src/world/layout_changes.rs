@@ -37,8 +37,8 @@ impl Sim {
         StagedChange { id, change }
     }
 
-    /// Applies one change through a node, or through the next one if no reply arrives. Both may
-    /// have applied it then.
+    /// Applies one change through a node. If no reply arrives, sends it to another running node
+    /// too: then both nodes may have applied it.
     async fn apply(&self, via: usize, change: LayoutChange) -> bool {
         let apply = ClusterRequest::Apply(self.staged(change));
         let count = self.count();
@@ -56,7 +56,7 @@ impl Sim {
     /// Returns false if the node refused a change, or if a reply did not arrive.
     pub async fn change(&self, via: usize, changes: Vec<LayoutChange>) -> bool {
         self.oracle.layout_changes();
-        // The time decides between the two, so that runs use both.
+        // The time decides if the change is applied at once or staged, so that runs do both.
         if let [change] = &changes[..]
             && self.now_ms().is_multiple_of(2)
         {
@@ -90,7 +90,8 @@ impl Sim {
 
     /// Tells the oracle that an operator is about to declare a node's disk lost.
     ///
-    /// Its acked writes count as lost. The cluster refuses the node if it returns.
+    /// The acked writes on this disk count as lost. The cluster refuses the node if it starts
+    /// again.
     pub fn declare_lost(&self, node: usize) {
         self.log.add(format!("declare n{node} lost"));
         self.oracle.disk_lost(node, self.now_ms());

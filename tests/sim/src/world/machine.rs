@@ -18,7 +18,7 @@ pub(super) struct Machine {
     pub(super) disk: Arc<Disk>,
     /// Difference of the wall clock from the true time, in milliseconds.
     pub(super) skew_ms: Arc<AtomicI64>,
-    /// Source of the generators of the node's processes.
+    /// Generator from which each process of the node gets a generator of its own.
     pub(super) random: Random,
     pub(super) durability: Durability,
 }

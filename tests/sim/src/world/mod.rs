@@ -5,7 +5,8 @@
 //! - `sim`: the cluster, [`Sim`], and what it holds.
 //! - `options`, `environment`, `log`: settings, clocks and randomness, and the log of a run.
 //! - `network`, `disk`, `storage`: the simulated network, disks, and the engine on a disk.
-//! - `machine`, `process`: a node's machine, which keeps its disk, and its process, which does not.
+//! - `machine`: a node's machine. Its disk and clock survive crashes.
+//! - `process`: a node's process. A crash ends it.
 //! - `faults`: crashes, partitions, wrong clocks, full and damaged disks.
 //! - `layout_changes`: operators' changes of the layout.
 //! - `connections`, `requests`: clients' connections to nodes, and the requests on them.

@@ -1,10 +1,10 @@
 //! The simulated network: byte streams with latency, and faults on each direction of a link.
 //!
-//! A link can be cut in one direction or both, or held back. The faults are harsher than real ones
-//! where that matters:
+//! A link can be cut in one direction or both, or held back. These faults are as hard for the nodes
+//! as the worst faults of real networks:
 //!
-//! - A cut drops all bytes, and no side learns of it.
-//! - A power loss closes no connection.
+//! - A cut drops all bytes. Neither side gets an error before the cut ends.
+//! - When a host loses power, its peers' connections to it stay open.
 //! - Held bytes arrive late and complete, even if the sender has given up the connection.
 
 use std::cell::RefCell;
@@ -34,7 +34,7 @@ pub type Host = usize;
 /// The first client's number as a host. No fault cuts a client off.
 pub(super) const FIRST_CLIENT: Host = 1_000;
 
-/// Bytes that one direction of a connection may hold.
+/// Bytes that may be in flight in one direction of a connection. At this limit the writer waits.
 const WINDOW_BYTES: usize = 256 * 1024;
 
 struct NetState {
@@ -43,7 +43,7 @@ struct NetState {
     cuts: BTreeSet<Direction>,
     held: BTreeSet<Direction>,
     pipes: Vec<Weak<RefCell<Pipe>>>,
-    /// Extra latency of what each host sends, in milliseconds.
+    /// Extra latency of the bytes that each host sends, in milliseconds.
     extra_latency_ms: BTreeMap<Host, u64>,
 }
 
@@ -68,9 +68,10 @@ struct Pipe {
     in_flight: VecDeque<Segment>,
     /// Sum of the segments' lengths.
     bytes: usize,
-    /// True if bytes were lost: the stream is broken.
+    /// True if written bytes were dropped. The connection fails as soon as the cut that dropped
+    /// them ends.
     lost: bool,
-    /// True if one side lost power: the other side does not learn that it is gone.
+    /// True if the host of one end lost power. The other end does not learn that this end is gone.
     silent: bool,
     writer_gone: bool,
     reader_gone: bool,
@@ -152,7 +153,8 @@ impl Net {
         self.0.borrow_mut().extra_latency_ms.insert(host, extra_ms);
     }
 
-    /// Removes a host that lost power: its peers do not learn that its connections are closed.
+    /// Marks the connections of a host that loses power. Its peers do not learn that they are
+    /// closed.
     pub(super) fn silence(&self, host: Host) {
         for pipe in self.pipes() {
             let mut pipe = pipe.borrow_mut();

@@ -12,10 +12,11 @@ use super::storage::Durability;
 pub const SIBLINGS: &str = "b";
 /// Bucket in which the last write wins.
 pub const LAST_WINS: &str = "lww";
-/// Bucket that has the default definition at first. It gets an n of its own while it is in use.
+/// Bucket that has the default definition at first. In some runs an operator gives it another n
+/// while clients use it.
 pub const REDEFINED: &str = "own";
 
-/// Allowed difference between the nodes' clocks, in milliseconds.
+/// Default of [`Options::max_skew_ms`].
 pub const MAX_SKEW_MS: u64 = 1_000;
 
 /// The options of a run.
@@ -25,14 +26,14 @@ pub struct Options {
     pub nodes: usize,
     /// Further nodes, which can become members.
     pub spares: usize,
-    /// N, the replicas of a key.
+    /// N, the number of replicas of a key.
     pub replicas: u8,
     /// Q, the number of partitions.
     pub partitions: u32,
     /// Durability of the engines.
     pub durability: Durability,
     /// True if nodes start anti-entropy themselves: when a peer returns, and at intervals.
-    /// Otherwise it runs only at the end.
+    /// Otherwise it runs only when the simulation requests it, as `Sim::converge` does.
     pub anti_entropy: bool,
     /// True if nodes collect tombstones.
     pub tombstone_gc: bool,
@@ -40,12 +41,14 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Definition of the bucket [`SIBLINGS`].
     pub bucket: BucketDefinition,
-    /// Allowed difference between the nodes' clocks, in milliseconds.
+    /// Allowed difference between the nodes' clocks, in milliseconds. A node whose clock is further
+    /// off coordinates no writes.
     pub max_skew_ms: u64,
-    /// True if members find each other by gossip, from one seed node. Otherwise each has the list.
+    /// True if nodes find each other by gossip: each is configured with the address of node 0 only.
+    /// Otherwise each is configured with a list of all nodes.
     pub gossip: bool,
-    /// Speed limit of a node that copies its partitions in a layout change. A partition of a run
-    /// has a few hundred bytes.
+    /// Limit of the speed at which a node copies the partitions that it gains in a layout change. A
+    /// partition has a few hundred bytes here, so a low limit makes the change last longer.
     pub transfer_bytes_per_s: u64,
 }
 

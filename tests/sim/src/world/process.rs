@@ -36,9 +36,9 @@ use crate::oracle::Oracle;
 pub(super) struct Process {
     tasks: Rc<RefCell<Option<LocalSet>>>,
     paused: Rc<Cell<bool>>,
-    /// Waker of the driver, once it was polled.
+    /// Waker of the [`Driver`]. `None` until the driver is first polled.
     waker: Rc<RefCell<Option<Waker>>>,
-    /// The node's entrance, once its tasks have created it.
+    /// The service that takes requests for the node. `None` until the tasks have created it.
     service: Rc<RefCell<Option<Rc<Service>>>>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Cluster<'a> {
     pub(super) run_start: Instant,
     /// The first layout.
     pub(super) first_layout: &'a Layout,
-    /// All machines' members, those that are not in the layout included.
+    /// The member entry of each machine, also of machines that the first layout does not name.
     pub(super) members: &'a [Member],
     pub(super) net: &'a Net,
     pub(super) log: &'a Log,
@@ -56,7 +56,8 @@ pub(super) struct Cluster<'a> {
 }
 
 impl Process {
-    /// Starts a node on its machine, with the layouts that it has stored there.
+    /// Starts a node on its machine, with the layouts on its disk. Without any it uses the first
+    /// layout.
     pub(super) fn start(machine: &mut Machine, cluster: &Cluster<'_>) -> Process {
         let identity = Identity {
             cluster: "sim".into(),
@@ -115,7 +116,7 @@ impl Process {
         self.service.borrow().as_ref().map(|service| service.node().view().newest().number())
     }
 
-    /// Makes the node refuse new requests.
+    /// Makes the node refuse new requests of clients. `None`: the node does not take requests yet.
     pub(super) fn stop(&self) -> Option<StoppingNode> {
         let service = self.service.borrow().clone()?;
         service.refuse_clients();
@@ -142,7 +143,8 @@ impl Process {
     pub(super) fn end(self) {
         self.service.take();
         let tasks = self.tasks.borrow_mut().take();
-        // Dropped after the borrow ended: a dropped task may run code of the node.
+        // The tasks are dropped after the borrow has ended, because dropping them may run code of
+        // the node.
         drop(tasks);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -150,7 +152,7 @@ impl Process {
     }
 }
 
-/// A node that refuses new requests.
+/// A node that refuses new requests of clients.
 pub(super) struct StoppingNode(Rc<Service>);
 
 impl StoppingNode {
@@ -160,7 +162,8 @@ impl StoppingNode {
     }
 }
 
-/// Polls a process's tasks, unless it is paused. Ends when they are dropped.
+/// The task that polls a process's tasks, unless the process is paused. It ends when the
+/// tasks are dropped.
 struct Driver {
     tasks: Rc<RefCell<Option<LocalSet>>>,
     paused: Rc<Cell<bool>>,
@@ -183,7 +186,7 @@ impl Future for Driver {
     }
 }
 
-/// Opens the engine on a machine's disk, and the node's state on the engine.
+/// Opens the engine on a machine's disk, and creates the node's state from the engine's records.
 fn open_node(
     machine: &Machine,
     cluster: &Cluster<'_>,
@@ -218,7 +221,7 @@ fn resolvers(context: &PluginContext<'_>) -> BTreeMap<String, Arc<dyn ConflictRe
 
 /// Returns the peers that the node connects to when it starts.
 fn known_peers(cluster: &Cluster<'_>, this: &Member) -> Vec<Member> {
-    // With gossip, the node learns of all but the first.
+    // With gossip, a node knows only node 0 when it starts, and gossip finds the others.
     let known = if cluster.options.gossip { 1 } else { cluster.members.len() };
     cluster.members.iter().take(known).filter(|member| member.id != this.id).cloned().collect()
 }

@@ -35,9 +35,10 @@ struct SentRead<'a> {
     r: usize,
     /// The number of the newest layout.
     layout: u64,
-    /// The writes that a read by the newest layout must contain.
+    /// The writes that the reply must contain if the newest layout served the read.
     due: Vec<RequestId>,
-    /// The writes that a read by the n from before [`REDEFINED`] got its own must contain.
+    /// The writes that the reply must contain if the read used the default n, which the bucket
+    /// [`REDEFINED`] has at first.
     due_before: Vec<RequestId>,
 }
 
@@ -64,7 +65,7 @@ impl Sim {
         }
     }
 
-    /// Collects the writes that a read sent now must contain.
+    /// Describes a read that is sent now, with the writes that its reply must contain.
     fn expected_read<'a>(&self, via: usize, key: &'a Key, r: QuorumSize) -> SentRead<'a> {
         let since_ms = self.now_ms();
         let stored_key = self.storage_key(key);
@@ -74,7 +75,8 @@ impl Sim {
         };
         let replicas = self.replicas_of(&stored_key);
         let due = self.oracle.writes_due(&stored_key, since_ms, &replicas, r_of(&replicas));
-        // The client does not know by which of its two definitions a redefined bucket is read.
+        // A redefined bucket has two definitions, with a different n. The client does not know
+        // which one serves the read.
         let newest = self.layout();
         let before: Vec<usize> = newest
             .replicas_of(stored_key.partition(), u8::MAX)

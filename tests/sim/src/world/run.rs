@@ -1,4 +1,4 @@
-//! A run: one scenario on a new cluster, with everything in it drawn from one seed.
+//! A run: one scenario on a new cluster. All of its random numbers follow from one seed.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use super::options::Options;
 use super::sim::Sim;
 use crate::oracle::{Rule, Violation};
 
-/// Runs a scenario on a new cluster. All nodes are started and ready when it begins.
+/// Runs a scenario on a new cluster. All nodes are started and ready when the scenario begins.
 pub fn run<F: AsyncFnOnce(&Rc<Sim>)>(seed: u64, options: Options, scenario: F) -> Outcome {
     watch_panics();
     PANICS.with_borrow_mut(Vec::clear);
@@ -53,7 +53,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// All events, in order.
     pub log: Vec<String>,
-    /// Retried writes that were found live twice, or live again after they were replaced: allowed.
+    /// Number of versions of retried writes that are live in the end although an acked write had
+    /// replaced them. This breaks no rule: a retry may write its value once more.
     pub retries_seen_twice: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The simulated cluster: its machines, their network, and what they hold. Nodes are named by
-//! number.
+//! The simulated cluster: its machines, their network, and the records on their disks. A node is
+//! named by its number, from 0.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -42,7 +42,7 @@ pub struct Sim {
     random: RefCell<Random>,
     /// The clients' connections.
     pub(super) connections: Connections,
-    /// Nodes whose disks were declared lost.
+    /// Nodes whose disks an operator declared lost.
     pub(super) declared_lost: RefCell<BTreeSet<usize>>,
     pub(super) next_request: Cell<u64>,
     pub(super) last_change: Cell<u64>,
@@ -50,13 +50,14 @@ pub struct Sim {
 
 /// The newest layout on any disk, cached.
 struct NewestLayout {
-    /// The records that it was read from.
+    /// The layout records of all disks when `layout` was read. If one of them changes, `layout` is
+    /// read again.
     records: Vec<Bytes>,
     layout: Layout,
 }
 
 impl Sim {
-    /// Creates a cluster. No node runs.
+    /// Creates a cluster in which no node runs yet.
     pub(super) fn new(seed: u64, options: Options) -> Rc<Sim> {
         let mut random = Random::new(seed);
         let run_start = Instant::now();
@@ -107,7 +108,8 @@ impl Sim {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
-    /// Returns the newest layout on any disk. A node stores a layout before it acts on it.
+    /// Returns the newest layout on any disk. No node acts on a newer one, because a node stores a
+    /// layout before it acts on it.
     pub fn layout(&self) -> Layout {
         let key = layouts_key();
         let machines = self.machines.borrow();
@@ -136,7 +138,7 @@ impl Sim {
         self.machines.borrow()[node].member.name.clone()
     }
 
-    /// Returns the number of a node.
+    /// Returns the number of the node with this id.
     pub(super) fn number_of(&self, id: NodeId) -> usize {
         self.machines.borrow().iter().position(|machine| machine.member.id == id).expect("a member")
     }
@@ -179,13 +181,14 @@ impl Sim {
         self.machines.borrow()[node].disk.clone()
     }
 
-    /// Returns the object that a node holds under a key, not as a hint.
+    /// Returns the object in a node's own record of a key. The node's hints for the key do not
+    /// count.
     pub fn held(&self, node: usize, key: &Key) -> Option<Object> {
         let records = self.machines.borrow()[node].disk.records();
         decode_object(records.get(self.storage_key(key).as_bytes())?)
     }
 
-    /// Returns the values that a node holds under a key. A tombstone is an empty value.
+    /// Returns the values that a node holds under a key. Tombstones are left out.
     pub fn values(&self, node: usize, key: &Key) -> BTreeSet<String> {
         let object = self.held(node, key).unwrap_or_default();
         let text = |payload: &Payload| match payload {

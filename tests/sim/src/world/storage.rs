@@ -21,12 +21,13 @@ pub(super) struct SimStorage {
     durability: Durability,
 }
 
-/// The time of a commit, and the updates that the engine acks.
+/// The time of the engine's commits, and the point at which a node may ack an update.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Durability {
-    /// Commits some milliseconds after an update, and acks committed updates.
+    /// A commit some milliseconds after an update. A node acks an update once it is committed.
     Fsync,
-    /// Commits every second, and acks applied updates.
+    /// A commit one second after an update. A node acks an update once it is applied, so a crash
+    /// can lose acked writes.
     Interval,
 }
 
@@ -36,7 +37,7 @@ impl SimStorage {
         SimStorage { disk, durability }
     }
 
-    /// Schedules a commit if updates wait for one and none is scheduled.
+    /// Schedules a commit if updates wait for one and no commit is scheduled.
     fn schedule(&self, state: &mut DiskState) {
         if state.committing || state.waiting.is_empty() {
             return;
@@ -70,7 +71,7 @@ fn commit(disk: &Disk, ended_processes: u64, durability: Durability) {
             return;
         }
         state.overlay.clear();
-        // Under the lock: all updates fail before a later one begins.
+        // The lock stays held, so that all waiting updates fail before a new update begins.
         for update in std::mem::take(&mut state.waiting) {
             update.finished(Err(error.clone()));
         }

@@ -35,7 +35,7 @@ pub struct WriteOptions {
     pub sloppy: Option<bool>,
     /// Time that the client waits for the reply.
     pub timeout_ms: u64,
-    /// Attempts of this write before this one.
+    /// Number of earlier attempts of the same write: 0 for the first one.
     pub attempt: u16,
 }
 
@@ -91,7 +91,7 @@ impl Sim {
         }
     }
 
-    /// Returns the ack of a reply that the client received now.
+    /// Describes the ack in a reply that the client has just received.
     fn ack(&self, key: &StorageKey, w: QuorumSize, since_ms: u64, reply: &PutReply) -> Ack {
         let n = self.replicas_of(key).len() as u8;
         let w = if w == QuorumSize::Default { self.options.bucket.w } else { w };
@@ -105,7 +105,7 @@ impl Sim {
         }
     }
 
-    /// Writes a value, as client 0 with the default options. The write must be acked.
+    /// Writes a value, as client 0 with the default options. Panics if the write is not acked.
     pub async fn put(&self, via: usize, key: &Key, value: &str, mode: WriteMode) -> PutReply {
         let reply = self.try_put(via, key, value, mode, WriteOptions::default()).await;
         reply.expect("the put is acked")
@@ -125,8 +125,8 @@ impl Sim {
         reply.and_then(Result::ok)
     }
 
-    /// Writes a value through a node that may not be ready yet: repeats the write, as a new one,
-    /// while nothing was attempted.
+    /// Writes a value through a node that may not be ready yet. Sends a new write, with another
+    /// request id, while the node does not reply or answers `Unavailable`.
     pub async fn put_when_ready(&self, via: usize, key: &Key, value: &str, mode: WriteMode) -> PutReply {
         self.put_when_ready_with(via, key, value, mode, WriteOptions::default()).await
     }
@@ -151,7 +151,7 @@ impl Sim {
         panic!("n{via} takes no write");
     }
 
-    /// Deletes a key, as client 0 with the default options. The delete must be acked.
+    /// Deletes a key, as client 0 with the default options. Panics if the delete is not acked.
     pub async fn delete(&self, via: usize, key: &Key, mode: WriteMode) -> PutReply {
         let request = self.new_request();
         let options = WriteOptions::default();

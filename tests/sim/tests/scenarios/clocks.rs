@@ -24,7 +24,7 @@ fn s26_slow_clock_overwrites_and_deletes() {
     });
 }
 
-/// Variant: B misses the write of a.
+/// Variant of S26: B is cut off, and misses the write of value `a`.
 #[test]
 fn s26_what_the_slow_clock_missed() {
     for bucket in [SIBLINGS, LAST_WINS] {

@@ -5,8 +5,8 @@ use quorate_sim::world::{SIBLINGS, WriteMode, WriteOptions};
 
 use super::{run_scenario, set, strict_quorum, value};
 
-/// Returns a large value. Engines store it behind the rest of its record, and a write that replaces
-/// it does not read it.
+/// Returns a large value. A record stores it apart from its other data, with a checksum of its own,
+/// and a write that replaces the value does not read it.
 fn large_value() -> String {
     "large ".repeat(200)
 }
@@ -32,7 +32,8 @@ fn a_damaged_record_is_mended_by_the_read_that_finds_it() {
     }
 }
 
-/// A retry finds that its value was stored, and then damaged: the node must not send it to others.
+/// A retry finds that its value was stored, and then damaged. The node must not send the damaged
+/// value to other nodes.
 #[test]
 fn a_retry_does_not_pass_on_a_damaged_value() {
     let large = large_value();

@@ -1,4 +1,5 @@
-//! Scenarios S10 to S12: hints reach their replicas, and a fallback without a hint knows nothing.
+//! Scenarios S10 to S12: hints reach their replicas, and a fallback without a hint never answers
+//! that a key is absent.
 
 use quorate_core::quorum::QuorumSize;
 use quorate_sim::world::{Options, SIBLINGS, WriteMode, WriteOptions};

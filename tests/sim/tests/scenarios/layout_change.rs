@@ -102,7 +102,8 @@ fn s22_aborted_leave_is_not_remembered() {
         s.replace_by_f(s.b, s.c).await;
         s.until_phase(s.a, "acked", &[s.a, s.b, s.c, s.d, s.e, F]).await;
         s.sim.pause(s.e);
-        // Nearly all data is copied. With W = 1 the copy needs E too, so it cannot complete.
+        // Nearly all data is copied. With W = 1, F must merge each partition with all N old
+        // replicas. For some partitions E is one of them. E is paused, so the copy cannot complete.
         s.sim.sleep(500).await;
         // The operator reverts the change.
         let leave = s.sim.leave_change(F);
@@ -291,7 +292,8 @@ fn s25_partition_leaves_and_returns() {
 /// A bucket that is in use gets one replica instead of three while a node is cut off.
 ///
 /// Until all nodes know the change, the nodes that know it refuse requests for the bucket's keys:
-/// the node that is cut off would use other replicas. Afterwards only the new replica holds them.
+/// the node that is cut off would use other replicas. Afterwards only the one replica that is left
+/// holds the bucket's keys.
 #[test]
 fn a_bucket_with_another_n_waits_for_all_nodes() {
     run_scenario(REDEFINED, strict_quorum(), async |s| {

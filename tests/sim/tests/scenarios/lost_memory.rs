@@ -1,4 +1,5 @@
-//! Scenarios S1 to S5: a node that lost its disk, or part of it, names no new write by an old dot.
+//! Scenarios S1 to S5: a node that lost its disk, or part of it, gives no new write a dot that an
+//! earlier write of the node has.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +19,7 @@ fn s1_lost_disk_starts_a_new_actor() {
     });
 }
 
-/// Variant: A is not wiped, but its record is damaged.
+/// Variant of S1: A is not wiped, but its record of k is damaged.
 #[test]
 fn s1_an_unreadable_record_is_not_an_absent_one() {
     run_scenario(SIBLINGS, Options::default(), async |s| {

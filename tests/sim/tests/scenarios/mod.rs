@@ -70,7 +70,7 @@ fn value(text: &str) -> Payload {
     Payload::Value(Bytes::copy_from_slice(text.as_bytes()))
 }
 
-/// Options in which writes need acks of replicas: no fallback counts.
+/// Options in which a write needs acks of W replicas: the ack of a fallback does not count.
 fn strict_quorum() -> Options {
     Options {
         bucket: BucketDefinition { sloppy: false, ..BucketDefinition::default() },
@@ -83,7 +83,7 @@ fn with_tombstone_gc() -> Options {
     Options { tombstone_gc: true, anti_entropy: true, ..Options::default() }
 }
 
-/// Adds node F to the cluster, which is no member at first.
+/// Adds node F to the cluster. F is no member at first.
 fn with_spare(options: Options) -> Options {
     Options { spares: 1, ..options }
 }
@@ -141,7 +141,7 @@ impl Scenario {
     /// Replaces a member by F, which gets exactly the partitions of that member.
     async fn replace_by_f(&self, via: usize, leaving: usize) {
         let join = self.sim.join_change(F);
-        // A node that has just started may not be connected yet.
+        // A node that has just started may not be connected yet. The change then fails.
         for _ in 0..20 {
             if self.sim.change(via, vec![self.sim.leave_change(leaving), join.clone()]).await {
                 return;

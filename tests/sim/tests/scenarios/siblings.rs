@@ -24,8 +24,8 @@ fn s6_interleaved_writers_keep_two_siblings() {
     });
 }
 
-/// Variant: client X never reads. It writes with the context of its previous put, which does not
-/// contain the value of client Y.
+/// Variant of S6: client X never reads. It writes with the context of its previous put, which does
+/// not contain the value of client Y.
 #[test]
 fn s6_a_writer_that_never_reads_keeps_the_other() {
     run_scenario(SIBLINGS, Options::default(), async |s| {
@@ -39,7 +39,8 @@ fn s6_a_writer_that_never_reads_keeps_the_other() {
 }
 
 /// A put whose reply is lost is retried through another node: both attempts are one write. In the
-/// second run the copies to B and C are late too, so that B coordinates a write of its own.
+/// second run the copies to B and C are late too. So B does not know the first attempt, and mints a
+/// second dot for the write.
 #[test]
 fn s7_one_put_is_one_write() {
     for copies_late in [false, true] {
@@ -156,7 +157,7 @@ fn s9_sibling_limit_does_not_stop_convergence() {
     let bucket =
         BucketDefinition { max_siblings: 100, w: QuorumSize::Count(1), ..BucketDefinition::default() };
     run_scenario(SIBLINGS, Options { bucket, ..Options::default() }, async |s| {
-        // A is cut off from D and E too: they would pass on its writes.
+        // A is cut off from D and E too, which would pass on A's writes to B and C.
         s.sim.isolate(s.a);
         s.detect_failures().await;
         for number in 0..80 {

@@ -83,7 +83,8 @@ fn s15_tombstone_lingers_on_one_replica() {
     });
 }
 
-/// Variant: the request to collect reaches B and C late, and A coordinates a put before.
+/// Variant of S15: the request to collect the tombstone reaches B and C late. Before it arrives, A
+/// coordinates a put.
 #[test]
 fn s15_a_late_order_finds_another_state() {
     run_scenario(SIBLINGS, with_tombstone_gc(), async |s| {
@@ -132,8 +133,8 @@ fn s16_replica_misses_the_delete() {
     });
 }
 
-/// Variant: C is declared lost and replaced while it is down, and k is collected. The cluster refuses
-/// C when it starts again with its old disk.
+/// Variant of S16: C is declared lost and replaced while it is down, and the tombstone of k is
+/// collected. The cluster refuses C when it starts again with its old disk.
 #[test]
 fn s16_who_was_replaced_brings_nothing_back() {
     let options = Options { bucket: strict_quorum().bucket, ..with_tombstone_gc() };
@@ -171,7 +172,8 @@ fn s16_who_was_replaced_brings_nothing_back() {
     });
 }
 
-/// The delete reaches C after the first attempt to collect, and all replicas lose power in turn.
+/// The delete reaches C after the first attempt to collect the tombstone, and all replicas lose
+/// power in turn.
 #[test]
 fn s17_tombstone_gc_waits_and_then_ends() {
     run_scenario(SIBLINGS, with_tombstone_gc(), async |s| {
@@ -197,8 +199,8 @@ fn s17_tombstone_gc_waits_and_then_ends() {
     });
 }
 
-/// Variant: the delete reaches C while the key moves from C to F, and nodes lose power at each
-/// step.
+/// Variant of S17: the delete reaches C while the key moves from C to F, and nodes lose power at
+/// each step.
 #[test]
 fn s17_tombstone_gc_ends_although_the_key_moves() {
     run_scenario(SIBLINGS, with_spare(with_tombstone_gc()), async |s| {

@@ -11,15 +11,16 @@ use super::plan::Plan;
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     begin: Instant,
-    /// End of the warm-up: operations that are due later are measured.
+    /// End of the warm-up. Only operations that are due after it are measured.
     pub(super) measure: Instant,
     pub(super) end: Instant,
 }
 
-/// Longest time after the last due operation in which an open loop may begin operations. Operations
-/// that are not begun by then count as `NotSent`.
+/// Time that an open loop has to begin late operations, after its last operation has become due.
+/// Operations that have not begun by then count as `NotSent`.
 const MAX_OVERRUN: Duration = Duration::from_secs(10);
-/// Shortest step in which operations of an open loop become due.
+/// Shortest sleep of the thread that paces an open loop. Operations that become due during one
+/// sleep may begin together.
 const STEP: Duration = Duration::from_micros(200);
 
 impl Clock {
@@ -35,13 +36,13 @@ impl Clock {
         self.begin + Duration::from_secs_f64(number as f64 / rate)
     }
 
-    /// Returns the number of operations that are due by the end.
+    /// Returns the number of operations that are due before the end of the run.
     pub(super) fn due(&self, rate: f64) -> u64 {
         ((self.end - self.begin).as_secs_f64() * rate) as u64
     }
 
-    /// Adds a permit to `due` for each operation that becomes due: at equal distances, in steps
-    /// that a sleeping thread can keep. Blocks until the run is over.
+    /// Adds a permit to `due` for each operation when it becomes due. Sleeps at least `STEP` in
+    /// between, because shorter sleeps are not exact. Blocks until the run is over.
     pub(super) fn pace(&self, due: &Semaphore, rate: f64) {
         let total = self.due(rate);
         let mut announced = 0;
@@ -54,7 +55,8 @@ impl Clock {
             let next = self.due_at(announced, rate);
             std::thread::sleep(next.saturating_duration_since(Instant::now()).max(STEP));
         }
-        // Late operations may still begin for a while. Then closing wakes the tasks that wait.
+        // Late operations may still begin for `MAX_OVERRUN`. Closing the semaphore then wakes the
+        // tasks that wait for a permit, and ends them.
         std::thread::sleep(MAX_OVERRUN);
         due.close();
     }

@@ -46,7 +46,7 @@ pub(crate) struct Bench {
     /// Duration of the measurement.
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
     seconds: f64,
-    /// Duration of the load before the measurement.
+    /// Duration of the warm-up: load that runs before the measurement and is not measured.
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     warm_up: f64,
     /// Schedule this many operations per second, even if earlier ones are unanswered (an open

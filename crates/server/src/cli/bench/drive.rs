@@ -1,9 +1,9 @@
-//! The driver of the load: threads of clients, each client with operations in flight, in a closed
-//! loop or at a given rate.
+//! The load generator. Each thread has clients, and each client has operations in flight.
+//! Operations begin in a closed loop or at a given rate (an open loop).
 //!
-//! In an open loop an operation is due at its time whether or not earlier ones have been answered,
-//! and its latency counts from then. A node that stalls is thus charged for all operations that
-//! would have come meanwhile (no coordinated omission).
+//! In an open loop, an operation is due at its time even if earlier operations are unanswered, and
+//! its latency counts from that time. If a node stalls, the latencies include the wait of all
+//! operations that became due meanwhile (no coordinated omission).
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -25,12 +25,13 @@ use super::workload::{Operation, Operations, key};
 
 /// Operations in flight while the keys are loaded.
 const LOADING_IN_FLIGHT: usize = 256;
-/// Attempts to write a key while the keys are loaded: a node may still be making its first
-/// connections.
+/// Maximum number of attempts to write a key while the keys are loaded. The first attempts may
+/// fail, because nodes may still be connecting to each other.
 const LOADING_ATTEMPTS: usize = 5;
 /// Interval at which the progress is shown.
 const TICK: Duration = Duration::from_millis(20);
-/// Interval at which a thread checks for the start of the run, and a write for its turn.
+/// Interval at which a waiting thread checks if the run has started, and a waiting write checks if
+/// the previous write of its key has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Runs the plan and waits for its end. Calls `tick` several times a second meanwhile.
@@ -85,15 +86,16 @@ struct Shared {
     plan: Plan,
     values: Values,
     ledger: Option<Ledger>,
-    /// Numbers the writes of a run that is not verified.
+    /// Number of the next write, if the run is not verified.
     sequence: AtomicU64,
-    /// Threads whose clients are connected.
+    /// Number of threads whose clients are connected.
     connected: AtomicUsize,
-    /// The clock of the run, set once all threads are connected; `None` if one could not connect.
+    /// The clock of the run, set once all threads are connected. It is set to `None` if a thread
+    /// could not connect.
     clock: OnceLock<Option<Clock>>,
     /// Open loop: a permit for each operation that is due and not begun.
     due: Semaphore,
-    /// Open loop: operations begun.
+    /// Open loop: number of operations that have begun.
     begun: AtomicU64,
     progress: Arc<Progress>,
 }
@@ -157,7 +159,7 @@ async fn load(shared: Arc<Shared>) -> Result<(), ClientError> {
     failed.into_inner().map_or(Ok(()), Err)
 }
 
-/// Drives one thread: its share of the clients, and of the operations in flight.
+/// Runs one thread's share of the clients and of the operations in flight.
 async fn drive(shared: Arc<Shared>, thread: usize) -> Result<Report, ClientError> {
     let plan = &shared.plan;
     let share = |total: usize| total / plan.threads + usize::from(thread < total % plan.threads);
@@ -236,7 +238,7 @@ async fn run_operations(shared: Arc<Shared>, state: Rc<ThreadState>, client: Rc<
         let answered = Instant::now();
         let mut report = state.report.borrow_mut();
         match outcome {
-            // A wrong read is wrong also while warming up.
+            // Wrong reads are also reported during the warm-up.
             Err(OperationError::Missing(detail)) => report.wrong("Missing", detail),
             Err(OperationError::Wrong(detail)) => report.wrong("Wrong", detail),
             _ if due < clock.measure => {}
@@ -260,14 +262,14 @@ async fn run_operations(shared: Arc<Shared>, state: Rc<ThreadState>, client: Rc<
 /// Error of one operation.
 enum OperationError {
     Failed(ClientError),
-    /// A key that was loaded is absent.
+    /// A read found no value, although the key was written before the run.
     Missing(String),
-    /// A value is not one that the read may return.
+    /// A read returned a value that it must not return.
     Wrong(String),
 }
 
 impl Shared {
-    /// Starts the clock. The caller has checked that all threads are connected.
+    /// Starts the clock. Call it only after all threads are connected.
     fn start(self: &Arc<Self>) {
         let clock = Clock::start(&self.plan);
         if self.clock.set(Some(clock)).is_ok()

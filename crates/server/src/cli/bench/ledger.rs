@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Smallest value that can be verified: it holds key, sequence number and checksum.
+/// Size of the smallest value that can be verified: key (4 bytes), sequence number (4) and checksum
+/// (8).
 pub(super) const MIN_VERIFIED_BYTES: usize = 16;
-/// Bytes of filler beyond one value: values begin at different places in it.
+/// Number of bytes by which the filler is longer than a value. Each value is a copy from another
+/// offset in the filler, so that values differ.
 const FILLER_SLACK: usize = 4_096;
 
-/// Generator of values: incompressible, and each different from the last.
+/// Generator of values that cannot be compressed and that differ from write to write.
 pub(super) struct Values {
     value_bytes: usize,
     filler: Vec<u8>,
@@ -42,10 +44,11 @@ impl Values {
         Bytes::from(value)
     }
 
-    /// Returns the number of the write of `key` that wrote a value.
+    /// Returns the sequence number that a value contains: the number of the write to `key` that
+    /// wrote it.
     ///
     /// # Errors
-    /// If no write of the key wrote it.
+    /// If the value was not written by a write to `key`.
     fn sequence_of(&self, key: u32, value: &[u8]) -> Result<u32, String> {
         if value.len() != self.value_bytes {
             return Err(format!("{} bytes instead of {}", value.len(), self.value_bytes));
@@ -65,14 +68,14 @@ fn checksum_of(value: &[u8]) -> u64 {
     xxh3_64(&value[16..]) ^ xxh3_64(&value[..8])
 }
 
-/// Writes that were begun and acked, by key. One write of a key is under way at a time, so that
-/// their order is known.
+/// Record of the writes that were begun and acked, by key. Only one write of a key is under way at
+/// a time, so that the order of a key's writes is known.
 pub(super) struct Ledger {
     keys: Vec<KeyWrites>,
     earlier_writes: EarlierWrites,
 }
 
-/// Writes to the keys before this run.
+/// Knowledge about the values that were written before this run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum EarlierWrites {
     /// This run writes every key before it reads any. No read may return a value from before the
@@ -82,7 +85,8 @@ pub(super) enum EarlierWrites {
     Unknown,
 }
 
-/// Writes of one key, by sequence number.
+/// Sequence numbers of one key's newest writes. `busy` is true while a write of the key is under
+/// way.
 #[derive(Default)]
 struct KeyWrites {
     last_begun: AtomicU32,
@@ -90,7 +94,7 @@ struct KeyWrites {
     busy: AtomicBool,
 }
 
-/// The exclusive right to write one key, until dropped.
+/// The right to write one key. Until this value is dropped, no other task may write the key.
 pub(super) struct WriteTurn<'a> {
     writes: &'a KeyWrites,
     pub(super) sequence: u32,
@@ -101,7 +105,8 @@ impl Ledger {
         Ledger { keys: (0..keys).map(|_| KeyWrites::default()).collect(), earlier_writes }
     }
 
-    /// Begins the next write of the key. Returns `None` while one is under way.
+    /// Begins the next write of the key. Returns `None` while another write of the key is under
+    /// way.
     pub(super) fn begin(&self, key: u32) -> Option<WriteTurn<'_>> {
         let writes = &self.keys[key as usize];
         if writes.busy.swap(true, Ordering::AcqRel) {
@@ -110,14 +115,15 @@ impl Ledger {
         Some(WriteTurn { writes, sequence: writes.last_begun.fetch_add(1, Ordering::AcqRel) + 1 })
     }
 
-    /// Returns the last acked write of the key. A read that begins now must not return an older
-    /// one.
+    /// Returns the number of the last acked write of the key, 0 if there is none. A read that
+    /// begins now must not return only older writes.
     pub(super) fn last_acked(&self, key: u32) -> u32 {
         self.keys[key as usize].last_acked.load(Ordering::Acquire)
     }
 
-    /// Verifies a read: each value was written to this key, and one of them is as new as
-    /// `oldest_allowed`, the write that was acked when the read began.
+    /// Verifies the values that a read returned. Each must have been written to this key. At least
+    /// one must come from write `oldest_allowed` or a later write. `oldest_allowed` is the last
+    /// write that was acked before the read began.
     ///
     /// # Errors
     /// Description of the first error.
@@ -177,8 +183,8 @@ mod tests {
         ledger.verify(values, key, oldest_allowed, read.iter().map(|value| value.as_ref()))
     }
 
-    /// The acked value and newer ones are right; older, foreign, changed and unwritten values are
-    /// not.
+    /// A read must return the last acked value, and may return older values beside it. It must
+    /// return no value of another key, no changed value and no value that was never written.
     #[test]
     fn each_kind_of_wrong_read_is_found() {
         let (ledger, values) = (Ledger::new(2, EarlierWrites::Overwritten), Values::new(100));

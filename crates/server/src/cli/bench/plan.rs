@@ -15,7 +15,7 @@ pub(super) struct Plan {
     pub(super) distribution: Distribution,
     pub(super) value_bytes: usize,
     pub(super) keys: u32,
-    /// Clients in all; each holds a connection to every node.
+    /// Number of clients over all threads. Each client holds one connection to each node.
     pub(super) clients: usize,
     pub(super) threads: usize,
     /// Operations in flight over all clients.

@@ -17,10 +17,10 @@ pub(super) struct Progress {
     pub(super) done: AtomicU64,
 }
 
-/// Progress bar on a terminal; nothing elsewhere.
+/// Progress bar. It is hidden if stderr is no terminal.
 pub(super) struct Bar {
     bar: ProgressBar,
-    /// Keys to load first.
+    /// Number of keys to write before the run, 0 if none.
     keys: u64,
     /// Duration of the run, without the loading of the keys.
     run_time: Duration,

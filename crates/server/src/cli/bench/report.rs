@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// Measurements of one thread, or of all.
+/// Measurements of one thread, or of all threads together.
 pub(super) struct Report {
     /// Latencies of reads begun while measuring, in microseconds. In an open loop they count from the
     /// time at which the operation was due.
@@ -14,21 +14,22 @@ pub(super) struct Report {
     pub(super) writes: Histogram<u64>,
     /// Operations that succeeded within the measured time.
     pub(super) operations: u64,
-    /// Operations begun or due within it that succeeded after its end.
+    /// Operations that were begun or due within the measured time, and that succeeded after its
+    /// end.
     pub(super) late: u64,
     /// `operations` of each thread of the generator.
     pub(super) by_thread: Vec<u64>,
     pub(super) errors: BTreeMap<&'static str, u64>,
     /// Descriptions of the first few wrong reads.
     pub(super) wrong: Vec<String>,
-    /// Seconds measured.
+    /// Duration of the measured time, in seconds.
     pub(super) seconds: f64,
 }
 
 /// Significant digits of a recorded latency.
 const DIGITS: u8 = 3;
-/// Longest latency that is recorded as it is, an hour in microseconds. Longer ones are recorded as
-/// this.
+/// Longest latency that is recorded: one hour, in microseconds. A longer latency is recorded as one
+/// hour.
 const LONGEST_US: u64 = 3_600_000_000;
 /// Most wrong reads that a report describes.
 const MAX_DESCRIPTIONS: usize = 5;

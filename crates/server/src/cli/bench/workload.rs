@@ -7,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Mix of operations. Letters are the core workloads of YCSB (Cooper et al., SoCC 2010).
+/// Mix of reads and overwrites. A, B and C are core workloads of the benchmark YCSB (Cooper et al.,
+/// SoCC 2010).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(super) enum Workload {
     /// Overwrites only.
@@ -41,12 +42,13 @@ impl Workload {
         }
     }
 
-    /// Returns true if the workload reads: then its keys must exist before it begins.
+    /// Returns true if the workload contains reads. Its keys must then exist before the run begins.
     pub(super) fn reads(self) -> bool {
         self != Workload::Put
     }
 
-    /// Key distribution: as YCSB defines it for its workloads, uniform for `put` and `get`.
+    /// Returns the default distribution of keys. For a, b and c it is the one that YCSB defines,
+    /// for `put` and `get` it is uniform.
     pub(super) fn default_distribution(self) -> Distribution {
         match self {
             Workload::Put | Workload::Get => Distribution::Uniform,
@@ -85,7 +87,7 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    /// Creates a stream of operations on `keys` keys, at least one.
+    /// Creates a stream of operations. `keys` is the number of keys, at least 1.
     pub(super) fn new(workload: Workload, distribution: Distribution, keys: u32, seed: u64) -> Operations {
         let zipf = (distribution == Distribution::Zipfian).then(|| {
             Zipf::new(f64::from(keys), ZIPFIAN_EXPONENT).expect("one key or more, a positive exponent")
@@ -96,7 +98,8 @@ impl Operations {
     pub(super) fn next(&mut self) -> Operation {
         let key = match &self.zipf {
             None => self.random.random_range(0..self.keys),
-            // Ranks are scattered, so that the popular keys are not neighbours.
+            // The sample is a rank of popularity. A hash turns it into a key number, so that
+            // popular keys are not neighbours.
             Some(zipf) => {
                 let rank = zipf.sample(&mut self.random) as u64;
                 (xxh3_64(&rank.to_le_bytes()) % u64::from(self.keys)) as u32
@@ -133,7 +136,7 @@ mod tests {
         }
     }
 
-    /// The mix of reads and writes is the workload's.
+    /// The share of reads in a stream is the one that the workload defines.
     #[test]
     fn mixes_are_those_of_the_workload() {
         for (workload, expected) in
@@ -155,14 +158,15 @@ mod tests {
             }
             counts.into_iter().max().unwrap()
         };
-        // 1 / H(1000, 0.99) = 12.9 %; scattering may put two ranks onto one key.
+        // Rank 1 has a share of 1 / H(1000, 0.99) = 12.9 %. The hash may map other ranks to the
+        // same key.
         let zipfian = most_popular(Distribution::Zipfian);
         assert!((12_000..25_000).contains(&zipfian), "{zipfian}");
         let uniform = most_popular(Distribution::Uniform);
         assert!(uniform < 200, "{uniform}");
     }
 
-    /// One seed, one stream.
+    /// The same seed gives the same stream.
     #[test]
     fn streams_repeat_by_seed() {
         let again = draw(Workload::A, Distribution::Zipfian, 1_000);

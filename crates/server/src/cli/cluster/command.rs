@@ -124,7 +124,7 @@ pub(crate) enum ClusterCommand {
     },
 }
 
-/// Interval at which `transfers --watch` asks again.
+/// Interval at which `transfers --watch` asks the nodes again for their progress.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 impl ClusterCommand {
@@ -145,8 +145,8 @@ impl ClusterCommand {
                  disk is lost, or use `quorate cluster leave {name}`, which first hands over all data"
             ))),
             ClusterCommand::Replace { name, by, address, force, connection } => {
-                // With the same weight, and in the same zone, the new node gets exactly the old
-                // node's partitions.
+                // The new node gets the old node's weight. If it is also in the same zone, it gets
+                // exactly the old node's partitions.
                 let known = connection.cluster_report(ClusterRequest::Show).await?;
                 let old = known.members.iter().find(|member| member.name == name);
                 let weight = old.map_or(DEFAULT_WEIGHT, |member| member.weight);
@@ -219,7 +219,8 @@ async fn commit(connection: &Connection, plan: Option<u64>) -> Result<(), Failur
     let client = connection.connect().await?;
     let plan = match plan {
         Some(plan) => plan,
-        // A retry must commit this plan, and none of the changes that others stage meanwhile.
+        // The request names the current plan, because the client may send it again. Otherwise a
+        // retry could also commit changes that another operator has staged meanwhile.
         None => {
             let current: PlanReport = client.cluster_as(ClusterRequest::Plan).await?;
             parse_digest(&current.digest).map_err(Failure::usage)?

@@ -1,4 +1,5 @@
-//! The command `cluster`: shows and changes the nodes of the cluster, and their shares.
+//! The command `cluster`: shows and changes the members of the cluster, and their shares of the
+//! data.
 
 mod command;
 mod plan;

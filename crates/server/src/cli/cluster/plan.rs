@@ -9,7 +9,7 @@ pub(super) fn print_plan(plan: &PlanReport) {
     for change in &plan.staged {
         print_line!("  {change}");
     }
-    let mut out = table(&["node", "zone", "partitions now", "then", "to copy", "estimated size"]);
+    let mut out = table(&["node", "zone", "partitions now", "partitions after", "to copy", "estimated size"]);
     for node in &plan.nodes {
         out.add_row([
             node.name.clone(),

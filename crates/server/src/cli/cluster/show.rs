@@ -47,7 +47,7 @@ pub(super) fn print_staged(report: &ClusterReport) {
     }
 }
 
-/// Prints the layout change under way. `read` is the number of the layout that is read.
+/// Prints the layout change under way. `read` is the number of the layout that reads use.
 pub(super) fn print_change(change: &ChangeReport, read: u64) {
     let layouts: Vec<String> = change.layouts.iter().map(u64::to_string).collect();
     print_line!(

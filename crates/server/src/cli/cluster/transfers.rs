@@ -34,7 +34,7 @@ impl Transfers {
         Ok(Transfers { cluster, nodes, unreachable })
     }
 
-    /// Returns true if no node reports a change under way.
+    /// Returns true if no node that can be reached reports a layout change under way.
     pub(super) fn done(&self) -> bool {
         self.cluster.change.is_none() && self.nodes.iter().all(|node| node.change.is_none())
     }

@@ -43,7 +43,8 @@ pub enum Bug {
     SyncBeforeAllAcked,
     /// A partition counts as synced once the records of one replica were merged.
     SyncedFromOne,
-    /// A write's acks are counted over all replica sets together, not in each.
+    /// While the layout changes, a write counts its acks over the replicas of all layouts together.
+    /// It should need W acks in each layout.
     QuorumOverUnion,
     /// A node deletes records that it no longer has to hold before their replicas have them.
     LeftoversDropped,

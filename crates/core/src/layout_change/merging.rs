@@ -12,8 +12,9 @@ impl Layouts {
     /// If the other node has a newer layout, this node's own phase is `Unaware` afterwards. The
     /// caller stores the layout and then calls [`Layouts::advance`].
     ///
-    /// `holds_data`: true if there are objects or hints on this node's disk. If a layout removed
-    /// this node in the meantime, these records are outdated.
+    /// `holds_data`: true if there are objects or hints on this node's disk. If the other node's
+    /// layouts removed this node while it was down, these records are outdated. This node then
+    /// counts as removed: it refuses requests until it starts with an empty folder.
     pub fn absorb(&mut self, theirs: &Layouts, holds_data: bool) -> bool {
         let before = self.staged();
         if theirs.root() != self.root() || theirs.newest().partitions() != self.newest().partitions() {

@@ -12,7 +12,7 @@ use super::read_quorum::{ask_one, object_of};
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// Serves an explain request.
+/// Reports where a key lies: its partition, its replicas, and the versions that each replica holds.
 ///
 /// # Errors
 /// If the key's bucket is being created, or the bucket's r or w exceeds the number of replicas.

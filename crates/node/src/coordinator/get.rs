@@ -19,7 +19,7 @@ use super::read_quorum::read_replicas;
 use super::read_repair::{HoldersNeeded, repair};
 use crate::node::Node;
 
-/// Serves a get.
+/// Reads a key for a client: asks its replicas, merges their objects, and returns what it shows.
 pub(crate) async fn get(
     node: &Rc<Node>,
     request: GetRequest,

@@ -60,7 +60,7 @@ pub(crate) async fn run(node: Rc<Node>) {
         reported = far;
         shared.clock_guard.set_problem(far.map(|ms| {
             let (by, direction) = (ms.unsigned_abs(), if ms > 0 { "ahead of" } else { "behind" });
-            format!("its clock is {by} ms {direction} most of its peers, the limit is {limit} (max_clock_skew_ms): set it right")
+            format!("this node's clock is {by} ms {direction} most of its peers, the limit is {limit} (max_clock_skew_ms): set this clock right")
         }));
         tokio::time::sleep(INTERVAL).await;
     }

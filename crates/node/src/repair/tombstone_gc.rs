@@ -40,7 +40,7 @@ pub(crate) async fn run(node: Rc<Node>) {
         let mut blocked = None;
         let mut collected = 0;
         if let Some(problem) = node.shared.clock_problem() {
-            blocked = Some(format!("this node: {problem}"));
+            blocked = Some(problem);
         } else if !node.shared.view().is_settled() {
             blocked = Some("a layout change that is under way".into());
         } else {

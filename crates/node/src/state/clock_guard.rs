@@ -46,7 +46,9 @@ impl ClockGuard {
         let limit = self.max_skew_ms;
         let is_far = jump.unsigned_abs() > limit && participants() > 1;
         is_far.then(|| {
-            format!("its clock has just jumped by {jump} ms, the limit is {limit} (max_clock_skew_ms)")
+            format!(
+                "this node's clock has just jumped by {jump} ms, the limit is {limit} (max_clock_skew_ms)"
+            )
         })
     }
 

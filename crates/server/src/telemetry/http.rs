@@ -44,7 +44,7 @@ impl HttpPort {
         Ok(listener)
     }
 
-    /// Serves a bound port.
+    /// Answers the HTTP requests of a port that is bound already.
     pub(crate) fn open(
         listener: std::net::TcpListener,
         metrics: Arc<Metrics>,

@@ -46,8 +46,8 @@ pub(crate) enum ClusterCommand {
         connection: Connection,
     },
     /// Stage the removal of a member whose disk is lost. The member hands nothing over, and no node
-    /// waits for it. Stop its process first: after the commit, the cluster refuses it if it returns
-    /// with its old data.
+    /// waits for it. Stop its process first, and do not start it with its old data again: the
+    /// cluster then refuses it.
     Remove {
         /// Name of the member.
         name: String,

@@ -53,7 +53,8 @@ pub struct ScanOptions {
     pub prefix: Bytes,
     /// Cursor that the previous page returned; empty for the first page.
     pub cursor: Bytes,
-    /// Most entries of the page. 0: the node's default, 1,000. A page of large values ends earlier.
+    /// Largest number of entries of the page. 0: the node's default, 1,000. A page of large values
+    /// ends earlier.
     pub limit: u32,
     /// True if the values are left out.
     pub keys_only: bool,

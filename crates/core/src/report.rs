@@ -154,7 +154,7 @@ pub struct PlanNode {
     pub name: String,
     /// The node's zone in the new layout, or empty.
     pub zone: String,
-    /// Number of partitions that the node holds in the newest layout.
+    /// Number of partitions that the node holds now, before the plan is committed.
     pub before: u32,
     /// Number of partitions that the node would hold in the planned layout.
     pub after: u32,

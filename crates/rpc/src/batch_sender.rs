@@ -22,21 +22,23 @@ use crate::connection::{self, SizeHint};
 use crate::network::Duplex;
 use crate::stream::SignsOfLife;
 
-/// Most calls under way at a time, except in two cases (see [`MAX_CALLS`]). The other side can work
-/// on one call while the second is on the wire.
+/// Largest number of calls under way at a time, except in two cases (see [`MAX_CALLS`]). The other
+/// side can work on one call while the second is on the wire.
 const USUAL_CALLS: usize = 2;
-/// Most calls under way at a time if many operations are queued, or if a quick operation would
-/// otherwise wait behind slow ones.
+/// Largest number of calls under way at a time if many operations are queued, or if a quick
+/// operation would otherwise wait behind slow ones.
 const MAX_CALLS: usize = 8;
 /// Number of queued operations from which on the sender may exceed [`USUAL_CALLS`].
 const EXTRA_CALL_OPERATIONS: usize = 8;
-/// Most operations in one call.
+/// Largest number of operations in one call.
 pub const MAX_BATCH_OPERATIONS: usize = 1024;
-/// Most bytes of operations in one call. A single larger operation travels alone.
+/// Largest number of bytes of operations in one call. A single larger operation travels alone.
 pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Most operations of one connection that wait for a result. Further operations are refused.
+/// Largest number of operations of one connection that wait for a result. Further operations are
+/// refused.
 pub const MAX_OUTSTANDING: usize = 16_384;
-/// Most bytes of operations in the queue of one sender. Further operations are refused.
+/// Largest number of bytes of operations in the queue of one sender. Further operations are
+/// refused.
 pub const MAX_QUEUED_BYTES: usize = 64 * 1024 * 1024;
 /// Interval at which a sender checks for signs of life from the other side. A live side answers a
 /// call within [`crate::reply_buffer::LONGEST_HOLD`], even if it has no results.

@@ -18,11 +18,11 @@ pub const LONGEST_HOLD: Duration = Duration::from_millis(250);
 /// sender may have only a few calls under way. If all of them waited for slow operations (a quorum
 /// that misses a node), it could send nothing.
 const SURPLUS_HOLD: Duration = Duration::from_millis(5);
-/// Most calls of one connection that wait for results at a time. Further calls are answered at
-/// once.
+/// Largest number of calls of one connection that wait for results at a time. Further calls are
+/// answered at once.
 const MAX_HELD_CALLS: usize = 8;
-/// Most bytes of one connection's operations under way and uncollected results together. Beyond
-/// this, new operations are refused.
+/// Largest number of bytes of one connection's operations under way and uncollected results
+/// together. Beyond this, new operations are refused.
 const MAX_OUTSTANDING_BYTES: usize = 128 * 1024 * 1024;
 
 /// Results of one connection that are ready, and the number and size of its operations under way.

@@ -24,16 +24,17 @@ pub(crate) type Message = Builder<HeapAllocator>;
 const READ_BYTES: usize = 64 * 1024;
 /// Bytes that must be free in the read buffer before each read.
 const MIN_FREE_BYTES: usize = 8 * 1024;
-/// Most bytes of memory that are reserved for a message before its bytes arrive. A message that
-/// claims to be larger gets more memory as its bytes arrive, so a false claim costs little.
+/// Largest number of bytes of memory that are reserved for a message before its bytes arrive. A
+/// message that claims to be larger gets more memory as its bytes arrive, so a false claim costs
+/// little.
 const MAX_RESERVED_BYTES: usize = 1024 * 1024;
-/// Most segments (Cap'n Proto's blocks of memory) of a message. The Cap'n Proto library has the
-/// same limit.
+/// Largest number of segments (Cap'n Proto's blocks of memory) of a message. The Cap'n Proto
+/// library has the same limit.
 const MAX_SEGMENTS: usize = 511;
 /// Smallest size, in bytes, of a message that is written from the memory in which it was built.
 /// Smaller messages are first copied into one common buffer.
 const LARGE_BYTES: usize = 8 * 1024;
-/// Most slices of bytes that one system call writes.
+/// Largest number of slices of bytes that one system call writes.
 const MAX_SLICES: usize = 64;
 /// Number of unwritten bytes of answers above which the serving side reads no further calls.
 const MAX_UNWRITTEN_BYTES: usize = 16 * 1024 * 1024;

@@ -13,9 +13,9 @@ use quorate_core::storage::{RecordAction, StorageError, Update};
 
 use crate::store::{Changes, Store};
 
-/// Most updates that wait for a commit. Further ones fail with `QueueFull`.
+/// Largest number of updates that wait for a commit. Further ones fail with `QueueFull`.
 const MAX_QUEUED_UPDATES: usize = 65_536;
-/// Most bytes that wait for a commit. Beyond it, updates fail with `QueueFull`.
+/// Largest number of bytes that wait for a commit. Beyond it, updates fail with `QueueFull`.
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
 
 pub(crate) struct Writer {

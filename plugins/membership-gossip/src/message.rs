@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use quorate_core::member::Member;
 use serde::{Deserialize, Serialize};
 
-/// Most entries of a member's metadata.
+/// Largest number of entries of a member's metadata.
 pub(crate) const MAX_METADATA: usize = 32;
-/// Most bytes of one metadata value.
+/// Largest number of bytes of one metadata value.
 pub(crate) const MAX_METADATA_BYTES: usize = 1_024;
-/// Most bytes of a member's name, address, zone, or metadata key.
+/// Largest number of bytes of a member's name, address, zone, or metadata key.
 const MAX_TEXT_BYTES: usize = 256;
 
 /// One member's name, address, zone and metadata, as the member itself published them.

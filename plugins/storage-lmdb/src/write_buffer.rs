@@ -30,7 +30,7 @@ pub(crate) struct BufferSize {
     pub(crate) records: usize,
     /// Bytes of keys and values. A record that changed twice counts twice.
     pub(crate) bytes: usize,
-    /// Most pages by which the changes make the tree larger.
+    /// Largest number of pages by which the changes make the tree larger.
     pub(crate) tree_pages: usize,
 }
 

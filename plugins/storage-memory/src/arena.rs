@@ -9,9 +9,9 @@ use bytes::Bytes;
 /// Bytes of a chunk. Memory is allocated and emptied by whole chunks, while other threads wait for
 /// the lock. (Chunks are small in tests, so that tests empty some.)
 pub(crate) const CHUNK_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 64 * 1024 };
-/// Most bytes of a value in a chunk. A record with a larger value has its own allocation, and so
-/// has a record whose key is longer than [`MAX_KEY`]. Such a value is never copied, neither by a
-/// read nor when a chunk is emptied.
+/// Largest number of bytes of a value in a chunk. A record with a larger value has its own
+/// allocation, and so has a record whose key is longer than [`MAX_KEY`]. Such a value is never
+/// copied, neither by a read nor when a chunk is emptied.
 pub(crate) const LARGEST_IN_CHUNK: usize = 1_024;
 /// Divisor in the limit of the holes: `used / HOLES_DIVISOR + EXTRA_HOLE_BYTES` bytes. Above this
 /// limit, chunks are emptied.
@@ -27,7 +27,7 @@ const CHECKED_CHUNKS: usize = 64;
 const HEADER_BYTES: usize = 4;
 const HOLE: u16 = 1 << 15;
 const FREE_SHIFT: u32 = 9;
-/// Most free bytes that a header can describe.
+/// Largest number of free bytes that a header can describe.
 const MAX_FREE: usize = (HOLE as usize >> FREE_SHIFT) - 1;
 /// Longest key in a chunk, in bytes.
 const MAX_KEY: u16 = (1 << FREE_SHIFT) - 1;
@@ -39,9 +39,9 @@ pub(crate) struct Slot([u8; 5]);
 
 /// Bit of a [`Slot`] that marks a large record.
 const LARGE: u64 = 1 << 39;
-/// Most chunks that a [`Slot`] can number.
+/// Largest number of chunks that a [`Slot`] can number.
 const MAX_CHUNKS: usize = (LARGE as usize) / CHUNK_BYTES;
-/// Most large records.
+/// Largest number of large records.
 const MAX_LARGE: usize = u32::MAX as usize;
 
 impl Slot {

@@ -4,6 +4,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Most MiB of keys and values. Beyond it, writes fail with `StorageFailed`. Default: no limit.
+    /// Largest number of MiB of keys and values. Beyond it, writes fail with `StorageFailed`.
+    /// Default: no limit.
     pub max_mib: Option<u64>,
 }

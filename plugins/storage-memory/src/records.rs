@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arena::{Arena, Slot};
 
-/// Most slots of a block. A larger block is split.
+/// Largest number of slots of a block. A larger block is split.
 const BLOCK_SLOTS: usize = 128;
 /// Slots by which the capacity of a full block grows.
 const SPARE_SLOTS: usize = 16;

@@ -19,7 +19,7 @@ pub const NAME: &str = "my-engine";
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Most records of the node. Further ones are refused. Default: no limit.
+    /// Largest number of records of the node. Further ones are refused. Default: no limit.
     pub max_records: Option<usize>,
 }
 

@@ -19,12 +19,12 @@ use crate::membership::gossip;
 use crate::node::Node;
 use crate::state::shared::Shared;
 
-/// Most past layouts that a report shows.
+/// Largest number of past layouts that a report shows.
 const SHOWN_HISTORY: usize = 100;
 
-/// Most partitions whose size is measured for a plan.
+/// Largest number of partitions whose size is measured for a plan.
 const SAMPLED_PARTITIONS: usize = 16;
-/// Most bytes that are read of each measured partition.
+/// Largest number of bytes that are read of each measured partition.
 const SAMPLED_BYTES: usize = 4 * 1024 * 1024;
 
 /// The state of the tasks that run without a client, for metrics and `status`.

@@ -114,9 +114,9 @@ impl KeyPlacement {
     }
 
     /// Returns the replicas that can be reached, in the order in which a request asks them. This
-    /// node comes first, because asking it needs no message. While the layout changes, replicas
-    /// that are in all pending write sets come before all others. The reply of such a replica
-    /// counts in every set, which saves a second check by read repair.
+    /// node comes first, because asking it needs no message. An exception is a layout change: then
+    /// the replicas that are in all `pending_write_sets` come before the others. The reply of such a
+    /// replica counts in every set, which saves a second check by read repair.
     pub(crate) fn live(&self, node: &Node) -> Vec<NodeId> {
         let mut live = live_first(node, &self.replicas);
         live.sort_by_key(|replica| !self.pending_write_sets.iter().all(|set| set.contains(replica)));

@@ -22,9 +22,9 @@ use super::read_repair::{HoldersNeeded, repair};
 use crate::gather::Gather;
 use crate::node::Node;
 
-/// Most entries of a page, if the request names no limit.
+/// Largest number of entries of a page, if the request names no limit.
 const DEFAULT_ENTRIES: u32 = 1_000;
-/// Most entries of a page, whatever limit the request names.
+/// Largest number of entries of a page, whatever limit the request names.
 const MAX_ENTRIES: u32 = 10_000;
 /// Bytes of entries after which a page ends.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
@@ -34,8 +34,8 @@ const MAX_PARTITION_BYTES: u32 = 256 * 1024;
 /// Partitions that are read together at the start of a page. The number is small, because few
 /// partitions with many keys fill the page.
 const FIRST_WINDOW: usize = 4;
-/// Most partitions that are read together. The number doubles up to this limit while the page is
-/// not full.
+/// Largest number of partitions that are read together. The number doubles up to this limit while
+/// the page is not full.
 const LARGEST_WINDOW: usize = 128;
 
 /// Serves one page of a scan.

@@ -15,10 +15,10 @@ use crate::node::Node;
 /// Pause after a peer or the engine failed, or while the remaining peers cannot be reached.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
-/// Most records of a batch, which is sent at once. Clients' writes that arrive meanwhile wait until
-/// the batch is committed, so a batch is small.
+/// Largest number of records that are sent together, as one batch. Clients' writes that arrive
+/// meanwhile wait until the batch is committed, so a batch is small.
 const BATCH_RECORDS: usize = 32;
-/// Most bytes of a batch.
+/// Largest number of bytes of a batch.
 const BATCH_BYTES: usize = 32 * 1024;
 
 /// Timeout of one batch, and time for which the objects of a page are valid after they were read.

@@ -36,9 +36,9 @@ use crate::membership::layout_exchange::agree;
 use crate::node::Node;
 use crate::repair::merkle_sync::{Direction, sync};
 
-/// Most records of one page, when a whole partition is copied.
+/// Largest number of records of one page, when a whole partition is copied.
 const PAGE_RECORDS: u32 = 256;
-/// Most bytes of one page, when a whole partition is copied.
+/// Largest number of bytes of one page, when a whole partition is copied.
 const PAGE_BYTES: u32 = 128 * 1024;
 
 /// A partition of the newest layout that is not merged with enough replicas of the sources yet.

@@ -66,8 +66,9 @@ async fn deliver_hints(node: &Rc<Node>, target: NodeId) -> Result<usize, ()> {
     let mut pages = ScanPages::under(hints_for(target), PAGE);
     let mut delivered = 0;
     loop {
-        // This time is computed before the hints are read. Computed later, it would let receivers
-        // accept an object for too long: a tombstone that the object lacks may be collected.
+        // The receiver refuses the objects after this time. It is computed before the hints are
+        // read. Computed later, the receiver would accept an object for too long: a tombstone that
+        // the object lacks may have been collected by then, and the deleted value would come back.
         let valid_until_ms = node.shared.valid_until_ms(PAGE_TIMEOUT);
         let Some(page) = pages.next(&*node.shared.engine).map_err(|_| ())? else { return Ok(delivered) };
         delivered += send_page(node, target, &page.records, valid_until_ms).await?;

@@ -14,9 +14,9 @@ use crate::state::hash_trees::RecordState;
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Most records that are read for one page of digests.
+/// Largest number of records that are read for one page of digests.
 const PAGE_RECORDS: usize = 256;
-/// Most bytes of records that are read for one page of digests.
+/// Largest number of bytes of records that are read for one page of digests.
 const PAGE_BYTES: usize = 128 * 1024;
 
 /// Compares the roots of a peer's hash trees with the roots of this node's trees.

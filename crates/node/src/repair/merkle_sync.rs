@@ -34,7 +34,7 @@ const TREES_TOGETHER: usize = 16;
 /// Keys of one tree that are exchanged together. They are few, because each may have a large
 /// object.
 const KEYS_TOGETHER: usize = 16;
-/// Most keys, over all trees, that are exchanged at the same time.
+/// Largest number of keys, over all trees, that are exchanged at the same time.
 const KEYS_IN_FLIGHT: usize = 128;
 
 /// The outcome of a synchronization with a peer.
@@ -49,8 +49,8 @@ pub(crate) struct SyncOutcome {
     pub(crate) keys: u64,
 }
 
-/// The direction in which objects are sent. Each direction has a condition for the two nodes. Trees
-/// for which the nodes do not meet it are left out.
+/// The direction in which objects are sent. Each variant names what the two nodes must be for a
+/// partition. A round skips the partitions for which they are not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     /// From each node to the other. Both must be replicas in the layout that reads use.

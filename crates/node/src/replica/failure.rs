@@ -51,7 +51,7 @@ impl WriteFailure {
                 RequestError::TooManySiblings { siblings: *siblings as u32, limit: *limit as u32 }
             }
             WriteFailure::Refused(WriteRefusal::TooManyDots { dots }) => RequestError::invalid(format!(
-                "with this context the key would have {dots} single dots above its version vector, the limit is {MAX_EXTRA_DOTS}: \
+                "with this context the key would have {dots} separate dots that its version vector does not cover, the limit is {MAX_EXTRA_DOTS}: \
                  read the key and write with the context of that read"
             )),
             WriteFailure::Refused(WriteRefusal::TooLarge { bytes }) => RequestError::invalid(format!(

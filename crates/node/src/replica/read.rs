@@ -19,10 +19,10 @@ use super::failure::storage_error_for_peer;
 use crate::state::scan_scheduler::{Scanned, cost_of};
 use crate::state::shared::Shared;
 
-/// Most records of one page, whatever a peer asks for.
+/// Largest number of records of one page, whatever a peer asks for.
 const MAX_PAGE_RECORDS: usize = 4_096;
 
-/// Most bytes of one page, whatever a peer asks for.
+/// Largest number of bytes of one page, whatever a peer asks for.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 impl Replica {

@@ -9,8 +9,8 @@ use quorate_core::key::Table;
 use quorate_core::storage::{RecordAction, StorageEngine, StorageError, Update};
 use tokio::sync::oneshot;
 
-/// Most attempts to submit the barrier. After the last one, the wait is given up. An engine refuses
-/// updates while its queue is full, or after it has failed for good.
+/// Largest number of attempts to submit the barrier. After the last one, the wait is given up. An
+/// engine refuses updates while its queue is full, or after it has failed for good.
 const ATTEMPTS: usize = 100;
 /// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);

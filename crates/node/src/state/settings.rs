@@ -11,7 +11,8 @@ pub struct CoordinatorConfig {
     /// Longest timeout that a request may have, in milliseconds. A longer one is shortened to it.
     /// Default 30,000.
     pub max_request_timeout_ms: u64,
-    /// Most open requests on one worker. Further requests get `Overloaded`. Default 16,384.
+    /// Largest number of open requests on one worker. Further requests get `Overloaded`. Default
+    /// 16,384.
     pub max_in_flight: usize,
     /// Largest allowed difference between two nodes' clocks, in milliseconds. A context with a time
     /// further ahead of this node's clock is refused. A node whose clock differs more from most of
@@ -34,7 +35,8 @@ impl Default for CoordinatorConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HintsConfig {
-    /// Most MiB of hints for one replica. Further hints are refused, never dropped. Default 1024.
+    /// Largest number of MiB of hints for one replica. Further hints are refused, never dropped.
+    /// Default 1024.
     pub max_mib_per_target: u64,
 }
 
@@ -54,7 +56,7 @@ pub struct RepairConfig {
     /// Time between two rounds with a peer, in milliseconds. When an unreachable peer returns, a
     /// round with it begins without this wait. Default 600,000 (ten minutes).
     pub interval_ms: u64,
-    /// Most keys that a round exchanges per second. Default 20,000.
+    /// Largest number of keys that a round exchanges per second. Default 20,000.
     pub max_keys_per_second: u64,
 }
 
@@ -87,8 +89,8 @@ impl Default for TombstoneGcConfig {
 /// Settings of layout changes, from section `[cluster]`.
 #[derive(Debug, Clone)]
 pub struct TransferConfig {
-    /// Most bytes per second that this node copies from other nodes in a layout change. Default 16
-    /// MiB.
+    /// Largest number of bytes per second that this node copies from other nodes in a layout
+    /// change. Default 16 MiB.
     pub bytes_per_s: u64,
     /// True if a waiting node (found, but in no layout) becomes a member without an operator.
     pub auto_commit: bool,

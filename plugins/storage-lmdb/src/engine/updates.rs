@@ -7,7 +7,8 @@ use super::engine_core::EngineCore;
 use super::state::{Failure, MAX_QUEUED_UPDATES, State};
 use crate::space::page_growth;
 
-/// Most bytes of changes that the tree lacks. From this size on, updates fail with `QueueFull`.
+/// Largest number of bytes of changes that the tree lacks. From this size on, updates fail with
+/// `QueueFull`.
 const MAX_BUFFER_BYTES: usize = 256 * 1024 * 1024;
 /// Number of updates after which the lock is released, so that other event loops get it.
 const UPDATES_PER_LOCK: usize = 64;

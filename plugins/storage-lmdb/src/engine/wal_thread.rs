@@ -14,7 +14,7 @@ use super::state::{CheckpointerState, Failure, State, WalThreadState};
 use crate::wal::WalPosition;
 use crate::write_buffer::{BufferPart, Changes};
 
-/// Most times that the WAL thread yields to other threads before it writes a batch.
+/// Largest number of times that the WAL thread yields to other threads before it writes a batch.
 const MAX_YIELDS: usize = 16;
 
 impl EngineCore {

@@ -10,7 +10,7 @@ use crate::write_buffer::Changes;
 
 /// Bytes by which a file grows at a time.
 const GROWTH_BYTES: u64 = 1024 * 1024;
-/// Most bytes of memory that are kept to encode the next batch.
+/// Largest number of bytes of memory that are kept to encode the next batch.
 const KEPT_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// The WAL, open for writing.

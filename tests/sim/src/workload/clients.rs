@@ -14,7 +14,7 @@ use crate::world::{Sim, WriteMode, WriteOptions};
 /// Number of clients in a run.
 pub(super) const CLIENTS: usize = 5;
 
-/// Most attempts of one write.
+/// Largest number of attempts of one write.
 const ATTEMPTS: u16 = 3;
 
 /// Length of the padding that makes a value large.

@@ -24,7 +24,7 @@ const MAX_OVERRUN: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_micros(200);
 
 impl Clock {
-    /// Starts the clock.
+    /// Begins the run: computes the times at which the warm-up and the measurement end.
     pub(super) fn start(plan: &Plan) -> Clock {
         let begin = Instant::now();
         let measure = begin + plan.warm_up;

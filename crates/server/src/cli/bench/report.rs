@@ -31,7 +31,7 @@ const DIGITS: u8 = 3;
 /// Longest latency that is recorded: one hour, in microseconds. A longer latency is recorded as one
 /// hour.
 const LONGEST_US: u64 = 3_600_000_000;
-/// Most wrong reads that a report describes.
+/// Largest number of wrong reads that a report describes.
 const MAX_DESCRIPTIONS: usize = 5;
 
 impl Report {

@@ -112,8 +112,8 @@ impl Bucket {
     /// with N = `replicas`.
     ///
     /// They do if n is equal, r + w' > n and r' + w > n, where r' and w' are those of `other`.
-    /// Equal quorums (r = r' and w = w') always count, because then nothing changes for reads and
-    /// writes.
+    /// If n is equal, equal quorums (r = r' and w = w') always count too, because then nothing
+    /// changes for reads and writes.
     pub fn meets(&self, other: &Bucket, replicas: u8) -> bool {
         let n = self.n.min(replicas);
         let sizes = |of: &Bucket| (u16::from(of.definition.r.of(n)), u16::from(of.definition.w.of(n)));

@@ -70,7 +70,7 @@ impl ReplacedRequest {
 
 /// Maximum number of replaced request ids that an object remembers. The oldest are forgotten first.
 ///
-/// A key may be overwritten more often than this before a write's deadline has passed. A retry of a
+/// A key may be overwritten more often than this while a client still retries a write. A retry of a
 /// forgotten write is applied again, and reads may show its value as a sibling.
 pub const MAX_REPLACED_REQUESTS: usize = 64;
 
@@ -161,7 +161,8 @@ pub struct WriteLimits {
     /// has this many already.
     pub max_siblings: usize,
     /// Time for which the ids of replaced writes are remembered, in milliseconds: the longest
-    /// deadline of a request. After its deadline, a write is not retried.
+    /// timeout of a request. By default this is 30 s. A write that may have been applied is retried
+    /// for a shorter time: a client begins no retry later than 15 s after the first attempt.
     pub remember_requests_ms: u64,
 }
 
@@ -195,8 +196,8 @@ pub enum WriteRefusal {
         bytes: usize,
     },
     /// With the write's context, the object would have more than [`MAX_EXTRA_DOTS`] extra dots. The
-    /// client has to read first: in the context of a read, the version vector covers nearly all
-    /// dots.
+    /// client has to read first: in the context of a read, the version vector covers all dots of an
+    /// actor up to the actor's newest live version.
     TooManyDots {
         /// Extra dots that the write would leave.
         dots: usize,

@@ -50,8 +50,9 @@ pub enum RecordAction {
 ///
 /// The engine calls `change` once. It then calls `applied`, before it begins the next update of the
 /// record, and `finished` at the end. It calls both even if `change` keeps the record: then
-/// `finished` means that the bytes that `change` read are durable. None of the three methods may
-/// call the engine, because the engine may hold a lock.
+/// `finished` means that the bytes that `change` read are durable. If `change` returns an error, or
+/// the engine refuses the update, the engine calls `finished` with the error, and never `applied`.
+/// None of the three methods may call the engine, because the engine may hold a lock.
 pub trait Update: Send {
     /// Returns the key of the record.
     fn key(&self) -> &StorageKey;

@@ -19,8 +19,9 @@ use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNe
 use crate::network::Duplex;
 use crate::stream::{Flusher, Inbox, Message, Outbox, SignsOfLife};
 
-/// Largest message that is read, in bytes. A larger one ends the connection. A batch that Quorate
-/// sends is far smaller, even a batch of one operation with the largest value.
+/// Largest message that is read, in bytes. A larger one ends the connection. A batch of several
+/// operations is far smaller, and so is one operation with the largest value. An operation whose
+/// object has several large siblings can be nearly as large (see `MAX_OBJECT_BYTES`).
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 const MAX_NESTING: i32 = 32;
 /// Size, in words, that `capnp-rpc` requests for a call or results whose size it does not know. It

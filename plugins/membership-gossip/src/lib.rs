@@ -132,9 +132,10 @@ impl GossipMembership {
 
     /// Merges a card and a heartbeat, if they are newer than the known ones.
     ///
-    /// A received card of this node can be newer than the node's own card: it is from an earlier
-    /// run of the node, or another node has marked it as left. The node then raises its incarnation
-    /// above that of the received card, so that its own card is newer again.
+    /// A received card of this node can be newer than the node's own card, or have the same
+    /// incarnation and another content. It is then from an earlier run of the node, or another node
+    /// has marked it as left. The node raises its incarnation above that of the received card, so
+    /// that its own card is newer.
     fn merge(&mut self, card: Card, heartbeat: u64) {
         let id = card.member.id;
         if id == self.this {

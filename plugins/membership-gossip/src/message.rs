@@ -19,8 +19,9 @@ const MAX_TEXT_BYTES: usize = 256;
 pub(crate) struct Card {
     #[serde(with = "WireMember")]
     pub(crate) member: Member,
-    /// Number of the member's run. It begins at 1. When the member receives a newer card of itself
-    /// than its own, mostly of an earlier run, it takes that card's incarnation + 1.
+    /// Number of the member's run. It begins at 1. When the member receives a card of itself that
+    /// is newer than its own, or that differs in the same incarnation, it takes that card's
+    /// incarnation + 1. Mostly such a card is from an earlier run.
     pub(crate) incarnation: u64,
     /// Number of changes of the card in this run.
     pub(crate) version: u64,

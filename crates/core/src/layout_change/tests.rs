@@ -43,7 +43,7 @@ fn exchange(nodes: &mut [Layouts]) {
 }
 
 /// No node enters a phase before all nodes are in the previous phase. The reads of a node move once
-/// to the new layout. Until then, writes need acks in both layouts.
+/// to the new layout. Writes need acks in both layouts from before that move until after it.
 #[test]
 fn a_change_goes_through_all_phases_together() {
     let mut nodes = cluster(3, 4);

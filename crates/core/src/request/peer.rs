@@ -27,7 +27,7 @@ pub enum PeerRequest {
     /// A read of the object under a storage key for repair, never for a client. A replica that may
     /// have forgotten records answers it too.
     Fetch(StorageKey),
-    /// A read of a page of a bucket's records in one partition, in the order of their storage keys.
+    /// A read of a page of one partition's records, in the order of their storage keys.
     ScanPartition(ScanPartition),
     /// A client's request, from a coordinator that is no replica of the key.
     Forward(ClientRequest),
@@ -158,14 +158,15 @@ pub struct DigestPage {
 pub struct CollectTombstones {
     /// Storage keys, each with the digest that its object must have.
     pub entries: Vec<(StorageKey, Digest)>,
-    /// Time after which a replica refuses the order, in milliseconds since 1970.
+    /// Time after which a replica deletes nothing by this order, in milliseconds since 1970.
     pub valid_until_ms: u64,
 }
 
 /// Maximum number of keys or hash trees in one request. A peer refuses a request with more.
 pub const MAX_KEYS_ASKED: usize = 4_096;
 
-/// A request for records of one bucket in one partition.
+/// A request for a page of one partition's records. A scan asks for the records of one bucket, the
+/// transfer of a layout change for the records of all buckets.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ScanPartition {
     /// The partition.
@@ -178,8 +179,8 @@ pub struct ScanPartition {
     pub limit: u32,
     /// Size of keys and objects after which the page ends, in bytes.
     pub max_bytes: u32,
-    /// Digest of the layout that the coordinator reads. A replica that no longer reads that layout
-    /// refuses.
+    /// Digest of a layout in which the receiver is a replica. For a scan, it is the layout that the
+    /// coordinator reads. A replica that no longer reads that layout refuses.
     pub layout: u64,
 }
 

@@ -41,9 +41,9 @@ impl Read {
 
 /// Reads `required` replicas and merges their objects.
 ///
-/// If replicas cannot be reached and `sloppy` is true, fallbacks are asked too. The reply of a
-/// fallback that holds a hint counts as a replica's. A fallback without a hint does not count: it
-/// cannot know that the key is absent.
+/// If replicas cannot be reached and `sloppy` is true, fallbacks may be asked, but only after all
+/// replicas that can be reached. The reply of a fallback that holds a hint counts as a replica's. A
+/// fallback without a hint does not count: it cannot know that the key is absent.
 ///
 /// # Errors
 /// `Unavailable` if fewer than `required` nodes can be reached. If fewer of them reply,

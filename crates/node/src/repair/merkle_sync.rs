@@ -50,7 +50,7 @@ pub(crate) struct SyncOutcome {
 }
 
 /// The direction in which objects are sent. Each variant names what the two nodes must be for a
-/// partition. A round skips the partitions for which they are not.
+/// tree's partition and n. The synchronization skips the trees for which they are not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
     /// From each node to the other. Both must be replicas in the layout that reads use.

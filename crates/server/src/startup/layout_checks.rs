@@ -42,7 +42,8 @@ fn check_replicas(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
 }
 
 /// Checks the configured buckets. They take effect only when the cluster begins. Later, the
-/// configuration may repeat or omit these definitions, but must not change them or add others.
+/// configuration may repeat or omit the definitions of the newest layout. Other definitions are
+/// refused.
 fn check_buckets(config: &Config, layout: &Layout) -> Result<(), ConfigError> {
     let defined = layout.buckets().definitions();
     match config.buckets.iter().find(|(name, definition)| defined.get(*name) != Some(*definition)) {

@@ -1,7 +1,7 @@
 //! Settings of the operating system's process.
 
-/// Makes a panic end the process. Otherwise a panic would end only its task, and that task's
-/// requests would never be answered. If the process ends, clients turn to other nodes at once.
+/// Makes a panic end the process. Otherwise a panic would end only its task, and the node would go
+/// on without the work of that task. If the process ends, clients turn to other nodes at once.
 pub(super) fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

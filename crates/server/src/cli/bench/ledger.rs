@@ -183,8 +183,9 @@ mod tests {
         ledger.verify(values, key, oldest_allowed, read.iter().map(|value| value.as_ref()))
     }
 
-    /// A read must return the last acked value, and may return older values beside it. It must
-    /// return no value of another key, no changed value and no value that was never written.
+    /// A read must return the last acked value or a newer one, and may return older values beside
+    /// it. It must return no value of another key, no changed value and no value that was never
+    /// written.
     #[test]
     fn each_kind_of_wrong_read_is_found() {
         let (ledger, values) = (Ledger::new(2, EarlierWrites::Overwritten), Values::new(100));

@@ -257,8 +257,8 @@ pub fn decode_unread(bytes: &Bytes) -> Result<Unread, CodecError> {
     Ok(Unread { record: Record { object, long_key }, values: apart })
 }
 
-/// Encodes the context that a client has seen of the key with this hash. The result is never empty,
-/// because no bytes mean the empty context.
+/// Encodes a client's context together with the hash of its key, so that it cannot be used for
+/// another key. The result is at least a header. Zero bytes are reserved for the empty context.
 pub fn encode_context(context: &CausalContext, key_hash: u64) -> Vec<u8> {
     let dots = context.vector().len() + context.extra().len();
     let mut out = Vec::with_capacity(HEADER_BYTES + 10 + dots * DOT_BYTES);

@@ -253,7 +253,11 @@ async fn show(
     let client_key = match (parsed_key.client_key(), long_key) {
         (Some(key), _) => Bytes::copy_from_slice(key),
         (None, Some(key)) => key,
-        (None, None) => return Err(failed(format!("{parsed_key:?}: the record lacks its long key"))),
+        (None, None) => {
+            return Err(failed(format!(
+                "{parsed_key:?}: the record is damaged: it lacks the full key, which is too long for the storage key"
+            )));
+        }
     };
     let key = Key::new(request.bucket.as_str().as_bytes(), &client_key)?;
     let digest = merged.digest();

@@ -104,7 +104,10 @@ impl Counters {
             actors_renewed: counter("actors_renewed", "Partitions whose writes continued under a new actor"),
             repair_rounds: counter("repair_rounds", "Rounds of anti-entropy with one peer that succeeded"),
             divergent_keys: counter("repair_divergent_keys", "Keys that differed in rounds of anti-entropy"),
-            repairs_failed: counter("repair_failures", "Failed exchanges of records: in anti-entropy, recovery, layout changes and handoffs"),
+            repairs_failed: counter(
+                "repair_failures",
+                "Failed exchanges of records: in anti-entropy, recovery, layout changes and handoffs",
+            ),
             tombstones_collected: counter(
                 "tombstones_collected",
                 "Tombstones whose deletion this node ordered",

@@ -1,6 +1,7 @@
 //! Bounds of the faults in one run.
 
-/// Nodes that may be down at one time. At this limit the nemesis stops no further single node.
+/// Number of nodes that are down from which on the nemesis stops no single node. A power cut of all
+/// nodes is exempt.
 pub(super) const MAX_DOWN: usize = 3;
 
 /// Disks that may be wiped or declared lost in one run.

@@ -172,8 +172,9 @@ fn s16_who_was_replaced_brings_nothing_back() {
     });
 }
 
-/// The delete reaches C after the first attempt to collect the tombstone, and all replicas lose
-/// power in turn.
+/// The delete reaches C only after the first attempt to collect the tombstone. Then each replica
+/// loses power, one after another. The deleted value must not return, and in the end the tombstone
+/// is collected.
 #[test]
 fn s17_tombstone_gc_waits_and_then_ends() {
     run_scenario(SIBLINGS, with_tombstone_gc(), async |s| {

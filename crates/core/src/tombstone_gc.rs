@@ -1,4 +1,5 @@
-//! The conditions of tombstone collection that depend on earlier checks and on time.
+//! Decides when a tombstone may be collected. Remembers since when the replicas agree, and waits for
+//! the grace period.
 
 use std::collections::BTreeMap;
 

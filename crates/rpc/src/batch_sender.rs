@@ -114,7 +114,7 @@ pub trait Protocol: 'static {
         batch: Vec<Queued<Self::Request>>,
     ) -> impl Future<Output = Result<Vec<(u64, Self::Reply)>, capnp::Error>> + 'static;
 
-    /// Returns the reply to an operation that has no result when its connection is lost.
+    /// Returns the reply to an operation whose connection was lost before its result arrived.
     fn disconnected() -> Self::Reply;
 
     /// Returns the reply to an operation whose deadline passed before it was sent.

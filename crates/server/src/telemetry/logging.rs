@@ -30,7 +30,7 @@ impl EventSink for LogEvents {
                 tracing::warn!(peer, reason, "peer can't be reached")
             }
             EventKind::PeerRefused { peer, reason } => {
-                tracing::warn!(peer, reason, "connection of a peer refused")
+                tracing::warn!(peer, reason, "this node and a peer refuse each other")
             }
             EventKind::StrangerRefused { address, reason } => {
                 tracing::warn!(

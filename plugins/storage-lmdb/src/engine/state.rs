@@ -44,7 +44,7 @@ pub(super) struct State {
     /// Value of `active_through` when the last checkpoint began. The tree has all changes up to
     /// this WAL position once the checkpoint has succeeded.
     pub(super) frozen_through: WalPosition,
-    /// Number of additions to the write buffer since the start.
+    /// Number of additions to the write buffer since the engine was opened.
     pub(super) active_seqno: u64,
     /// Value of `active_seqno` when the last checkpoint began.
     pub(super) frozen_seqno: u64,

@@ -20,7 +20,8 @@ pub(super) struct Report {
     /// `operations` of each thread of the generator.
     pub(super) by_thread: Vec<u64>,
     pub(super) errors: BTreeMap<&'static str, u64>,
-    /// Descriptions of the first few wrong reads.
+    /// Descriptions of the first few wrong reads: they missed an acked write, or returned a value that
+    /// no write of the key wrote.
     pub(super) wrong: Vec<String>,
     /// Duration of the measured time, in seconds.
     pub(super) seconds: f64,

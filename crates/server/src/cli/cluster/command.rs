@@ -93,7 +93,7 @@ pub(crate) enum ClusterCommand {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Stage a new number of replicas of each partition (N).
+    /// Stage a new number of replicas of each partition (N). Buckets with an n of their own keep it.
     Replicas {
         /// New number of replicas.
         count: u8,

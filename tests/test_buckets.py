@@ -157,7 +157,7 @@ def test_invalid_definitions_are_refused_with_the_reason() -> None:
         deadline = time.monotonic() + 20
         while {m["name"]: m["state"] for m in db.status()["members"]}["n3"] != "down" and time.monotonic() < deadline:
             time.sleep(0.1)
-        with pytest.raises(InvalidRequest, match="n3 can't be reached"):
+        with pytest.raises(InvalidRequest, match="node n3 cannot be reached"):
             db.create_bucket("later", n=1)
         # The nodes that are up accept a definition that moves no key. The other node accepts it
         # when it is back.

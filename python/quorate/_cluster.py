@@ -604,7 +604,8 @@ class LocalCluster:
                 return
             if time.monotonic() > deadline:
                 raise QuorateError(
-                    f"{len(differing)} partitions still differ between their replicas after {timeout} s; the first: {differing[0]}"
+                    f"{len(differing)} partitions still differ between their replicas after {timeout} s; "
+                    f"the first: {differing[0]}"
                 )
             time.sleep(0.05)
 

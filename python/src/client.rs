@@ -215,7 +215,8 @@ impl Client {
         Ok(partitions.iter().map(|p| (p.partition.0, p.n, p.records, p.digest)).collect())
     }
 
-    /// Reads or changes the layout of the cluster. Returns the answer of the node as JSON.
+    /// Asks one node to show or change the cluster's layout, or to drain itself. Returns the node's
+    /// answer as JSON.
     ///
     /// `verb` is "show", "drain", "join", "leave" or "remove". The last three change the layout at
     /// once and ignore staged changes.

@@ -392,9 +392,9 @@ impl Object {
             || self.replaced_requests.iter().any(|seen| seen.request == request)
     }
 
-    /// Returns the answer to a retry of a write that this object knows. Its context is the one that
-    /// the client sent, plus the write's dot if that is live. So the context contains no version
-    /// that the client has not seen.
+    /// Returns the answer to a retry of a write that this object has already. The answer has the
+    /// context that the client sent, plus the write's dot if its version is live. So the
+    /// context covers only versions that the client knows.
     pub fn already_written(&self, write: &Write) -> Written {
         let mut context = write.mode.own_context().clone();
         let mut others = false;

@@ -346,10 +346,11 @@ fn a_third_layout_overtakes_the_second() {
     assert!(nodes[2].newest().member(id(3)).is_some());
 }
 
-/// A layout that was committed by a node whose disk was then declared lost changes nothing,
-/// whichever digest is larger.
+/// Node n0 commits a layout that no other node learns, and the others declare n0's disk lost. The
+/// layout of n0 then has no effect, even if its digest is the larger one.
 ///
-/// That node is removed although it was made a member again, unless its disk is empty.
+/// If n0 returns with its old data, it counts as removed, even if it was made a member again. With
+/// an empty disk it is a member.
 #[test]
 fn a_node_declared_lost_changes_nothing_any_more() {
     for weight in 101..109 {

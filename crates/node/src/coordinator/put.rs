@@ -35,8 +35,9 @@ use crate::state::settings::AFTERMATH_MS;
 /// replica that has not answered.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
 
-/// Serves a put. Replies to the client after W acks. Then waits until all replicas have answered or
-/// the deadline has passed, to keep hints for those that did not ack.
+/// Coordinates a put. Replies to the client after W acks. Then waits until all replicas have
+/// answered or the deadline has passed. For each replica that did not ack, a
+/// fallback or this node keeps a hint.
 pub(crate) async fn put(
     node: &Rc<Node>,
     request: PutRequest,

@@ -206,8 +206,8 @@ impl Nemesis {
             }
             Action::FillDisk => sim.fill_disk(node),
             Action::FreeDisks => (0..nodes).for_each(|node| sim.free_disk(node)),
-            // Only a node that is down: it finds the damage when it builds its hash trees at its
-            // start.
+            // The nemesis damages only the disk of a node that is down. The node finds the damage
+            // when it starts, because it then reads all records to build its hash trees.
             Action::Damage if !sim.is_running(node) => sim.damage(node, self.random.pick(&self.keys)),
             Action::Quiet if sim.options.tombstone_gc => self.stay_quiet().await,
             _ => {}

@@ -61,9 +61,9 @@ pub(crate) fn assign(
 }
 
 /// Returns all nodes in an order that is pseudo-random but fixed for the partition. The first node
-/// in this order that is no replica is the first fallback. The order also decides between nodes that
-/// are equally good as replica. So the partitions of one node have their other replicas on many
-/// nodes.
+/// in this order that is no replica is the first fallback. The order also decides between nodes
+/// that are equally good as replica. So the partitions of one node have their other replicas on
+/// many nodes.
 pub(crate) fn rendezvous_order(partition: PartitionId, nodes: &[NodeId]) -> Vec<u16> {
     let mut order: Vec<u16> = (0..nodes.len() as u16).collect();
     order.sort_by_cached_key(|&node| {

@@ -112,8 +112,8 @@ pub(crate) struct Arena {
     large: Vec<Option<Large>>,
     /// Indexes in `large` of the entries without a record.
     unused: Vec<usize>,
-    /// Index of the chunk at which the next search begins. The search chooses a chunk with many holes
-    /// (bytes that no record uses any more). Its records are then moved.
+    /// Index of the chunk at which the next search begins. The search chooses a chunk with many
+    /// holes (bytes that no record uses any more). Its records are then moved.
     next: usize,
     /// Bytes of records and holes in all chunks.
     used: usize,

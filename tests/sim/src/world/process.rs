@@ -116,8 +116,8 @@ impl Process {
         self.service.borrow().as_ref().map(|service| service.node().view().newest().number())
     }
 
-    /// Makes the node refuse new requests of clients, before it stops. Returns `None` if the node is
-    /// still starting and accepts no requests yet.
+    /// Makes the node refuse new requests of clients, before it stops. Returns `None` if the node
+    /// is still starting and accepts no requests yet.
     pub(super) fn stop(&self) -> Option<StoppingNode> {
         let service = self.service.borrow().clone()?;
         service.refuse_clients();
